@@ -1,0 +1,16 @@
+#!/usr/bin/env python
+"""Diffusion forcing: long videos, extension, start and end images. `--help` tells what it takes."""
+
+import sys
+
+from skyreels_v2_infer.cli import parse_diffusion_forcing
+from skyreels_v2_infer.run import generate_df
+from skyreels_v2_infer.run import main as run
+
+
+def main() -> int:
+    return run("generate_video_df.py", parse_diffusion_forcing, generate_df)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,594 @@
+"""argv -> frozen settings, or one line on stderr and exit code 2. Everything that can be found wrong without a model is
+found here, before anything heavy is imported and before anything is written.
+
+Both scripts share the argument groups and the checks; diffusion forcing adds its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from . import video_io
+from .errors import InputError
+
+GENERATE = "generate_video.py"
+DIFFUSION_FORCING = "generate_video_df.py"
+
+SIZES = {"540P": (544, 960), "720P": (720, 1280)}  # height, width
+# The published models that were trained at 720P; a local folder's name says nothing.
+MODELS_720P = frozenset(
+    f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}" for kind in ("DF", "T2V", "I2V") for layout in ("", "-Diffusers")
+)
+
+DEFAULT_PROMPT = (
+    "A white swan glides across a still lake at dawn; mist drifts over the water, and soft golden light plays on the "
+    "ripples behind it."
+)
+DEFAULT_NEGATIVE_PROMPT = (
+    "blurry, out of focus, low resolution, compression artifacts, grain, flicker, ghosting, overexposed, "
+    "oversaturated, washed-out colors, color shift, frozen picture, stuttering motion, sudden cuts, warped shapes, "
+    "melting objects, distorted face, deformed hands, extra fingers, extra limbs, duplicated subject, crowd, "
+    "subtitles, watermark, logo, border"
+)
+
+_LATER = {
+    "use_usp": "share the work among several GPUs",
+    "offload": "keep on the GPU only the part of the model that is at work",
+    "prompt_enhancer": "let a language model write the prompt out",
+    "teacache": "skip steps that would change little",
+    "use_ret_steps": "--teacache: always compute the first steps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """What `generate_video.py` was asked for, checked.
+
+    height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
+    seed: 0..2**63-1, None for one drawn by the run. device, dtype: None to be chosen by the run.
+    """
+
+    model_id: str
+    outdir: Path
+    prompt: str
+    negative_prompt: str
+    image: Path | None
+    height: int
+    width: int
+    num_frames: int
+    inference_steps: int
+    guidance_scale: float
+    shift: float
+    fps: int
+    seed: int | None
+    device: str | None
+    dtype: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionForcingSettings(GenerateSettings):
+    """What `generate_video_df.py` was asked for, checked.
+
+    With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1). base_num_frames and
+    overlap_history are video frames, 4n+1; overlap_history can be None only where a single window is made.
+    causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise,
+    0 <= a < 1000.
+    """
+
+    end_image: Path | None
+    video_path: Path | None
+    ar_step: int
+    causal_attention: bool
+    causal_block_size: int
+    base_num_frames: int
+    overlap_history: int | None
+    addnoise_condition: float
+
+
+def parse_generate(argv: Sequence[str]) -> GenerateSettings:
+    """The settings in `argv` (without the program's name).
+
+    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
+    """
+    parser = _Parser(
+        GENERATE,
+        "Make a video from a text, or from a text and a first picture, in one piece.",
+        'example: %(prog)s --prompt "A red kite over the dunes" --image dunes.jpg --seed 7',
+    )
+    _add_content(parser)
+    _add_shape(parser)
+    _add_sampling(parser)
+    _add_machine(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
+    _add_later(parser)
+    args = parser.read(argv)
+    try:
+        _check_sizes(args)
+        num_frames = 97 if args.num_frames is None else _four_n_plus_one("num_frames", args.num_frames)
+        height, width = _size(args, _source_size(args))
+        return GenerateSettings(**_shared(args), height=height, width=width, num_frames=num_frames)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
+    """The settings in `argv` (without the program's name).
+
+    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
+    """
+    parser = _Parser(
+        DIFFUSION_FORCING,
+        "Make a video of any length from a text, and if wanted from a first picture, a last picture, or a video "
+        "that is to go on. Long videos are made window by window.",
+        'example, 10 seconds: %(prog)s --num_frames 257 --overlap_history 17 --prompt "A red kite over the dunes"; '
+        "5 more seconds of a video: %(prog)s --video_path kite.mp4 --num_frames 120 --overlap_history 17",
+    )
+    _add_diffusion_forcing_content(_add_content(parser))
+    _add_shape(parser)
+    _add_sampling(parser)
+    _add_diffusion_forcing(parser)
+    _add_machine(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
+    _add_later(parser)
+    args = parser.read(argv)
+    try:
+        _check_sizes(args)
+        _check_conditions(args)
+        num_frames = _check_length(args)
+        height, width = _size(args, _source_size(args))
+        return DiffusionForcingSettings(
+            **_shared(args),
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            end_image=args.end_image,
+            video_path=args.video_path,
+            ar_step=args.ar_step,
+            causal_attention=args.causal_attention,
+            causal_block_size=args.causal_block_size,
+            base_num_frames=args.base_num_frames,
+            overlap_history=args.overlap_history,
+            addnoise_condition=args.addnoise_condition,
+        )
+    except InputError as error:
+        parser.error(str(error))
+
+
+# ---- what the flags are called and mean -----------------------------------------------------------------------------
+
+
+def _add_content(parser: _Parser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("what is to be seen")
+    group.add_argument(
+        "--prompt", type=_text, default=DEFAULT_PROMPT, help="the scene, in words (default: a swan on a lake)"
+    )
+    group.add_argument(
+        "--negative_prompt",
+        metavar="PROMPT",
+        type=_any_text,
+        default=DEFAULT_NEGATIVE_PROMPT,
+        help='what guidance pushes away from; "" names nothing (default: a list of common defects)',
+    )
+    group.add_argument(
+        "--image",
+        metavar="FILE",
+        type=_path,
+        help="first frame of the video; scaled to cover the video's size, then cropped around its centre",
+    )
+    return group
+
+
+def _add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--end_image", metavar="FILE", type=_path, help="picture that the video runs towards; fitted like --image"
+    )
+    group.add_argument(
+        "--video_path",
+        metavar="FILE",
+        type=_path,
+        help="video to continue: its last --overlap_history frames are what the new frames follow on; not with --image",
+    )
+
+
+def _add_shape(parser: _Parser) -> None:
+    group = parser.add_argument_group("size and length")
+    group.add_argument(
+        "--resolution",
+        metavar="{540P,720P}",
+        type=_one_of(*SIZES),
+        help="540P is 544x960 (height x width), 720P is 720x1280, turned upright if the picture or video given "
+        "is taller than wide (default: 720P for the published 720P models, else 540P)",
+    )
+    for side in ("height", "width"):
+        group.add_argument(
+            f"--{side}",
+            metavar="PIXELS",
+            type=_whole(16),
+            help="instead of --resolution, both together: multiples of 16, used as given",
+        )
+    group.add_argument(
+        "--num_frames",
+        metavar="N",
+        type=_whole(),
+        help="frames of the video, 4n+1: 1, 5, ..., 97, ...; seconds are frames / fps (default: 97). "
+        f"{DIFFUSION_FORCING} with --video_path: frames to add, a multiple of 4 (default: what one window adds)",
+    )
+    group.add_argument(
+        "--fps",
+        metavar="N",
+        type=_whole(1, 240),
+        default=24,
+        help="frames per second of the file; a model that knows several rates is told (default: %(default)s)",
+    )
+
+
+def _add_sampling(parser: _Parser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--inference_steps",
+        metavar="N",
+        type=_whole(1),
+        default=30,
+        help="denoising steps: more are slower and finer (default: %(default)s)",
+    )
+    group.add_argument(
+        "--guidance_scale",
+        metavar="X",
+        type=_number(0),
+        default=6.0,
+        help="how strongly the prompt is followed: 1 is no guidance, too much looks harsh; 5 suits an --image "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--shift",
+        metavar="X",
+        type=_number(above=0),
+        default=8.0,
+        help="where the steps are spent: higher gives more of them to the noisy beginning, which settles layout and "
+        "motion, lower gives more to detail; 3 suits an --image (default: %(default)s)",
+    )
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=_whole(0, 2**63 - 1),
+        help="the same seed with the same settings gives the same video (default: drawn anew)",
+    )
+
+
+def _add_diffusion_forcing(parser: _Parser) -> None:
+    group = parser.add_argument_group(
+        "windows and diffusion forcing",
+        "A video longer than one window is made window after window, each following on the last frames of the one "
+        "before. Inside a window every frame may stand at its own noise level. A latent frame holds 4 frames, the "
+        "first one 1: 97 frames are 25 latent frames.",
+    )
+    group.add_argument(
+        "--base_num_frames",
+        metavar="N",
+        type=_whole(),
+        default=97,
+        help="frames of a window, 4n+1; decides memory and time per step. The 540P models learnt 97, the 720P models "
+        "121 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--overlap_history",
+        metavar="N",
+        type=_whole(),
+        help="frames of the window before, or of --video_path, that a window sees and follows on, 4n+1, fewer than "
+        "--base_num_frames. Needed for long videos; 17 is usual, more hold motion and look better together but add "
+        "fewer new frames per window",
+    )
+    group.add_argument(
+        "--addnoise_condition",
+        metavar="X",
+        type=_number(0, below=1000),
+        default=0.0,
+        help="noise laid over the frames a window follows on, in thousandths of full noise, from 0 to below 1000. A "
+        "little (20) keeps small faults from growing from window to window; beyond 50 the joints begin to show "
+        "(default: 0)",
+    )
+    group.add_argument(
+        "--ar_step",
+        metavar="N",
+        type=_whole(0),
+        default=0,
+        help="0: all frames of a window are denoised together. N > 0: each block of frames starts N steps after the "
+        "block before it, so that it can follow cleaner frames; with B blocks this takes N x (B-1) more steps, for 97 "
+        "frames 50 instead of 30 with --ar_step 5 --causal_block_size 5 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--causal_block_size",
+        metavar="N",
+        type=_whole(1),
+        default=1,
+        help="latent frames of a block: they share a noise level, and with --causal_attention they see one another and "
+        "the blocks before. The last block may be shorter. 5 goes well with --ar_step 5 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--causal_attention",
+        action="store_true",
+        help="frames see only their own block and earlier ones; for --ar_step above 0, not possible with --end_image",
+    )
+
+
+def _add_machine(parser: _Parser, model_id: str) -> None:
+    group = parser.add_argument_group("model, machine and output")
+    group.add_argument(
+        "--model_id",
+        metavar="ID",
+        type=_text,
+        default=model_id,
+        help="a published model, downloaded on first use, or a folder that holds one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--outdir",
+        metavar="DIR",
+        type=_path,
+        default=Path("video_out"),
+        help="folder for the video, made if it is missing; existing files are never overwritten (default: %(default)s)",
+    )
+    group.add_argument(
+        "--device", type=_device, help="cpu, cuda, cuda:1, mps, ... (default: the GPU if there is one, else cpu)"
+    )
+    group.add_argument(
+        "--dtype",
+        metavar="{float32,bfloat16,float16}",
+        type=_one_of("float32", "bfloat16", "float16"),
+        help="number format of the weights (default: float32 on cpu, bfloat16 on a GPU)",
+    )
+
+
+def _add_later(parser: _Parser) -> None:
+    group = parser.add_argument_group(
+        "not in this version yet", "Known from the published scripts; refused, so that none is ignored silently."
+    )
+    for name, meaning in _LATER.items():
+        group.add_argument(f"--{name}", action="store_true", help=meaning)
+    group.add_argument(
+        "--teacache_thresh",
+        metavar="X",
+        type=_number(),
+        default=0.2,
+        help="error at which --teacache computes again; no effect without it (default: %(default)s)",
+    )
+
+
+# ---- checks that need more than one flag, or the disk ----------------------------------------------------------------
+
+
+def _check_sizes(args: argparse.Namespace) -> None:
+    given = [side for side in ("height", "width") if getattr(args, side) is not None]
+    if len(given) == 1:
+        missing = "width" if given == ["height"] else "height"
+        raise InputError(given[0], getattr(args, given[0]), f"needs --{missing} as well")
+    if given and args.resolution is not None:
+        raise InputError("resolution", args.resolution, "give either --resolution or --height and --width")
+    for side in given:
+        if getattr(args, side) % 16:
+            raise InputError(
+                side, getattr(args, side), f"must be a multiple of 16, {_nearest(getattr(args, side), 16, 16)}"
+            )
+
+
+def _check_conditions(args: argparse.Namespace) -> None:
+    if args.image is not None and args.video_path is not None:
+        raise InputError("image", args.image, "give either --image or --video_path: both would be the beginning")
+    if args.end_image is not None and args.causal_attention:
+        raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would look that far ahead")
+
+
+def _check_length(args: argparse.Namespace) -> int:
+    """The number of frames to make (with --video_path: to add), after the checks of all three lengths."""
+    base = _four_n_plus_one("base_num_frames", args.base_num_frames)
+    overlap = args.overlap_history
+    if overlap is not None and _four_n_plus_one("overlap_history", overlap) >= base:
+        raise InputError("overlap_history", overlap, f"must be below --base_num_frames {base}; 17 is recommended")
+    if args.video_path is not None:
+        if overlap is None:
+            raise InputError("overlap_history", "not given", "needed with --video_path, 17 is recommended")
+        added = base - overlap if args.num_frames is None else args.num_frames
+        if added < 4 or added % 4:
+            legal = f"with --video_path must be a multiple of 4 (frames to add), {_nearest(added, 4, 4)}"
+            raise InputError("num_frames", added, legal)
+        return added
+    frames = 97 if args.num_frames is None else _four_n_plus_one("num_frames", args.num_frames)
+    if frames > base and overlap is None:
+        legal = f"needed when --num_frames {frames} is above --base_num_frames {base}, 17 is recommended"
+        raise InputError("overlap_history", "not given", legal)
+    return frames
+
+
+def _four_n_plus_one(name: str, value: int) -> int:
+    if value < 1 or value % 4 != 1:
+        raise InputError(name, value, f"must be 4n+1, {_nearest(value, 4, 1)}")
+    return value
+
+
+def _nearest(value: int, step: int, lowest: int) -> str:
+    """The legal values lowest, lowest + step, ... on either side of an illegal one."""
+    if value < lowest:
+        return f"at least {lowest}"
+    below = value - (value - lowest) % step
+    return f"nearest are {below} and {below + step}"
+
+
+def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
+    """(height, width) of what the video follows, after checking every file and folder that was named."""
+    image = video_io.image_size(args.image, "image") if args.image is not None else None
+    end_image = video = None
+    if getattr(args, "end_image", None) is not None:
+        end_image = video_io.image_size(args.end_image, "end_image")
+    # Only looks, never creates. Before the video, whose check is the one that takes time.
+    _check_outdir(args.outdir)
+    if getattr(args, "video_path", None) is not None:
+        info = video_io.probe_video(args.video_path, "video_path")
+        if info.frames < args.overlap_history:
+            legal = f"must have at least --overlap_history {args.overlap_history} frames, but has {info.frames}"
+            raise InputError("video_path", args.video_path, legal)
+        video = info.height, info.width
+    return image or video or end_image
+
+
+def _size(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[int, int]:
+    if args.height is not None:
+        return args.height, args.width
+    height, width = SIZES[args.resolution or ("720P" if args.model_id in MODELS_720P else "540P")]
+    return (width, height) if source is not None and source[0] > source[1] else (height, width)
+
+
+def _check_outdir(outdir: Path) -> None:
+    existing = os.path.abspath(outdir)
+    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise InputError("outdir", outdir, f"must be a folder or a place for one, but {existing} is none")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError("outdir", outdir, f"must be writable, but {existing} is not")
+
+
+def _shared(args: argparse.Namespace) -> dict:
+    """The fields that both scripts have and that are taken as they were read."""
+    settled = {"height", "width", "num_frames"}
+    return {
+        field.name: getattr(args, field.name)
+        for field in dataclasses.fields(GenerateSettings)
+        if field.name not in settled
+    }
+
+
+# ---- reading one value: argparse puts the flag in front of these messages --------------------------------------------
+
+
+def _whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    legal = "must be a whole number"
+    if high is not None:
+        legal += f" from {low} to {high}"
+    elif low is not None:
+        legal += f", at least {low}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: {legal}") from None
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text}: {legal}")
+        return value
+
+    return read
+
+
+def _number(low: float | None = None, above: float | None = None, below: float | None = None) -> Callable[[str], float]:
+    limits = [f"at least {low}"] if low is not None else []
+    limits += [f"above {above}"] if above is not None else []
+    limits += [f"below {below}"] if below is not None else []
+    legal = ", ".join(["must be a finite number", " and ".join(limits)] if limits else ["must be a finite number"])
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (above is not None and value <= above)
+            or (below is not None and value >= below)
+        ):
+            raise argparse.ArgumentTypeError(f"{text}: {legal}")
+        return value
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+        return text
+
+    return read
+
+
+def _any_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text}: must be valid UTF-8") from None
+    return text
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
+    return _any_text(text)
+
+
+def _path(text: str) -> Path:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
+    return Path(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")
+    return text
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but every error is one line that names the flag, the value and what would be legal."""
+
+    def __init__(self, prog: str, description: str, epilog: str):
+        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        args, left_over = self.parse_known_args(_joined(argv))
+        if left_over:
+            self.error(self._unknown(left_over, args))
+        later = [f"--{name}" for name in _LATER if getattr(args, name)]
+        if later:
+            self.error(f"{' '.join(later)}: not implemented yet in this version")
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.match("argument (--[a-z_]+): ", message):
+            flag, rest = match[1], message[match.end() :]
+            if rest == "expected one argument":
+                message = f"{flag}: needs a value"
+            elif rest.startswith("ignored explicit argument"):
+                message = f"{flag}: takes no value"
+            else:
+                message = f"{flag} {rest}"
+        # A line break or an undecodable byte in what the user typed must not break the line.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        self.exit(2, f"{self.prog}: {line}\n")
+
+    def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:
+        word = left_over[0]
+        if not word.startswith("--"):
+            return f"{word}: stands without a flag in front of it (a prompt with spaces needs quotes)"
+        flag = word.partition("=")[0]
+        value = f" {left_over[1]}" if left_over[1:] and not left_over[1].startswith("--") else ""
+        if flag[2:] in {field.name for field in dataclasses.fields(DiffusionForcingSettings)}:
+            return f"{word}{value}: only {DIFFUSION_FORCING} has this flag"
+        close = difflib.get_close_matches(flag, [f"--{name}" for name in vars(args)], 1)
+        return f"{word}{value}: unknown flag, " + (f"did you mean {close[0]}?" if close else "--help lists all")
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--shift -inf` as `--shift=-inf`: argparse takes a value with a leading dash for a flag and would not show it."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and re.fullmatch("--[a-z_]+", joined[-1]) and re.match("-[^-]", word) and word != "-h":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined

@@ -1,0 +1,17 @@
+"""The one exception for input that a user can mend."""
+
+
+class InputError(ValueError):
+    """A setting or a file that cannot be used: what it is called, what was given, what would be legal.
+
+    The scripts print it as one line and exit with code 2; from Python it is an ordinary ``ValueError``.
+
+    Args:
+        name: the argument as Python knows it; the command line writes it with two dashes in front.
+        value: what was given.
+        legal: what is wrong, or what would have been accepted.
+    """
+
+    def __init__(self, name: str, value: object, legal: str):
+        super().__init__(f"--{name} {value}: {legal}")
+        self.name, self.value, self.legal = name, value, legal

@@ -1,0 +1,134 @@
+"""Tensor names: from those of a checkpoint to those of our modules, one visible table for each kind of file.
+
+A table is a list of (pattern, replacement) that `renamed` applies in order, as `re.sub` does. A name that no row
+touches keeps itself: strict loading then reports it, unless the module has a parameter so called.
+
+Source of the names: ``SkyReelsV2Transformer3DModel`` and ``AutoencoderKLWan`` of diffusers, ``UMT5EncoderModel`` and
+``CLIPVisionModel`` of transformers, and the published ``.pth`` files.
+"""
+
+import re
+
+Table = list[tuple[str, str]]
+
+# Parameters that stay float32 when the transformer is cast: what conditions every token of every block (time, fps,
+# modulation) and the norms. Together under 1 % of the weights, and the first place where bfloat16 would show.
+KEEP_FLOAT32 = re.compile(
+    r"time_embedding|time_projection|fps_embedding|fps_projection|modulation|norm_q|norm_k|norm_k_img|norm3"
+)
+
+# SkyReelsV2Transformer3DModel -> WanModel
+DIFFUSERS_TRANSFORMER: Table = [
+    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+    (r"^condition_embedder\.image_embedder\.norm1\.", "img_emb.proj.0."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\.", "img_emb.proj.1."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2\.", "img_emb.proj.3."),
+    (r"^condition_embedder\.image_embedder\.norm2\.", "img_emb.proj.4."),
+    (r"^fps_projection\.net\.0\.proj\.", "fps_projection.0."),
+    (r"^fps_projection\.net\.2\.", "fps_projection.2."),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"_attn\.to_([qkv])\.", r"_attn.\1."),
+    (r"_attn\.to_out\.0\.", "_attn.o."),
+    (r"_attn\.add_([kv])_proj\.", r"_attn.\1_img."),
+    (r"_attn\.norm_added_k\.", "_attn.norm_k_img."),
+    (r"^(blocks\.\d+)\.norm2\.", r"\1.norm3."),
+    (r"^(blocks\.\d+)\.ffn\.net\.0\.proj\.", r"\1.ffn.0."),
+    (r"^(blocks\.\d+)\.ffn\.net\.2\.", r"\1.ffn.2."),
+    (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"^proj_out\.", "head.head."),
+]
+
+# AutoencoderKLWan -> Wan2.1_VAE.pth. There a stage of the decoder is a list of its own (3 residual blocks, then the
+# upsampler where there is one); here the stages follow each other in one list. The rows for parts of a residual block
+# come first, because later rows make names (conv1) that these would match again.
+DIFFUSERS_VAE: Table = [
+    (r"(blocks|resnets)\.(\d+)\.norm1\.", r"\1.\2.residual.0."),
+    (r"(blocks|resnets)\.(\d+)\.conv1\.", r"\1.\2.residual.2."),
+    (r"(blocks|resnets)\.(\d+)\.norm2\.", r"\1.\2.residual.3."),
+    (r"(blocks|resnets)\.(\d+)\.conv2\.", r"\1.\2.residual.6."),
+    (r"(blocks|resnets)\.(\d+)\.conv_shortcut\.", r"\1.\2.shortcut."),
+    (r"^encoder\.down_blocks\.", "encoder.downsamples."),
+    *(
+        (rf"^decoder\.up_blocks\.{stage}\.{theirs}\.", f"decoder.upsamples.{4 * stage + i}.")
+        for stage in range(4)
+        for i, theirs in enumerate([r"resnets\.0", r"resnets\.1", r"resnets\.2", r"upsamplers\.0"])
+    ),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"^(encoder|decoder)\.conv_in\.", r"\1.conv1."),
+    (r"^(encoder|decoder)\.norm_out\.", r"\1.head.0."),
+    (r"^(encoder|decoder)\.conv_out\.", r"\1.head.2."),
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+]
+
+# models_t5_umt5-xxl-enc-bf16.pth -> UMT5EncoderModel
+ORIGINAL_TEXT_ENCODER: Table = [
+    (r"^token_embedding\.", "shared."),
+    (r"^norm\.", "encoder.final_layer_norm."),
+    (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"^blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^blocks\.(\d+)\.attn\.([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (
+        r"^blocks\.(\d+)\.pos_embedding\.embedding\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    (r"^blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+]
+
+# The token embedding is tied; a file may hold it under either name, or under both.
+DIFFUSERS_TEXT_ENCODER: Table = [(r"^encoder\.embed_tokens\.", "shared.")]
+
+# models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth -> CLIPVisionModel. In the file the position table and the
+# class token have axes of size 1 in front; `*` stands for q, k and v, which are one tensor there.
+ORIGINAL_IMAGE_ENCODER: Table = [
+    (r"^visual\.cls_embedding$", "embeddings.class_embedding"),
+    (r"^visual\.pos_embedding$", "embeddings.position_embedding.weight"),
+    (r"^visual\.patch_embedding\.", "embeddings.patch_embedding."),
+    (r"^visual\.pre_norm\.", "pre_layrnorm."),
+    (r"^visual\.transformer\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^visual\.transformer\.(\d+)\.attn\.to_qkv\.", r"encoder.layers.\1.self_attn.*_proj."),
+    (r"^visual\.transformer\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.out_proj."),
+    (r"^visual\.transformer\.(\d+)\.mlp\.0\.", r"encoder.layers.\1.mlp.fc1."),
+    (r"^visual\.transformer\.(\d+)\.mlp\.2\.", r"encoder.layers.\1.mlp.fc2."),
+]
+
+DIFFUSERS_IMAGE_ENCODER: Table = [(r"^vision_model\.", "")]
+
+# What an image encoder's file holds and we do not load: the features are those before the last layer ({last}), so that
+# nothing that comes after is needed, nor the text tower and its temperature.
+ORIGINAL_IMAGE_ENCODER_UNUSED = [
+    r"^visual\.transformer\.{last}\.",
+    r"^visual\.post_norm\.",
+    r"^visual\.head$",
+    r"^log_scale$",
+    r"^textual\.",
+]
+DIFFUSERS_IMAGE_ENCODER_UNUSED = [
+    r"^(vision_model\.)?encoder\.layers\.{last}\.",
+    r"^(vision_model\.)?post_layernorm\.",
+    r"^(vision_model\.)?embeddings\.position_ids$",
+    r"^visual_projection\.",
+]
+
+
+def renamed(name: str, table: Table) -> str:
+    """The name of our parameter for a tensor's name in a file."""
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def targets(name: str, table: Table) -> list[str]:
+    """The names of our parameters that a tensor of a file fills: one, or three for a fused q, k, v."""
+    name = renamed(name, table)
+    return [name.replace("*", part) for part in "qkv"] if "*" in name else [name]

@@ -1,0 +1,46 @@
+"""The one door to every attention kernel.
+
+B batch, L query tokens, M key tokens, H heads, E head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# On Hopper cuDNN reaches about 650 TFLOP/s where FlashAttention-2, torch's usual first choice, reaches 350.
+CUDA_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Softmax attention without a mask: q ``[B, L, H, E]``, k and v ``[B, M, H, E]`` -> ``[B, L, H, E]``."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if q.is_cuda:
+        with sdpa_kernel(CUDA_BACKENDS, set_priority=True):
+            out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2)
+
+
+def attend_block_causal(q, k, v, block_tokens: int, attend=attend) -> torch.Tensor:
+    """Attention in which a block of tokens sees itself and the blocks before it.
+
+    Blocks of queries are taken one by one over a growing prefix of the keys: the L x L mask that says the same thing
+    would take 2.6 GB at 540P and close the door to the fast kernels.
+
+    Args:
+        q, k, v: ``[B, L, H, E]``.
+        block_tokens: tokens in a block; the last block is short if it does not divide L.
+        attend: the unmasked attention to build on.
+    """
+    length = q.shape[1]
+    outs = []
+    for start in range(0, length, block_tokens):
+        end = min(start + block_tokens, length)
+        outs.append(attend(q[:, start:end], k[:, :end], v[:, :end]))
+    return torch.cat(outs, dim=1)

@@ -1,0 +1,84 @@
+"""An image to features: CLIP's vision tower (transformers' `CLIPVisionModel`) up to its last layer but one."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+PUBLISHED_HEADS = 16  # the one size that does not follow from the published tensors' shapes
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision tower without its last layer.
+
+    Args:
+        model: a `CLIPVisionModel` that has just the layers that are computed (`empty_model`).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.pre_layrnorm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.pre_layrnorm.weight.dtype
+
+    @torch.no_grad()
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Features ``[B, tokens, width]`` (published: 257 tokens, 1280 wide) of images ``[B, 3, H, W]`` in -1..1.
+
+        The whole frame is squashed to CLIP's square, as in the published code; nothing is cropped.
+        """
+        size = self.model.config.image_size
+        pixels = image.to(self.device, torch.float32)
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=False)
+        mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], device=pixels.device).view(2, 1, 3, 1, 1)
+        pixels = ((pixels + 1) / 2 - mean) / std
+        return self.model(pixels.to(self.dtype)).last_hidden_state
+
+
+def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict:
+    """Arguments of `CLIPVisionConfig` from the tensors of the published ``.pth`` file, which comes with no config.
+
+    Raises:
+        KeyError: a tensor from which a size would follow is not there.
+    """
+    width, channels, patch, _ = shapes["visual.patch_embedding.weight"]
+    _, positions, _ = shapes["visual.pos_embedding"]
+    ffn, _ = shapes["visual.transformer.0.mlp.0.weight"]
+    layers = {int(name.split(".")[2]) for name in shapes if name.startswith("visual.transformer.")}
+    return {
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": 1 + max(layers),
+        "num_attention_heads": PUBLISHED_HEADS,
+        "num_channels": channels,
+        "image_size": patch * math.isqrt(positions - 1),
+        "patch_size": patch,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def empty_model(config: dict) -> nn.Module:
+    """CLIP's vision tower without its last layer, empty on the meta device; `config` as in config.json."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig.from_dict(config)
+    config.num_hidden_layers -= 1
+    with torch.device("meta"):
+        model = CLIPVisionModel(config)
+    tower = getattr(model, "vision_model", model)  # older releases of transformers keep the tower one level down
+    # The norm serves the pooled token alone, which nobody asks for: without it, no weights are needed for it.
+    tower.post_layernorm = nn.Identity()
+    # Not a weight, so no file would fill it in.
+    positions = torch.arange(tower.embeddings.num_positions).unsqueeze(0)
+    tower.embeddings.register_buffer("position_ids", positions, persistent=False)
+    return tower

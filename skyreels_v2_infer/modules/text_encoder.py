@@ -1,0 +1,102 @@
+"""Prompts to embeddings: umT5's encoder (transformers' `UMT5EncoderModel`) and its tokenizer.
+
+B prompts, L text tokens, D model width.
+"""
+
+import html
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class TextEncoder(nn.Module):
+    """umT5 with its tokenizer.
+
+    Args:
+        model: a `UMT5EncoderModel`.
+        tokenizer: what `AutoTokenizer` makes of the tokenizer's folder.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.shared.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.shared.weight.dtype
+
+    @torch.no_grad()
+    def encode(self, prompts: str | list[str], text_len: int = 512) -> torch.Tensor:
+        """Embeddings ``[B, text_len, D]`` of prompts, on the encoder's device and in its dtype.
+
+        A prompt is cleaned and cut to text_len tokens; the embeddings after its last token are exactly zero. Only as
+        many tokens as the longest prompt has are computed: padding is masked out and thrown away anyway.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        tokens = self.tokenizer(
+            [clean(prompt) for prompt in prompts],
+            padding="longest",
+            truncation=True,
+            max_length=text_len,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask.to(self.device)  # [B, L]
+        embeddings = self.model(tokens.input_ids.to(self.device), mask).last_hidden_state  # [B, L, D]
+        embeddings = embeddings.masked_fill(mask.unsqueeze(-1) == 0, 0)
+        return F.pad(embeddings, (0, 0, 0, text_len - mask.shape[1]))
+
+
+def clean(prompt: str) -> str:
+    """A prompt as the model saw text in training: broken Unicode mended, HTML entities resolved, one space at a time.
+
+    Entities are resolved twice because text from the web often holds them escaped twice (``&amp;quot;``).
+    """
+    import ftfy
+
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Arguments of `UMT5Config` from the tensors of the published ``.pth`` file, which comes with no config.
+
+    Raises:
+        KeyError: a tensor from which a size would follow is not there.
+    """
+    vocab_size, width = shapes["token_embedding.weight"]
+    buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
+    inner, _ = shapes["blocks.0.attn.q.weight"]
+    ffn, _ = shapes["blocks.0.ffn.fc1.weight"]
+    return {
+        "vocab_size": vocab_size,
+        "d_model": width,
+        "d_kv": inner // heads,
+        "d_ff": ffn,
+        "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+    }
+
+
+def empty_model(config: dict) -> nn.Module:
+    """A `UMT5EncoderModel` without weights, on the meta device; `config` as in its config.json."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.device("meta"):
+        model = UMT5EncoderModel(UMT5Config.from_dict(config))
+    # One module under both names of the tied embedding, so that filling one fills the other.
+    model.set_input_embeddings(model.shared)
+    return model
+
+
+def load_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,324 @@
+"""The causal video VAE of Wan 2.1: 4n+1 frames of H x W <-> n+1 latent frames of H/8 x W/8.
+
+B batch, C channels, T frames. Videos and features are ``[B, C, T, H, W]`` with channels last in memory.
+
+Everything in it looks backwards in time only, so a video can pass through in pieces of any length: what a layer needs
+of the past is in one `Cache`, keyed by layer, and a layer that finds nothing there stands at the start of the video.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LATENTS_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+LATENTS_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+MULTIPLIERS = (1, 2, 4, 4)
+TEMPORAL_DOWNSAMPLING = (False, True, True)
+SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
+
+# Frames that pass through together: enough to keep a processor busy, few enough that memory stays flat.
+CHUNK_PIXELS = 4 * 256 * 256
+
+Cache = dict[nn.Module, torch.Tensor]
+
+
+def frames_first(x: torch.Tensor) -> torch.Tensor:
+    """``[B, C, T, H, W]`` -> images ``[B*T, C, H, W]``."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def frames_last(images: torch.Tensor, batch: int) -> torch.Tensor:
+    """The inverse of `frames_first`."""
+    return images.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def causal_conv_fused(x: torch.Tensor, conv: nn.Conv3d, missing: int) -> torch.Tensor:
+    """One 3-D convolution over x ``[B, C, T, H, W]``, before which `missing` frames of zeros are put."""
+    padding = (0, *conv.padding[1:])
+    return F.conv3d(F.pad(x, (0, 0, 0, 0, missing, 0)), conv.weight, conv.bias, conv.stride, padding)
+
+
+def causal_conv_taps(x: torch.Tensor, conv: nn.Conv3d, missing: int) -> torch.Tensor:
+    """The same as a sum of 2-D convolutions, one for each frame of the kernel.
+
+    On CPUs this is as fast as the 3-D kernel with wide layers and three times as fast with narrow ones, and the frames
+    of zeros before a video cost nothing.
+    """
+    batch, kernel, stride = x.shape[0], conv.kernel_size[0], conv.stride[0]
+    length = (x.shape[2] + missing - kernel) // stride + 1
+    out = None
+    for tap in reversed(range(kernel)):
+        first = max(0, -((tap - missing) // stride))  # the first output frame for which this tap sees more than zeros
+        if first >= length:
+            continue
+        start = first * stride - missing + tap
+        source = x[:, :, start : start + (length - first - 1) * stride + 1 : stride]
+        bias = conv.bias if out is None else None
+        image = F.conv2d(frames_first(source), conv.weight[:, :, tap], bias, conv.stride[1:], conv.padding[1:])
+        if out is None:
+            out = frames_last(image, batch)
+        else:
+            out[:, :, first:] += frames_last(image, batch)
+    return out
+
+
+class CausalConv3d(nn.Conv3d):
+    """A convolution whose kernel ends at the current frame."""
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        past = self.kernel_size[0] - self.stride[0]  # frames of the past that the first output frame looks at
+        if past > 0:
+            if self in cache:
+                x = torch.cat([cache[self], x], dim=2)
+                missing = 0
+            else:
+                missing = past
+            held = x[:, :, -past:]
+            if held.shape[2] < past:
+                held = F.pad(held, (0, 0, 0, 0, past - held.shape[2], 0))
+            cache[self] = held.clone()
+        else:
+            missing = 0
+        conv = causal_conv_fused if x.is_cuda else causal_conv_taps
+        return conv(x, self, missing)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over channels."""
+
+    def __init__(self, dim: int, spatial_dims: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_dims))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        return (x / norm.to(x.dtype)).mul_(self.gamma * self.gamma.shape[0] ** 0.5)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            RMSNorm(in_dim, 3),
+            nn.SiLU(),
+            CausalConv3d(in_dim, out_dim, 3, padding=1),
+            RMSNorm(out_dim, 3),
+            nn.SiLU(),
+            nn.Identity(),  # published: dropout; it keeps the next layer's name
+            CausalConv3d(out_dim, out_dim, 3, padding=1),
+        )
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        y = run(self.residual, x, cache)
+        return y.add_(run([self.shortcut], x, cache))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention within each frame; one head."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = RMSNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images = frames_first(x)
+        tokens = self.to_qkv(self.norm(images)).flatten(2).transpose(1, 2).unsqueeze(1)  # [B*T, 1, H*W, 3*C]
+        out = F.scaled_dot_product_attention(*tokens.chunk(3, dim=-1))
+        out = self.proj(out.squeeze(1).transpose(1, 2).reshape(images.shape))
+        return x + frames_last(out, x.shape[0])
+
+
+class Downsample(nn.Module):
+    """Halves height and width, and time if asked; the first frame of a video stays a frame of its own."""
+
+    def __init__(self, dim: int, temporal: bool):
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        if temporal:
+            self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
+        self.temporal = temporal
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        x = frames_last(self.resample(frames_first(x)), x.shape[0])
+        if not self.temporal:
+            return x
+        if self.time_conv in cache:
+            return self.time_conv(x, cache)
+        cache[self.time_conv] = x[:, :, :1].clone()
+        if x.shape[2] == 1:
+            return x
+        return torch.cat([x[:, :, :1], self.time_conv(x[:, :, 1:], cache)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width (and halves channels), and time if asked; the first frame stays one frame."""
+
+    def __init__(self, dim: int, temporal: bool):
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
+        if temporal:
+            self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1))
+        self.temporal = temporal
+
+    def double_time(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        first = None
+        if self not in cache:  # the convolution through time starts at the second frame and never sees the first
+            cache[self] = x.new_empty(0)
+            first, x = x[:, :, :1], x[:, :, 1:]
+            if x.shape[2] == 0:
+                return first
+        pairs = self.time_conv(x, cache).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
+        x = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        return x if first is None else torch.cat([first, x], dim=2)
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        if self.temporal:
+            x = self.double_time(x, cache)
+        return frames_last(self.resample(frames_first(x)), x.shape[0])
+
+
+STREAMED = (CausalConv3d, ResidualBlock, Downsample, Upsample)
+
+
+def run(layers, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Layers one after the other; those that look into the past get the cache."""
+    for layer in layers:
+        x = layer(x, cache) if isinstance(layer, STREAMED) else layer(x)
+    return x
+
+
+def middle(dim: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim))
+
+
+class Encoder(nn.Module):
+    def __init__(self, dim: int, z_dim: int):
+        super().__init__()
+        dims = [dim * m for m in (1, *MULTIPLIERS)]
+        self.conv1 = CausalConv3d(3, dims[0], 3, padding=1)
+        layers: list[nn.Module] = []
+        for stage, (in_dim, out_dim) in enumerate(pairwise(dims)):
+            layers += [ResidualBlock(in_dim, out_dim), ResidualBlock(out_dim, out_dim)]
+            if stage < len(TEMPORAL_DOWNSAMPLING):
+                layers.append(Downsample(out_dim, TEMPORAL_DOWNSAMPLING[stage]))
+        self.downsamples = nn.Sequential(*layers)
+        self.middle = middle(dims[-1])
+        self.head = nn.Sequential(RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], z_dim, 3, padding=1))
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        return run([self.conv1, *self.downsamples, *self.middle, *self.head], x, cache)
+
+
+class Decoder(nn.Module):
+    def __init__(self, dim: int, z_dim: int):
+        super().__init__()
+        dims = [dim * m for m in (MULTIPLIERS[-1], *reversed(MULTIPLIERS))]
+        temporal = TEMPORAL_DOWNSAMPLING[::-1]
+        self.conv1 = CausalConv3d(z_dim, dims[0], 3, padding=1)
+        self.middle = middle(dims[0])
+        layers: list[nn.Module] = []
+        for stage, (in_dim, out_dim) in enumerate(pairwise(dims)):
+            in_dim = in_dim // 2 if stage else in_dim  # the upsampling before has halved it
+            layers += [ResidualBlock(in_dim, out_dim), ResidualBlock(out_dim, out_dim), ResidualBlock(out_dim, out_dim)]
+            if stage < len(temporal):
+                layers.append(Upsample(out_dim, temporal[stage]))
+        self.upsamples = nn.Sequential(*layers)
+        self.head = nn.Sequential(RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], 3, 3, padding=1))
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        return run([self.conv1, *self.middle, *self.upsamples, *self.head], x, cache)
+
+
+class WanVAE(nn.Module):
+    """Encodes and decodes videos; its tensors carry the names of ``Wan2.1_VAE.pth``.
+
+    Args:
+        dim: width of the first stage (published: 96).
+        z_dim: channels of the latents.
+        latents_mean, latents_std: per channel, of the latents before normalisation; None: the published 16.
+    """
+
+    def __init__(self, dim: int = 96, z_dim: int = 16, latents_mean=None, latents_std=None):
+        super().__init__()
+        self.z_dim = z_dim
+        self.latents_mean = tuple(LATENTS_MEAN if latents_mean is None else latents_mean)
+        self.latents_std = tuple(LATENTS_STD if latents_std is None else latents_std)
+        if not len(self.latents_mean) == len(self.latents_std) == z_dim:
+            raise ValueError(f"latents_mean, latents_std: this VAE needs {z_dim} values of each")
+        self.encoder = Encoder(dim, 2 * z_dim)
+        self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, 1)
+        self.conv2 = CausalConv3d(z_dim, z_dim, 1)
+        self.decoder = Decoder(dim, z_dim)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv2.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.conv2.weight.device
+
+    def statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the latents, float32 ``[1, z_dim, 1, 1, 1]``."""
+        mean, std = torch.tensor([self.latents_mean, self.latents_std], device=like.device).view(2, 1, -1, 1, 1, 1)
+        return mean, std
+
+    def encode_moments(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log-variance of the posterior, before normalisation.
+
+        Args:
+            video: ``[B, 3, 4n+1, H, W]`` in -1..1, H and W divisible by 8.
+
+        Returns:
+            two tensors ``[B, z_dim, n+1, H/8, W/8]``.
+        """
+        t, h, w = video.shape[2:]
+        if video.shape[1] != 3 or t % TEMPORAL_STRIDE != 1 or h % SPATIAL_STRIDE or w % SPATIAL_STRIDE:
+            raise ValueError(f"video {list(video.shape)}: must be [B, 3, 4n+1, H, W] with H and W divisible by 8")
+        step = TEMPORAL_STRIDE * max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * h * w))
+        video = video.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        cache: Cache = {}
+        pieces = [self.encoder(video[:, :, :1], cache)]
+        pieces += [self.encoder(video[:, :, i : i + step], cache) for i in range(1, t, step)]
+        mean, logvar = self.conv1(torch.cat(pieces, dim=2), cache).chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """``[B, 3, 4n+1, H, W]`` in -1..1 -> normalised latents, float32 ``[B, z_dim, n+1, H/8, W/8]``."""
+        mean, std = self.statistics(video)
+        return (self.encode_moments(video)[0].float() - mean).div_(std).contiguous()
+
+    def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The frames of normalised latents ``[B, z_dim, n+1, H/8, W/8]``, piece by piece.
+
+        Yields:
+            float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self.z_dim:
+            raise ValueError(f"latents {list(latents.shape)}: must be [B, {self.z_dim}, F, H/8, W/8]")
+        mean, std = self.statistics(latents)
+        t, h, w = latents.shape[2:]
+        step = max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * SPATIAL_STRIDE**2 * h * w))
+        cache: Cache = {}
+        for i in range(0, t, step):
+            z = torch.addcmul(mean, latents[:, :, i : i + step].float(), std).to(self.dtype)
+            z = self.conv2(z.contiguous(memory_format=torch.channels_last_3d), cache)
+            yield self.decoder(z, cache).float().clamp_(-1, 1)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """``[B, z_dim, n+1, H/8, W/8]`` normalised -> float32 ``[B, 3, 4n+1, H, W]`` in -1..1."""
+        return torch.cat(list(self.decode_stream(latents)), dim=2).contiguous()

@@ -1,0 +1,16 @@
+"""The three pipelines, imported when they are first used."""
+
+from importlib import import_module
+
+_HOMES = {
+    "DiffusionForcingPipeline": "diffusion_forcing_pipeline",
+    "Image2VideoPipeline": "image2video_pipeline",
+    "Text2VideoPipeline": "text2video_pipeline",
+}
+__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "Text2VideoPipeline"]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

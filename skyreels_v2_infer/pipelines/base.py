@@ -1,0 +1,275 @@
+"""What the three pipelines have in common: their parts, prompts, one window, and what comes out."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
+from skyreels_v2_infer.pipelines.denoise import Guided, denoise
+from skyreels_v2_infer.plan import Plan, WindowPlan
+from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Placement
+from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
+
+OUTPUT_TYPES = ("np", "pt", "latent")
+SIZE_MULTIPLE = 16  # 8 in the VAE, 2 in the patches of the transformer
+
+# (index of the window, windows, rows) -> a context whose value is called after every row
+Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
+
+
+def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompt and negative prompt as the transformer's blocks read them; negative is None without guidance."""
+
+    batch: int
+    positive: PromptContext
+    negative: PromptContext | None
+    guidance_scale: float
+
+
+class History:
+    """The newest frames of what is finished, on the CPU, no more of them than later windows can ask for."""
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self.pieces: deque[torch.Tensor] = deque()
+        self.length = 0
+
+    def add(self, piece: torch.Tensor) -> None:
+        """Appends ``[B, 3, t, H, W]``."""
+        if not self.keep:
+            return
+        self.pieces.append(piece.cpu())
+        self.length += piece.shape[2]
+        while self.length - self.pieces[0].shape[2] >= self.keep:
+            self.length -= self.pieces.popleft().shape[2]
+
+    def newest(self, frames: int) -> torch.Tensor:
+        """float32 ``[B, 3, frames, H, W]`` in -1..1."""
+        return torch.cat(list(self.pieces), dim=2)[:, :, -frames:]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stretch of the video that is finished: a window, or the video before the first one.
+
+    Attributes:
+        latents: float32 ``[B, 16, F, H/8, W/8]`` of the frames that are new, but for the first window, whose history
+            or image is among them; None for the video before.
+        pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while it is iterated over.
+    """
+
+    latents: torch.Tensor | None
+    pieces: Iterator[torch.Tensor]
+
+
+class VideoPipeline:
+    """Parts and stages; a subclass says in which order.
+
+    Args:
+        model_path: folder or hub id with all parts.
+        dit_path: folder or hub id of the transformer, if it is another.
+        device: None: a GPU if there is one, else the CPU.
+        weight_dtype: of the transformer and the encoders; None: float32 on the CPU, else bfloat16. The VAE is float32.
+        use_usp, offload: not implemented in this version.
+
+    Attributes:
+        progress: what shows how far a window is, see `Progress`; by default nothing.
+    """
+
+    takes_image_channels = False
+
+    def __init__(
+        self, model_path, dit_path=None, device=None, weight_dtype=None, use_usp: bool = False, offload: bool = False
+    ):
+        from skyreels_v2_infer.checkpoint import Checkpoint
+        from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
+
+        for name, value in (("use_usp", use_usp), ("offload", offload)):
+            if value:
+                raise ValueError(f"{name} {value}: not implemented in this version")
+        place = Placement.choose(device, weight_dtype)
+        checkpoint = Checkpoint.open(model_path)
+        dit = checkpoint if dit_path in (None, model_path) else Checkpoint.open(dit_path, ("transformer",))
+        if dit.is_image_to_video != self.takes_image_channels:
+            raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
+        self._set_parts(
+            get_transformer(dit, place.device, place.dtype),
+            get_vae(checkpoint, place.device),
+            get_text_encoder(checkpoint, place.device, place.dtype),
+            get_image_encoder(checkpoint, place.device, place.dtype) if self.takes_image_channels else None,
+        )
+
+    @classmethod
+    def from_parts(cls, transformer, vae, text_encoder=None, image_encoder=None):
+        """A pipeline of loaded parts, which stay on the devices they are on.
+
+        Args:
+            transformer: a `WanModel`.
+            vae: a `WanVAE`.
+            text_encoder: a `TextEncoder`; not needed by calls that bring `prompt_embeds`.
+            image_encoder: an `ImageEncoder`; for image-to-video models.
+        """
+        pipeline = cls.__new__(cls)
+        pipeline._set_parts(transformer, vae, text_encoder, image_encoder)
+        return pipeline
+
+    def _set_parts(self, transformer, vae, text_encoder, image_encoder) -> None:
+        if (transformer.model_type == "i2v") != self.takes_image_channels:
+            raise ValueError(f"transformer: {self._needs(transformer.model_type)}")
+        self.transformer, self.vae = transformer, vae
+        self.text_encoder, self.image_encoder = text_encoder, image_encoder
+        self.device = transformer.device
+        self.progress: Progress = no_progress
+
+    @classmethod
+    def _needs(cls, model_type: str) -> str:
+        wanted = "an image-to-video" if cls.takes_image_channels else "a text-to-video or diffusion-forcing"
+        return f"{cls.__name__} needs {wanted} model, this one is of type {model_type}"
+
+    # Three ways to ask for a video: whole, frame by frame, or with the latents of every window
+
+    def __call__(self, *args, output_type: str = "np", **kwargs):
+        """The whole video; arguments as for `generate`, results as for `collect`."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r}: must be one of {', '.join(OUTPUT_TYPES)}")
+        return collect(self.generate(*args, **kwargs), output_type)
+
+    def stream(self, *args, **kwargs) -> Iterator[np.ndarray]:
+        """The frames of one video, uint8 ``[t, H, W, 3]``, as they are finished; arguments as for `generate`."""
+        return frames_of(self.generate(*args, **kwargs))
+
+    def generate(self, *args, **kwargs) -> Iterator["Finished"]:
+        """Plans, then yields what is finished, window by window."""
+        raise NotImplementedError
+
+    # Prompts
+
+    def _encode_prompts(
+        self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale: float, clip_fea=None
+    ) -> Prompts:
+        positive = self._embeds("prompt", prompt, prompt_embeds)
+        batch = len(positive)
+        negative = None
+        if guidance_scale != 1:
+            negative = self._embeds("negative_prompt", negative_prompt or "", negative_prompt_embeds)
+            if len(negative) not in (1, batch):
+                raise ValueError(f"negative_prompt: {len(negative)} of them, but {batch} prompts")
+            negative = self._context(negative.expand(batch, -1, -1), clip_fea)
+        return Prompts(batch, self._context(positive, clip_fea), negative, guidance_scale)
+
+    def _embeds(self, name: str, prompt, embeds) -> torch.Tensor:
+        if embeds is not None:
+            return embeds.to(self.device)
+        if prompt is None:
+            raise ValueError(f"{name}: give it as text, or as {name}_embeds")
+        if self.text_encoder is None:
+            raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
+        return self.text_encoder.encode(prompt, self.transformer.text_len).to(self.device)
+
+    def _context(self, embeds: torch.Tensor, clip_fea: torch.Tensor | None) -> PromptContext:
+        if clip_fea is not None:
+            clip_fea = clip_fea.expand(len(embeds), -1, -1)
+        return self.transformer.prepare_context(embeds, clip_fea)
+
+    # One window
+
+    def _initial_latents(
+        self, prompts: Prompts, window: WindowPlan, height: int, width: int, noise: Noise, latents=None
+    ) -> torch.Tensor:
+        """The noise a window starts from ``[B, 16, F, H/8, W/8]``: the caller's `latents` or drawn."""
+        shape = latent_shape(prompts.batch, self.vae.z_dim, window.latents - window.end_latents, height, width)
+        if latents is None:
+            latents = noise.latents(window.window.index, shape)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents {list(latents.shape)}: must be {list(shape)} for these settings")
+        latents = latents.to(self.device, torch.float32)
+        if window.end_latents:  # they are given, so what stands there now does not matter
+            latents = torch.cat([latents, latents.new_zeros(*latents.shape[:2], 1, *latents.shape[3:])], dim=2)
+        return latents
+
+    def _denoise_window(
+        self, plan: Plan, window: WindowPlan, prompts: Prompts, latents, *, fps=24, show=None, callback=None, **kw
+    ) -> torch.Tensor:
+        """Runs the rows of one window; `kw` goes to the transformer (y, causal_block_size)."""
+
+        if self.transformer.inject_sample_info:
+            kw["fps"] = torch.full((prompts.batch,), 0 if fps == 16 else 1, device=self.device)
+
+        def branch(context: PromptContext | None):
+            return lambda x, t: self.transformer(x, t, context, **kw)
+
+        velocity = Guided(branch(prompts.positive), branch(prompts.negative), prompts.guidance_scale)
+        solver = FlowUniPCMultistepScheduler()
+        solver.set_timesteps(plan.num_inference_steps, shift=plan.shift)
+        rows = window.schedule.timesteps
+        with self.progress(window.window.index, len(plan.windows), len(rows)) as advance:
+
+            def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
+                advance()
+                if callback is None:
+                    return latents
+                replaced = callback(self, row, torch.from_numpy(rows[row]), {"latents": latents})
+                return (replaced or {}).get("latents", latents)
+
+            return denoise(velocity, solver, window.schedule, latents, show, on_row)
+
+    @torch.no_grad()
+    def _decode(self, window: WindowPlan, latents: torch.Tensor, history: History) -> Iterator[torch.Tensor]:
+        """The new frames of a window's latents ``[B, 16, F, H/8, W/8]``, piece by piece; `history` sees them pass."""
+        skip = window.window.history_frames
+        for piece in self.vae.decode_stream(latents):
+            new = piece[:, :, skip:]
+            skip = max(0, skip - piece.shape[2])
+            if new.shape[2]:
+                history.add(new)
+                yield new
+
+
+def collect(finished: Iterator[Finished], output_type: str):
+    """A whole video in the form that the caller asked for.
+
+    Returns:
+        "np": a list of uint8 ``[F, H, W, 3]``, one for each prompt; "pt": float32 ``[B, F, 3, H, W]`` in 0..1;
+        "latent": float32 ``[B, 16, F, H/8, W/8]``.
+    """
+    if output_type == "latent":
+        return torch.cat([part.latents for part in finished if part.latents is not None], dim=2)
+    pieces = (piece for part in finished for piece in part.pieces)
+    if output_type == "pt":
+        return torch.cat([piece.cpu() for piece in pieces], dim=2).transpose(1, 2).add(1).div_(2)
+    return list(np.concatenate([to_frames(piece) for piece in pieces], axis=1))
+
+
+def frames_of(finished: Iterator[Finished]) -> Iterator[np.ndarray]:
+    """uint8 ``[t, H, W, 3]`` of the first prompt's video, as soon as they are decoded."""
+    for part in finished:
+        for piece in part.pieces:
+            yield to_frames(piece[:1])[0]
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises a ValueError for a size that the models cannot make."""
+    for name, value in (("height", height), ("width", width)):
+        if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+            below = max(value // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
+            raise ValueError(f"{name} {value}: must be a multiple of {SIZE_MULTIPLE}, such as {below}")
+
+
+def choose_noise(generator: torch.Generator | None, seed: int | None) -> Noise:
+    """The caller's generator, or noise from a seed; from one drawn now if there is neither."""
+    if generator is not None:
+        if isinstance(generator, (list, tuple)):
+            raise ValueError("generator: one for all videos of a call")
+        return GeneratorNoise(generator)
+    return NoiseSource(torch.seed() if seed is None else seed)

@@ -1,0 +1,109 @@
+"""What the model is given beside text: images, a prefix, history; as latents, as channels, as features.
+
+Frames are uint8 ``[T, H, W, 3]``, videos float32 ``[1, 3, T, H, W]`` in -1..1.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
+from skyreels_v2_infer.runtime import Noise
+from skyreels_v2_infer.video_io import fit, read_video
+
+
+def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 ``[T, H, W, 3]`` -> float32 ``[1, 3, T, H, W]`` in -1..1."""
+    video = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    return video.permute(3, 0, 1, 2).float().div_(127.5).sub_(1).unsqueeze(0)
+
+
+def to_frames(video: torch.Tensor) -> np.ndarray:
+    """float ``[B, 3, T, H, W]`` in -1..1 -> uint8 ``[B, T, H, W, 3]``, rounded to the nearest."""
+    levels = video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def image_video(image, height: int, width: int, device: torch.device) -> torch.Tensor:
+    """An image -> video of one frame ``[1, 3, 1, height, width]``, scaled to cover and cropped at the centre.
+
+    Args:
+        image: PIL image or uint8 ``[H, W, 3]``.
+    """
+    return to_video(fit(as_picture(image), height, width)[None], device)
+
+
+def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    """A PIL image in RGB of a PIL image or of uint8 ``[H, W, 3]``."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image: must be a PIL image or uint8 [H, W, 3], not {what}")
+    return Image.fromarray(image)
+
+
+def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """What an image-to-video model sees beside the noise: float32 ``[1, 20, F, H/8, W/8]``.
+
+    Four channels of mask, 1 on the first latent frame, and sixteen of the latents of the image followed by gray.
+
+    Args:
+        image: ``[1, 3, 1, H, W]``.
+        num_frames: of the whole video, 4n+1.
+    """
+    gray = image.new_zeros(1, 3, num_frames - 1, *image.shape[3:])
+    latents = vae.encode(torch.cat([image, gray], dim=2))
+    mask = latents.new_zeros(1, TEMPORAL_STRIDE, *latents.shape[2:])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latents], dim=1)
+
+
+def latent_shape(batch: int, channels: int, latents: int, height: int, width: int) -> tuple[int, ...]:
+    """Shape of the latents of a window ``[B, C, F, H/8, W/8]``."""
+    return batch, channels, latents, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
+
+
+class NoisedHistory:
+    """Shows the model the frames in front with a little noise, so that it takes them for less than certain.
+
+    SkyReels-V2, section 3.4: history that was generated is not quite like the clean data of training. Only what the
+    model sees is noised; the latents themselves stay as they are.
+
+    Args:
+        noise: where the noise comes from, fresh for every row.
+        window: index of the window.
+        latents: how many latent frames in front are noised.
+        level: thousandths, 0..1000; also the timestep that these frames show.
+    """
+
+    def __init__(self, noise: Noise, window: int, latents: int, level: float):
+        self.noise, self.window, self.latents, self.level = noise, window, latents, level
+
+    def __call__(self, row: int, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x ``[B, C, F, H, W]``, t ``[F]`` -> the same as the model is to see them; the arguments are not changed."""
+        x, t = x.clone(), t.clone()
+        history = x[:, :, : self.latents]
+        noise = self.noise.history(self.window, row, tuple(history.shape)).to(x)
+        history.lerp_(noise, self.level / 1000)
+        t[: self.latents] = self.level
+        return x, t
+
+
+PREFIX_CHUNK = 16  # frames of a prefix that are held at a time
+
+
+def prefix_pieces(
+    prefix: str | Path | np.ndarray, height: int, width: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """The frames of a video, by path or as uint8 ``[T, H, W, 3]``, as float32 pieces ``[1, 3, t, height, width]``."""
+    if isinstance(prefix, np.ndarray):
+        frames = (fit(as_picture(frame), height, width) for frame in prefix)
+    else:
+        frames = read_video(prefix, height, width)
+    while chunk := list(islice(frames, PREFIX_CHUNK)):
+        yield to_video(np.stack(chunk), device)

@@ -1,0 +1,65 @@
+"""Guidance, and the only denoising loop."""
+
+from collections.abc import Callable
+
+import torch
+
+from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
+
+# (x [B, C, F, H, W], t [B] or [B, F]) -> velocity [B, C, F, H, W]
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Guided:
+    """Classifier-free guidance (Ho and Salimans 2022): ``negative + scale * (positive - negative)``.
+
+    Args:
+        positive, negative: the velocity under the prompt and under the negative prompt; negative is not asked for
+            (and can be None) if scale is 1, which leaves nothing of it.
+        scale: 1 is no guidance.
+    """
+
+    def __init__(self, positive: Velocity, negative: Velocity | None, scale: float):
+        self.positive, self.negative, self.scale = positive, negative, scale
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        positive = self.positive(x, t)
+        if self.scale == 1:
+            return positive
+        negative = self.negative(x, t)
+        return negative.add(positive - negative, alpha=self.scale)
+
+
+def denoise(
+    velocity: Velocity,
+    solver,
+    schedule: Schedule,
+    latents: torch.Tensor,
+    show=None,
+    on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Executes the rows of a schedule.
+
+    Args:
+        velocity: the guided model.
+        solver: a `FlowUniPCMultistepScheduler` that is set to the schedule's steps.
+        latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
+        show: what the model sees of a row, ``(row, latents, t [F]) -> (latents, t [F])``, see `NoisedHistory`.
+        on_row: is handed every finished row and returns the latents to go on with.
+
+    Returns:
+        the finished latents.
+    """
+    latents = latents.clone()
+    timesteps = torch.from_numpy(schedule.timesteps).to(latents.device, torch.float32)
+    shared = (schedule.timesteps == schedule.timesteps[:, :1]).all(axis=1)
+    for row in range(len(schedule)):
+        if show is not None:
+            x, t = show(row, latents, timesteps[row])
+        else:
+            x, t = latents, timesteps[row, :1] if shared[row] else timesteps[row]
+        v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
+        latents = solver.step_frames(v, schedule.steps[row], latents, schedule.update[row])
+        if on_row is not None:
+            latents = on_row(row, latents)
+    return latents

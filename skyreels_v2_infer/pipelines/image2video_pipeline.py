@@ -1,0 +1,60 @@
+"""Image to video: one window, in which the model sees the image beside the noise."""
+
+from collections.abc import Iterator
+
+import torch
+
+from skyreels_v2_infer.pipelines.base import Finished, History, VideoPipeline, check_size, choose_noise
+from skyreels_v2_infer.pipelines.conditioning import image_channels, image_video
+from skyreels_v2_infer.plan import Plan, make_plan
+from skyreels_v2_infer.runtime import Noise
+
+
+class Image2VideoPipeline(VideoPipeline):
+    """Videos that begin with an image, with an image-to-video model."""
+
+    takes_image_channels = True
+
+    def generate(
+        self,
+        image,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int = 544,
+        width: int = 960,
+        num_frames: int = 97,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
+        shift: float = 5.0,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end=None,
+        fps: int = 24,
+    ) -> Iterator[Finished]:
+        """Plans a video, checks the arguments, and yields its one window.
+
+        Args:
+            image: PIL image or uint8 ``[H, W, 3]``; scaled to cover height x width and cropped at the centre.
+
+        The other arguments and what is raised are as in `Text2VideoPipeline.generate`.
+        """
+        check_size(height, width)
+        plan = make_plan(num_frames, num_inference_steps, shift)
+        picture = image_video(image, height, width, self.device)
+        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
+        noise = choose_noise(generator, seed)
+        return self._run(plan, texts, noise, picture, latents, callback=callback_on_step_end, fps=fps)
+
+    @torch.no_grad()
+    def _run(self, plan: Plan, texts, noise: Noise, picture, latents, **options) -> Iterator[Finished]:
+        if self.image_encoder is None:
+            raise ValueError("image_encoder: this pipeline has none, and cannot see the image")
+        prompts = self._encode_prompts(*texts, clip_fea=self.image_encoder.encode(picture[:, :, 0]))
+        window = plan.windows[0]
+        channels = image_channels(self.vae, picture, plan.num_frames).expand(prompts.batch, -1, -1, -1, -1)
+        latents = self._initial_latents(prompts, window, *picture.shape[3:], noise, latents)
+        latents = self._denoise_window(plan, window, prompts, latents, y=channels, **options)
+        yield Finished(latents, self._decode(window, latents, History(0)))

@@ -1,0 +1,176 @@
+"""One job from the command line to a finished file: the only conductor.
+
+What needs no weights is checked first, so that a wrong command ends within a second; torch is imported after that.
+"""
+
+import secrets
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
+from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
+
+DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
+KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
+MUCH_NOISE = 60
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where it arrives, so that files are tidied up on the way out."""
+
+
+def say(message: str) -> None:
+    """A message for the person at the terminal; stdout is for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def main(
+    prog: str,
+    parse: Callable[[Sequence[str] | None], GenerateSettings],
+    start: Callable[[GenerateSettings], Iterator],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a script and returns its exit code: 0 done, 1 failed while running, 2 refused, 130 or 143 interrupted.
+
+    Args:
+        prog: what the script is called in messages.
+        parse: argv -> settings; exits with 2 by itself.
+        start: `generate` or `generate_df`.
+        argv: arguments; None: the process's own.
+    """
+    settings = parse(sys.argv[1:] if argv is None else argv)
+    if settings.seed is None:
+        settings = replace(settings, seed=secrets.randbelow(SEEDS))
+    try:
+        with terminable():
+            print(write_video(settings, start(settings)), flush=True)
+    except InputError as error:
+        say(f"{prog}: {error}")
+        return REFUSED
+    except KeyboardInterrupt as stop:
+        say(f"{prog}: interrupted; no video was written")
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    except Exception as error:
+        if not isinstance(error, OSError | MemoryError) and "out of memory" not in str(error):
+            traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
+        first = (str(error).strip() or "no message").splitlines()[0]
+        say(f"{prog}: failed: {type(error).__name__}: {first}; no video was written")
+        return FAILED
+    return DONE
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turns SIGTERM into an exception while the block runs."""
+
+    def stop(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def write_video(settings: GenerateSettings, pieces: Iterator) -> Path:
+    """Streams frames, uint8 ``[t, H, W, 3]``, into a video in `settings.outdir` -> its path."""
+    began = time.perf_counter()
+    try:
+        settings.outdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
+    frames = 0
+    stem = output_stem(settings.prompt, settings.seed)
+    with VideoWriter(settings.outdir, stem, settings.height, settings.width, settings.fps) as writer:
+        for piece in pieces:
+            writer.write(piece)
+            frames += len(piece)
+    say(f"{frames} frames, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
+    return writer.path
+
+
+def open_checkpoint(model_id: str, image_to_video: bool, otherwise: InputError) -> Checkpoint:
+    """A model's files, all there and whole; raises `otherwise` if it is not of the kind that the job needs."""
+    if (read_transformer_config(model_id)["model_type"] == "i2v") != image_to_video:
+        raise otherwise
+    checkpoint = Checkpoint.open(model_id)
+    check_files(checkpoint)
+    return checkpoint
+
+
+def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings):
+    """The pipeline, on the device and in the precision asked for."""
+    from skyreels_v2_infer import pipelines
+    from skyreels_v2_infer.runtime import Placement
+
+    place = Placement.choose(settings.device, settings.dtype)
+    pipeline = getattr(pipelines, pipeline_class)(checkpoint, device=place.device, weight_dtype=place.dtype)
+    pipeline.progress = show_rows
+    if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
+        say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
+    return pipeline
+
+
+@contextmanager
+def show_rows(window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
+    """A progress bar for a window; a line when it is done where stderr is no terminal."""
+    from tqdm import tqdm
+
+    name = f"window {window + 1}/{windows}"
+    began = time.perf_counter()
+    with tqdm(total=rows, desc=name, unit="row", disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
+    if bar.disable:
+        say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")
+
+
+def shared_arguments(settings: GenerateSettings) -> dict:
+    """What every pipeline is asked in the same words."""
+    names = ("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale", "shift", "seed", "fps")
+    return {name: getattr(settings, name) for name in names} | {"num_inference_steps": settings.inference_steps}
+
+
+def generate(settings: GenerateSettings) -> Iterator:
+    """Text or image to video: loads what is needed, then the frames as they are made."""
+    if settings.image is None:
+        otherwise = InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
+        pipeline = load("Text2VideoPipeline", open_checkpoint(settings.model_id, False, otherwise), settings)
+        return pipeline.stream(**shared_arguments(settings))
+    otherwise = InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
+    checkpoint = open_checkpoint(settings.model_id, True, otherwise)
+    image = read_image(settings.image, settings.height, settings.width)
+    pipeline = load("Image2VideoPipeline", checkpoint, settings)
+    return pipeline.stream(image=image, **shared_arguments(settings))
+
+
+def generate_df(settings: DiffusionForcingSettings) -> Iterator:
+    """Diffusion forcing: loads what is needed, then the frames as they are made."""
+    otherwise = InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
+    checkpoint = open_checkpoint(settings.model_id, False, otherwise)
+    images = {
+        name: read_image(path, settings.height, settings.width, name)
+        for name in ("image", "end_image")
+        if (path := getattr(settings, name)) is not None
+    }
+    if settings.addnoise_condition > MUCH_NOISE:
+        say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
+    names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
+    pipeline = load("DiffusionForcingPipeline", checkpoint, settings)
+    return pipeline.stream(
+        **shared_arguments(settings),
+        **images,
+        **{name: getattr(settings, name) for name in names},
+        addnoise_condition=settings.addnoise_condition,
+        prefix_video=settings.video_path,
+    )

@@ -1,0 +1,88 @@
+"""Where a job runs, in what precision, and where its randomness comes from."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from skyreels_v2_infer.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The device that computes and the dtype of the transformer's and the encoders' weights."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "Placement":
+        """Fills in what is None: a GPU if there is one; float32 on a CPU, bfloat16 elsewhere."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError("device", device, f"cannot be used on this machine ({reason})") from None
+        if dtype is None:
+            dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
+        return cls(chosen, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+
+
+class Noise(Protocol):
+    """What the pipelines draw from; both draws are float32 on the CPU or on the device of the caller's choice."""
+
+    def latents(self, window: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """The noise that a window starts from."""
+
+    def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """The noise that a row puts on the history."""
+
+
+class NoiseSource:
+    """Noise that is a function of (seed, window, purpose, row) alone.
+
+    It is drawn on the CPU, so it depends neither on the device nor on the number of ranks, and a window's noise can be
+    drawn without that of the windows before it.
+
+    Args:
+        seed: 0 or above.
+    """
+
+    LATENTS, HISTORY = 0, 1
+
+    def __init__(self, seed: int):
+        if seed < 0:
+            raise ValueError(f"seed {seed}: must be at least 0")
+        self.seed = seed
+
+    def _draw(self, key: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+        state = np.random.SeedSequence(entropy=self.seed, spawn_key=key).generate_state(1, np.uint64)[0]
+        return torch.randn(shape, generator=torch.Generator().manual_seed(int(state)))
+
+    def latents(self, window: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw((window, self.LATENTS), shape)
+
+    def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw((window, self.HISTORY, row), shape)
+
+
+class GeneratorNoise:
+    """Noise from a caller's generator, in the order in which it is asked for."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def _draw(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def latents(self, window: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw(shape)
+
+    def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw(shape)

@@ -1,0 +1,363 @@
+"""Pictures and videos in, finished videos out. Nothing here knows torch; nothing heavy is imported before it is used.
+
+Frames are uint8 RGB, ``[H, W, 3]`` for one and ``[t, H, W, 3]`` for several. ffmpeg is the binary that imageio-ffmpeg
+ships; it is started here rather than through that package's generators, which report neither its exit code nor its
+messages: a truncated input would read as a short video, and a full disk would leave what looks like a finished one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import secrets
+import subprocess
+import tempfile
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    import numpy as np
+    from PIL import Image
+
+# Without accurate rounding every trip RGB -> YUV -> RGB darkens the picture by one level or more, and a video that is
+# extended again and again adds them up.
+_EXACT = "flags=bicubic+accurate_rnd+full_chroma_int"
+# The picture as a player shows it: ffmpeg has turned it upright by then, this undoes non-square pixels.
+_AS_SHOWN = f"scale=iw*sar:ih:{_EXACT}"
+# Untagged HD is read as BT.709 by players but written as BT.601 by ffmpeg: convert to the one and say so in the file.
+_TO_BT709 = (
+    f"scale=out_color_matrix=bt709:out_range=tv:{_EXACT},"
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+)
+_CRF = "10"  # what imageio calls quality 8: int((1 - 8 / 10) * 51)
+
+
+class VideoInfo(NamedTuple):
+    """What a video holds.
+
+    ``height`` and ``width`` in pixels as shown (upright, square pixels), the exact number of ``frames`` that decode,
+    and their mean rate ``fps`` per second (0.0 when the file does not say).
+    """
+
+    height: int
+    width: int
+    frames: int
+    fps: float
+
+
+def image_size(path: Path | str, name: str = "image") -> tuple[int, int]:
+    """(height, width) in pixels of the picture at `path`, upright as its EXIF tag says.
+
+    The whole picture is decoded, so that a truncated file is found here. Raises InputError under the flag `name`.
+    """
+    width, height = _open_image(path, name).size
+    return height, width
+
+
+def read_image(path: Path | str, height: int, width: int, name: str = "image") -> np.ndarray:
+    """The picture at `path` as uint8 RGB ``[height, width, 3]``: upright, scaled to cover the size, centre-cropped.
+
+    Transparent parts become white, as most viewers show them. Raises InputError under the flag `name`.
+    """
+    return fit(_open_image(path, name), height, width)
+
+
+def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
+    """Decode the whole video at `path` once and say what it holds.
+
+    Raises InputError under the flag `name` if it is missing, has no video stream, or breaks off anywhere.
+    """
+    size = tick = None
+    times: list[tuple[int, int]] = []
+    # framecrc writes a line of text per frame; wrapped_avframe spares the copying of pixels that nobody looks at.
+    with _decoding(path, name, "-c:v", "wrapped_avframe", "-f", "framecrc") as lines:
+        for line in lines:
+            if match := re.match(rb"#tb 0: (\d+)/(\d+)", line):
+                tick = Fraction(int(match[1]), int(match[2]))
+            elif match := re.match(rb"#dimensions 0: (\d+)x(\d+)", line):
+                size = int(match[2]), int(match[1])
+            elif not line.startswith(b"#"):
+                _, _, start, duration, *_ = line.split(b",")
+                times.append((int(start), int(duration)))
+    if not times or size is None or tick is None:
+        raise InputError(name, path, "has no frame that can be decoded")
+    span = times[-1][0] - times[0][0]
+    shown, seconds = (len(times) - 1, span * tick) if span > 0 else (1, times[0][1] * tick)
+    return VideoInfo(*size, frames=len(times), fps=float(shown / seconds) if seconds > 0 else 0.0)
+
+
+def read_video(path: Path | str, height: int, width: int, name: str = "video_path") -> Iterator[np.ndarray]:
+    """The frames of the video at `path`, one at a time, as uint8 RGB ``[height, width, 3]``, fitted like a picture.
+
+    Holds one frame at a time, whatever the length; closing the iterator ends ffmpeg. Raises InputError under the flag
+    `name`: at the first frame if the file is no video, later where it breaks off.
+    """
+    from PIL import Image
+
+    # PPM states its size in front of every frame, so nothing has to be guessed from ffmpeg's log.
+    with _decoding(path, name, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe") as stream:
+        while stream.readline():
+            size = tuple(map(int, stream.readline().split()))
+            stream.readline()
+            pixels = stream.read(3 * size[0] * size[1])
+            if len(pixels) < 3 * size[0] * size[1]:
+                break  # ffmpeg died; its exit code is turned into the error
+            yield fit(Image.frombytes("RGB", size, pixels), height, width)
+
+
+class VideoWriter:
+    """Streams frames into ``outdir/stem.mp4`` (h264, yuv420p, quality 8), which appears only once it is complete.
+
+    Until then the file has a hidden temporary name in the same folder. Leaving the ``with`` block by any exception
+    removes it; leaving it normally is `close`. An existing file is never touched: ``stem-2.mp4``, ``stem-3.mp4``, ...
+    are taken instead, also between processes.
+
+    Args:
+        outdir: an existing folder.
+        stem: file name without extension.
+        height, width: in pixels, even.
+        fps: frames per second.
+
+    Attributes:
+        path: the finished file; None before `close`.
+
+    Raises:
+        OSError: the folder cannot be written, ffmpeg is missing or died (one line, with the end of its message).
+    """
+
+    def __init__(self, outdir: Path | str, stem: str, height: int, width: int, fps: float):
+        self.path: Path | None = None
+        self._outdir, self._stem, self._frame_shape = Path(outdir), stem, (height, width, 3)
+        self._frames = 0
+        self._part = self._outdir / f".{stem}.{secrets.token_hex(4)}.part.mp4"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by _end
+        self._ffmpeg: subprocess.Popen | None = None
+        arguments = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+        arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF]
+        try:
+            # ffmpeg would create it with the first frame; a folder that cannot be written should come out before that.
+            self._part.open("xb").close()
+            self._ffmpeg = _start_ffmpeg(
+                [*arguments, "-f", "mp4", f"file:{self._part}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+            )
+        except BaseException:
+            self._end(discard=True)
+            raise
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._end(discard=True)
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append uint8 frames ``[t, H, W, 3]`` or one frame ``[H, W, 3]``."""
+        import numpy as np
+
+        frames = np.ascontiguousarray(frames)
+        if frames.dtype != np.uint8 or frames.shape[-3:] != self._frame_shape or frames.ndim not in (3, 4):
+            height, width, _ = self._frame_shape
+            raise ValueError(
+                f"frames {frames.dtype} {list(frames.shape)}: must be uint8 [t, {height}, {width}, 3] or without the t"
+            )
+        if self._ffmpeg is None:
+            raise ValueError("write to a VideoWriter that is closed")
+        try:
+            self._ffmpeg.stdin.write(frames.data)
+            # A frame left in Python's buffer would surface its broken pipe later, in the wrong place.
+            self._ffmpeg.stdin.flush()
+        except OSError:
+            raise self._died() from None
+        except BaseException:
+            # An interrupt may have cut a frame in two: nothing that follows could be right.
+            self._end(discard=True)
+            raise
+        self._frames += len(frames) if frames.ndim == 4 else 1
+
+    def close(self) -> Path:
+        """Finish the file, see that it is on the disk, give it its name; returns `path`. A second call does nothing.
+
+        Raises ValueError if no frame was written, OSError if ffmpeg could not finish.
+        """
+        if self.path is not None:
+            return self.path
+        if self._ffmpeg is None:
+            raise ValueError("close of a VideoWriter that was given up")
+        try:
+            if self._frames == 0:
+                raise ValueError(f"{self._stem}.mp4: a video needs at least one frame, none was written")
+            with suppress(OSError):  # a broken pipe here is a dead ffmpeg: the exit code tells
+                self._ffmpeg.stdin.close()
+            if self._ffmpeg.wait() != 0 or self._part.stat().st_size == 0:
+                raise self._died()
+            with self._part.open("rb+") as file:
+                os.fsync(file.fileno())
+            self.path = _publish(self._part, self._outdir, self._stem)
+        except BaseException:
+            self._end(discard=True)
+            raise
+        self._end(discard=False)
+        return self.path
+
+    def _died(self) -> OSError:
+        with suppress(OSError):
+            self._ffmpeg.stdin.close()
+        error = OSError(f"{self._outdir / self._stem}.mp4 could not be written: {_last_words(self._ffmpeg, self._log)}")
+        self._end(discard=True)
+        return error
+
+    def _end(self, discard: bool) -> None:
+        if self._ffmpeg is not None:
+            self._ffmpeg.kill()
+            with suppress(OSError):
+                self._ffmpeg.stdin.close()
+            self._ffmpeg.wait()
+            self._ffmpeg = None
+        self._log.close()
+        if discard:
+            self._part.unlink(missing_ok=True)
+
+
+def output_stem(prompt: str, seed: int) -> str:
+    """A file name without extension, at most 60 characters of ``a-z 0-9 - _``, that tells the prompt and the seed.
+
+    Ends in ``_seed``, so that it is neither a name that Windows reserves nor one that ends in a dot.
+    """
+    # Compatibility decomposition keeps the letters of "naïve" and of full-width Latin.
+    letters = "".join(c for c in unicodedata.normalize("NFKD", prompt.lower()) if not unicodedata.combining(c))
+    words = re.findall("[a-z0-9]+", re.sub("['’]", "", letters))
+    if not re.search("[a-z]", "".join(words)):
+        return f"video_{seed}"
+    slug = words[0][:40]
+    for word in words[1:]:
+        if len(slug) + 1 + len(word) > 40:
+            break
+        slug += f"-{word}"
+    return f"{slug}_{seed}"
+
+
+def _open_image(path: Path | str, name: str) -> Image.Image:
+    """The decoded picture, upright, RGB."""
+    from PIL import Image, ImageOps
+
+    _check_file(path, name)
+    try:
+        # PIL warns about harmless oddities (large pictures, EXIF damage), which would break the rule of one line.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image = ImageOps.exif_transpose(image)  # also decodes it, to the end
+    except Exception as error:  # PIL's decoders raise whatever their format's parser happens to raise
+        legal = "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"
+        if not isinstance(error, Image.UnidentifiedImageError):
+            legal += f", but: {_one_line(error)}"
+        raise InputError(name, path, legal) from None
+    if image.mode.startswith("I;16"):
+        # convert alone would clip
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    return np.array(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+
+
+@contextmanager
+def _decoding(path: Path | str, name: str, *output: str) -> Iterator[BinaryIO]:
+    """ffmpeg's output for the frames of a video; it ends with the block, and must have ended well if the block did."""
+    _check_file(path, name)
+    with tempfile.TemporaryFile() as log:
+        # -xerror: a file that breaks off is an error, not a shorter video. 0:V:0: the cover picture of a sound file is
+        # no video. passthrough: every frame once, whatever its time stamp. file: a name may hold a colon.
+        arguments = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}", "-map", "0:V:0"]
+        arguments += ["-fps_mode", "passthrough", "-vf", _AS_SHOWN, *output, "-"]
+        try:
+            ffmpeg = _start_ffmpeg(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
+        except OSError as error:
+            raise InputError(name, path, f"cannot be read: {_one_line(error)}") from None
+        try:
+            yield ffmpeg.stdout
+            failed = ffmpeg.wait() != 0
+        finally:
+            ffmpeg.kill()
+            ffmpeg.stdout.close()
+            ffmpeg.wait()
+        if failed:
+            reason = _last_words(ffmpeg, log)
+            if "matches no streams" in reason:
+                raise InputError(name, path, "must be a video, but there is no video stream in this file")
+            raise InputError(name, path, f"must be a complete video that ffmpeg can decode to its end, but: {reason}")
+
+
+def _start_ffmpeg(arguments: list[str], **pipes) -> subprocess.Popen:
+    import imageio_ffmpeg
+
+    try:
+        executable = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise OSError(_one_line(error)) from None
+    # Own session: a Ctrl-C is for us to handle, and must not reach ffmpeg first.
+    return subprocess.Popen([executable, "-hide_banner", "-v", "error", *arguments], start_new_session=True, **pipes)
+
+
+def _last_words(ffmpeg: subprocess.Popen, log: BinaryIO) -> str:
+    """Why ffmpeg ended, in one line: waits for it."""
+    code = ffmpeg.wait()
+    log.seek(0)
+    lines = [re.sub(r"^(\[[^]]*\] *)+", "", line) for line in log.read().decode(errors="replace").splitlines()]
+    if any("matches no streams" in line for line in lines):
+        return "matches no streams"
+    if lines:
+        inner = re.search(r"return code -?\d+ \((.*)\)$", lines[-1])
+        return _one_line(inner[1] if inner else lines[-1])
+    return f"ffmpeg was ended by signal {-code}" if code < 0 else f"ffmpeg ended with code {code}"
+
+
+def _publish(part: Path, outdir: Path, stem: str) -> Path:
+    """Move the finished file to the first free name; exclusive creation claims it, so two processes never share one."""
+    for number in itertools.count(1):
+        path = outdir / (f"{stem}.mp4" if number == 1 else f"{stem}-{number}.mp4")
+        try:
+            path.open("xb").close()
+        except FileExistsError:
+            continue
+        try:
+            os.replace(part, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+    raise AssertionError("unreachable")
+
+
+def _check_file(path: Path | str, name: str) -> None:
+    if not os.path.exists(path):
+        raise InputError(name, path, "must be an existing file")
+    if not os.path.isfile(path):
+        raise InputError(name, path, "must be a file, not a folder or a device")
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

@@ -1,0 +1,453 @@
+"""Command lines become settings, or one line on stderr and exit code 2, before torch is imported or a file written."""
+
+import dataclasses
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skyreels_v2_infer import cli, video_io
+
+ROOT = Path(cli.__file__).parents[1]
+BOTH = pytest.mark.parametrize("parse", [cli.parse_generate, cli.parse_diffusion_forcing])
+
+PUBLISHED = dict(
+    outdir=Path("video_out"),
+    num_frames=97,
+    image=None,
+    guidance_scale=6.0,
+    shift=8.0,
+    inference_steps=30,
+    fps=24,
+    seed=None,
+    height=544,
+    width=960,
+    device=None,
+    dtype=None,
+)
+PUBLISHED_DF = dict(
+    end_image=None,
+    video_path=None,
+    ar_step=0,
+    causal_attention=False,
+    causal_block_size=1,
+    base_num_frames=97,
+    overlap_history=None,
+    addnoise_condition=0,
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Pictures and videos of 20 frames, lying and standing, and broken ones."""
+    inputs = tmp_path_factory.mktemp("inputs")
+    for name, height, width in (("wide", 64, 96), ("tall", 96, 64)):
+        frames = np.full((20, height, width, 3), 90, np.uint8)
+        Image.fromarray(frames[0]).save(inputs / f"{name}.png")
+        with video_io.VideoWriter(inputs, name, height, width, 24) as writer:
+            writer.write(frames)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(inputs / "turned.jpg", exif=turned)
+    (inputs / "cut.png").write_bytes((inputs / "wide.png").read_bytes()[:-30])
+    (inputs / "cut.mp4").write_bytes((inputs / "wide.mp4").read_bytes()[:800])
+    (inputs / "text.mp4").write_text("not a video")
+    return inputs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, inputs):
+    """The empty folder where the command runs, beside a folder of inputs."""
+    shutil.copytree(inputs, tmp_path / "inputs")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refusal(parse, argv, capsys) -> str:
+    """The one line, without the program's name."""
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    assert err.endswith("\n") and err.count("\n") == 1, err
+    prog = "generate_video.py" if parse is cli.parse_generate else "generate_video_df.py"
+    assert err.startswith(f"{prog}: ")
+    return err[len(prog) + 2 : -1]
+
+
+# ---- what is accepted ------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_published_ones():
+    short, forcing = cli.parse_generate([]), cli.parse_diffusion_forcing([])
+    assert short.model_id == "Skywork/SkyReels-V2-T2V-14B-540P"
+    assert forcing.model_id == "Skywork/SkyReels-V2-DF-1.3B-540P"
+    for settings, defaults in ((short, PUBLISHED), (forcing, PUBLISHED | PUBLISHED_DF)):
+        values = dataclasses.asdict(settings)
+        for name in ("model_id", "prompt", "negative_prompt"):
+            assert values.pop(name).strip()
+        assert values == defaults
+
+
+def test_every_flag_reaches_its_setting(folder):
+    values = dict(model_id="my/model", outdir="out/deep", prompt="fox", negative_prompt="fog", height=64, width=128)
+    values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
+    values |= dict(seed=9, device="cuda:1", dtype="float16", teacache_thresh=0.3)
+    argv = [f"--{name}={value}" for name, value in values.items()]
+    values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
+    values |= dict(overlap_history=5, addnoise_condition=20.5)
+    forcing = [f"--{name}={value}" for name, value in values.items()]
+    common = dict(
+        model_id="my/model",
+        outdir=Path("out/deep"),
+        prompt="fox",
+        negative_prompt="fog",
+        image=Path("../inputs/wide.png"),
+        height=64,
+        width=128,
+        num_frames=33,
+        inference_steps=7,
+        guidance_scale=1.5,
+        shift=3.0,
+        fps=16,
+        seed=9,
+        device="cuda:1",
+        dtype="float16",
+    )
+    assert dataclasses.asdict(cli.parse_generate(argv)) == common
+    assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
+        end_image=Path("../inputs/tall.png"),
+        video_path=None,
+        ar_step=2,
+        causal_attention=False,
+        causal_block_size=5,
+        base_num_frames=21,
+        overlap_history=5,
+        addnoise_condition=20.5,
+    )
+    extension = ["--video_path", "../inputs/wide.mp4", "--overlap_history", "17", "--causal_attention"]
+    settings = cli.parse_diffusion_forcing(extension)
+    assert settings.video_path == Path("../inputs/wide.mp4") and settings.causal_attention is True
+    assert contents(folder) == []
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cli.parse_generate([]).seed = 1
+
+
+@BOTH
+def test_limits_are_legal(parse):
+    for flag, values in {
+        "seed": [0, 2**63 - 1],
+        "fps": [1, 240],
+        "num_frames": [1, 5, 97],
+        "inference_steps": [1],
+        "guidance_scale": [0, 1e3],
+        "shift": [1e-3],
+        "device": ["cpu", "cuda", "cuda:7", "mps"],
+        "dtype": ["float32", "bfloat16", "float16"],
+        "teacache_thresh": [-1, 0, 5],
+        "negative_prompt": ["", "-fog"],
+        "prompt": ["- a list item", "白い白鳥"],
+    }.items():
+        for value in values:
+            settings = parse([f"--{flag}", str(value)])
+            assert flag == "teacache_thresh" or getattr(settings, flag) == value
+
+
+@pytest.mark.parametrize("kind", ["DF", "T2V", "I2V"])
+@pytest.mark.parametrize("layout", ["", "-Diffusers"])
+def test_published_720p_models_make_720p(kind, layout):
+    def size(*argv):
+        settings = cli.parse_diffusion_forcing(["--model_id", *argv])
+        return settings.height, settings.width
+
+    assert size(f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}") == (720, 1280)
+    assert size(f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}", "--resolution", "540P") == (544, 960)
+    assert size(f"Skywork/SkyReels-V2-{kind}-14B-540P{layout}") == (544, 960)
+    assert size(f"Skywork/SkyReels-V2-{kind}-14B-540P{layout}", "--resolution", "720P") == (720, 1280)
+    assert size(f"mine/SkyReels-V2-{kind}-14B-720P{layout}") == (544, 960)
+
+
+@pytest.mark.parametrize(
+    ("argv", "size"),
+    [
+        ("--image wide.png", (544, 960)),
+        ("--image tall.png", (960, 544)),
+        ("--image turned.jpg", (960, 544)),
+        ("--image tall.png --resolution 720P", (1280, 720)),
+        ("--image tall.png --height 64 --width 96", (64, 96)),
+        ("--end_image tall.png", (960, 544)),
+        ("--image wide.png --end_image tall.png", (544, 960)),
+        ("--video_path tall.mp4 --overlap_history 17", (960, 544)),
+        ("--video_path wide.mp4 --overlap_history 17 --end_image tall.png", (544, 960)),
+    ],
+)
+def test_portrait_follows_the_image_or_the_video(folder, argv, size):
+    argv = [str(folder.parent / "inputs" / word) if "." in word else word for word in argv.split()]
+    settings = cli.parse_diffusion_forcing(argv)
+    assert (settings.height, settings.width) == size
+
+
+def test_frames_added_to_a_video(folder):
+    def frames(*argv):
+        video = ["--video_path", "../inputs/wide.mp4", "--overlap_history", "17"]
+        return cli.parse_diffusion_forcing([*video, *argv]).num_frames
+
+    assert frames() == 97 - 17
+    assert frames("--base_num_frames", "41") == 24
+    assert frames("--num_frames", "120") == 120
+    assert frames("--num_frames", "4") == 4
+
+
+def test_long_video_with_overlap():
+    argv = ["--num_frames", "257", "--overlap_history", "17"]
+    settings = cli.parse_diffusion_forcing(argv)
+    assert (settings.num_frames, settings.overlap_history) == (257, 17)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+REFUSED_BY_BOTH = [
+    ("--num_frames 98", "must be 4n+1, nearest are 97 and 101"),
+    ("--num_frames 96", "must be 4n+1, nearest are 93 and 97"),
+    ("--num_frames 3", "must be 4n+1, nearest are 1 and 5"),
+    ("--num_frames 0", "must be 4n+1, at least 1"),
+    ("--num_frames -3", "must be 4n+1, at least 1"),
+    ("--num_frames abc", "must be a whole number"),
+    ("--num_frames 97.5", "must be a whole number"),
+    ("--inference_steps 0", "must be a whole number, at least 1"),
+    ("--inference_steps -5", "must be a whole number, at least 1"),
+    ("--guidance_scale -1", "must be a finite number, at least 0"),
+    ("--guidance_scale nan", "must be a finite number, at least 0"),
+    ("--guidance_scale inf", "must be a finite number, at least 0"),
+    ("--shift 0", "must be a finite number, above 0"),
+    ("--shift -inf", "must be a finite number, above 0"),
+    ("--shift -1e3", "must be a finite number, above 0"),
+    ("--shift 1e999", "must be a finite number, above 0"),
+    ("--teacache_thresh nan", "must be a finite number"),
+    ("--fps 0", "must be a whole number from 1 to 240"),
+    ("--fps 241", "must be a whole number from 1 to 240"),
+    ("--fps 23.976", "must be a whole number from 1 to 240"),
+    ("--seed -1", f"must be a whole number from 0 to {2**63 - 1}"),
+    (f"--seed {2**63}", f"must be a whole number from 0 to {2**63 - 1}"),
+    ("--resolution 480P", "must be 540P or 720P"),
+    ("--dtype int8", "must be float32, bfloat16 or float16"),
+    ("--device gpu", "must be cpu, cuda, cuda:N, mps, xpu or xpu:N"),
+    ("--height 545 --width 960", "must be a multiple of 16, nearest are 544 and 560"),
+    ("--width 950 --height 544", "must be a multiple of 16, nearest are 944 and 960"),
+    ("--height 0 --width 960", "must be a whole number, at least 16"),
+    ("--height 544", "needs --width as well"),
+    ("--width 960", "needs --height as well"),
+    ("--resolution 540P --height 544 --width 960", "give either --resolution or --height and --width"),
+    ("--image ../inputs/missing.png", "must be an existing file"),
+    ("--image ../inputs", "must be a file, not a folder or a device"),
+    ("--image ../inputs/cut.png", "must be a complete picture that Pillow can read"),
+    ("--image ../inputs/text.mp4", "must be a complete picture that Pillow can read"),
+    ("--outdir ../inputs/wide.png", "must be a folder or a place for one"),
+    ("--outdir ../inputs/wide.png/deep/er", "must be a folder or a place for one"),
+]
+REFUSED_BY_FORCING = [
+    ("--num_frames 101", "--overlap_history not given", "above --base_num_frames 97, 17 is recommended"),
+    ("--video_path ../inputs/wide.mp4", "--overlap_history not given", "needed with --video_path, 17 is recommended"),
+    ("--overlap_history 18", "--overlap_history 18", "must be 4n+1, nearest are 17 and 21"),
+    ("--overlap_history 0", "--overlap_history 0", "must be 4n+1, at least 1"),
+    ("--overlap_history 97", "--overlap_history 97", "must be below --base_num_frames 97"),
+    ("--overlap_history 101", "--overlap_history 101", "must be below --base_num_frames 97"),
+    ("--base_num_frames 96", "--base_num_frames 96", "must be 4n+1, nearest are 93 and 97"),
+    ("--base_num_frames -1", "--base_num_frames -1", "must be 4n+1, at least 1"),
+    ("--ar_step -1", "--ar_step -1", "must be a whole number, at least 0"),
+    ("--causal_block_size 0", "--causal_block_size 0", "must be a whole number, at least 1"),
+    ("--addnoise_condition 1000", "--addnoise_condition 1000", "at least 0 and below 1000"),
+    ("--addnoise_condition -1", "--addnoise_condition -1", "at least 0 and below 1000"),
+    ("--addnoise_condition nan", "--addnoise_condition nan", "at least 0 and below 1000"),
+    ("--end_image ../inputs/cut.png", "--end_image ../inputs/cut.png", "must be a complete picture"),
+    ("--end_image ../inputs/no.png", "--end_image ../inputs/no.png", "must be an existing file"),
+    (
+        "--end_image ../inputs/wide.png --causal_attention",
+        "--end_image ../inputs/wide.png",
+        "not with --causal_attention: no frame would look that far ahead",
+    ),
+    (
+        "--image ../inputs/wide.png --video_path ../inputs/wide.mp4 --overlap_history 17",
+        "--image ../inputs/wide.png",
+        "give either --image or --video_path",
+    ),
+]
+REFUSED_EXTENSIONS = [
+    ("--num_frames 121", "--num_frames 121", "must be a multiple of 4 (frames to add), nearest are 120 and 124"),
+    ("--num_frames 3", "--num_frames 3", "must be a multiple of 4 (frames to add), at least 4"),
+    ("--num_frames 0", "--num_frames 0", "must be a multiple of 4 (frames to add), at least 4"),
+    (
+        "--overlap_history 21",
+        "--video_path ../inputs/wide.mp4",
+        "must have at least --overlap_history 21 frames, but has 20",
+    ),
+    ("--video_path ../inputs/missing.mp4", "--video_path ../inputs/missing.mp4", "must be an existing file"),
+    ("--video_path ../inputs/cut.mp4", "--video_path ../inputs/cut.mp4", "must be a complete video"),
+    ("--video_path ../inputs/text.mp4", "--video_path ../inputs/text.mp4", "must be a complete video"),
+    ("--video_path ../inputs", "--video_path ../inputs", "must be a file, not a folder"),
+]
+
+
+def check_refused(parse, argv, named, legal, folder, capsys):
+    before = contents(folder.parent)
+    line = refusal(parse, argv, capsys)
+    assert line.startswith(f"{named}: ") and legal in line
+    assert contents(folder.parent) == before
+
+
+@BOTH
+@pytest.mark.parametrize(("argv", "legal"), REFUSED_BY_BOTH)
+def test_bad_value(parse, argv, legal, folder, capsys):
+    named = " ".join(argv.split()[:2])
+    check_refused(parse, argv.split(), named, legal, folder, capsys)
+
+
+@pytest.mark.parametrize(("argv", "named", "legal"), REFUSED_BY_FORCING)
+def test_bad_value_of_diffusion_forcing(argv, named, legal, folder, capsys):
+    check_refused(cli.parse_diffusion_forcing, argv.split(), named, legal, folder, capsys)
+
+
+@pytest.mark.parametrize(("argv", "named", "legal"), REFUSED_EXTENSIONS)
+def test_bad_extension(argv, named, legal, folder, capsys):
+    argv = ["--video_path", "../inputs/wide.mp4", "--overlap_history", "17", *argv.split()]
+    check_refused(cli.parse_diffusion_forcing, argv, named, legal, folder, capsys)
+
+
+@BOTH
+@pytest.mark.parametrize("value", ["", "  ", "\n\t"])
+@pytest.mark.parametrize("flag", ["--prompt", "--model_id", "--outdir", "--image"])
+def test_nothing_given(parse, flag, value, folder, capsys):
+    check_refused(parse, [flag, value], f"{flag} {value!r}", "must", folder, capsys)
+
+
+def test_a_prompt_that_is_no_text(folder, capsys):
+    check_refused(cli.parse_generate, ["--prompt", "fox \udcff"], r"--prompt fox \udcff", "valid UTF-8", folder, capsys)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("--use_usp", "--use_usp: not implemented yet in this version"),
+        ("--offload", "--offload: not implemented yet in this version"),
+        ("--prompt_enhancer", "--prompt_enhancer: not implemented yet in this version"),
+        ("--use_ret_steps", "--use_ret_steps: not implemented yet in this version"),
+        ("--teacache --teacache_thresh 0.3", "--teacache: not implemented yet in this version"),
+        ("--teacache --offload", "--offload --teacache: not implemented yet in this version"),
+        ("--offload=yes", "--offload: takes no value"),
+        ("--seed", "--seed: needs a value"),
+        ("--seed --fps 8", "--seed: needs a value"),
+        ("--num_frame 97", "--num_frame 97: unknown flag, did you mean --num_frames?"),
+        ("--promt=fox", "--promt=fox: unknown flag, did you mean --prompt?"),
+        ("--xyzzy", "--xyzzy: unknown flag, --help lists all"),
+        ("--prompt red fox", "fox: stands without a flag in front of it (a prompt with spaces needs quotes)"),
+    ],
+)
+def test_bad_command(parse, argv, line, folder, capsys):
+    assert refusal(parse, argv.split(), capsys) == line
+    assert contents(folder) == []
+
+
+@pytest.mark.parametrize("field", sorted(PUBLISHED_DF))
+def test_flags_of_the_other_script_are_pointed_to(field, capsys):
+    line = refusal(cli.parse_generate, [f"--{field}", "5"], capsys)
+    assert line == f"--{field} 5: only generate_video_df.py has this flag"
+
+
+def test_a_line_break_in_a_value_does_not_break_the_line(capsys):
+    assert refusal(cli.parse_generate, ["--seed", "1\n2\x1b"], capsys).startswith(r"--seed 1\n2\x1b: must be")
+
+
+def test_folder_without_permission(folder, capsys, monkeypatch):
+    locked = folder / "locked"
+    locked.mkdir()
+    access = os.access
+    # Permissions do not bind root, so the answer is made up.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
+    for outdir in (locked, locked / "new" / "er"):
+        line = refusal(cli.parse_generate, ["--outdir", str(outdir)], capsys)
+        assert line == f"--outdir {outdir}: must be writable, but {locked} is not"
+    assert contents(folder) == ["locked"]
+
+
+def test_dangling_link_is_no_folder(folder, capsys):
+    (folder / "link").symlink_to("nowhere")
+    assert "must be a folder" in refusal(cli.parse_generate, ["--outdir", "link"], capsys)
+
+
+# ---- as a process ----------------------------------------------------------------------------------------------------
+
+
+def run(code: str, *argv: str, cwd: Path) -> tuple[subprocess.CompletedProcess, float]:
+    """The finished process and the CPU seconds that it and its children took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+PARSE = "import sys; from skyreels_v2_infer import cli; cli.parse_diffusion_forcing(sys.argv[1:])"
+HEAVY = "; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--help",
+        "--num_frames 98",
+        "--image ../inputs/cut.png",
+        "--outdir ../inputs/wide.png",
+        "--video_path ../inputs/cut.mp4 --overlap_history 17",
+        "--video_path ../inputs/wide.mp4 --overlap_history 21",
+    ],
+)
+def test_help_and_errors_take_less_than_a_second_of_cpu(argv, folder):
+    done, seconds = run(PARSE, *argv.split(), cwd=folder)
+    assert seconds < 1
+    assert contents(folder) == []
+    if argv == "--help":
+        assert done.returncode == 0 and done.stderr == ""
+    else:
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("generate_video_df.py: --") and done.stderr.count("\n") == 1
+
+
+def test_parsing_imports_nothing_heavy(folder):
+    argv = ["--video_path", "../inputs/wide.mp4", "--overlap_history", "17", "--end_image", "../inputs/wide.png"]
+    done, _ = run(PARSE + HEAVY, *argv, cwd=folder)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+@BOTH
+def test_help_explains_every_flag(parse, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and err == ""
+    settings = parse([])
+    switches = {"use_usp", "offload", "prompt_enhancer", "teacache", "use_ret_steps", "teacache_thresh", "resolution"}
+    for name in {field.name for field in dataclasses.fields(settings)} | switches:
+        assert f"\n  --{name} " in out, name
+    for word in ("97", "6.0", "8.0", "30", "24", "4n+1", "video_out", settings.model_id):
+        assert word in out
