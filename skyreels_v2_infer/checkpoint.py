@@ -180,7 +180,7 @@ def weight_files(folder: Path, shown: str, model_id: object) -> tuple[Path, ...]
             listed = read_json(folder / index, shown + index, model_id).get("weight_map")
             if not isinstance(listed, dict):
                 raise refusal(model_id, f"{shown}{index} lists no files (it has no weight_map)")
-            absent(set(listed.values()) - present, shown, f"listed in {index}")
+            absent({str(name) for name in listed.values()} - present, shown, f"listed in {index}")
     if not sets:
         raise FileNotFoundError(" and ".join(f"{shown}{stem}*.safetensors" for stem in WEIGHT_STEMS) + " are")
     if len(sets) > 1:
@@ -249,7 +249,10 @@ def read_transformer_config(model_id: str | Path) -> dict:
 
     With this a script can tell an image-to-video model (``model_type``) before gigabytes are on their way.
     """
-    folder = local_folder(model_id) or fetch(str(model_id), CONFIG_FILES)
+    return config_in(local_folder(model_id) or fetch(str(model_id), CONFIG_FILES), model_id)
+
+
+def config_in(folder: Path, model_id: object) -> dict:
     for place in (folder / "transformer", folder):
         if (place / "config.json").is_file():
             shown = "config.json" if place == folder else "transformer/config.json"
@@ -282,9 +285,11 @@ def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
     """
     folder = local_folder(model_id)
     if folder is None:
-        config = read_transformer_config(model_id)
-        files = DOWNLOADS[layout_of(fetch(str(model_id), CONFIG_FILES))]
-        wanted = [p for p in parts if p != "image_encoder" or config["model_type"] == "i2v"]
+        folder = fetch(str(model_id), CONFIG_FILES)
+        config = config_in(folder, model_id)
+        wanted = [part for part in parts if part != "image_encoder" or config["model_type"] == "i2v"]
+        # A repository that is a transformer alone keeps its files at the top, as the original layout does.
+        files = DOWNLOADS["original" if own_class(folder) else layout_of(folder)]
         folder = fetch(str(model_id), [pattern for part in wanted for pattern in files[part]])
     return str(folder)
 
@@ -330,6 +335,7 @@ def read_header(file: Path, model_id: object) -> dict[str, tuple[tuple[int, ...]
 
     Format: https://huggingface.co/docs/safetensors (8 bytes of header length, the header in json, the data).
     """
+    refuse_pointer(file, model_id)
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -350,6 +356,7 @@ def read_header(file: Path, model_id: object) -> dict[str, tuple[tuple[int, ...]
 
 def check_archive(file: Path, model_id: object) -> None:
     """A ``.pth`` file is a zip archive, whose directory lies at its end: a file that was cut has none."""
+    refuse_pointer(file, model_id)
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -358,3 +365,10 @@ def check_archive(file: Path, model_id: object) -> None:
         raise refusal(model_id, f"{file.name} ({size}) is no whole .pth file: an interrupted download?") from error
     if not any(name.endswith("/data.pkl") for name in names):
         raise refusal(model_id, f"{file.name} is a zip archive, but no .pth file")
+
+
+def refuse_pointer(file: Path, model_id: object) -> None:
+    """``git clone`` without git-lfs leaves a text of three lines where each large file should be."""
+    with file.open("rb") as stream:
+        if stream.read(19) == b"version https://git":
+            raise refusal(model_id, f"{file.name} is a git-lfs pointer, not the file itself: run `git lfs pull` there")

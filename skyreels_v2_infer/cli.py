@@ -282,8 +282,8 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
         metavar="N",
         type=_whole(),
         help="frames of the window before, or of --video_path, that a window sees and follows on, 4n+1, fewer than "
-        "--base_num_frames. Needed for long videos; 17 is usual, more hold motion and look better together but add "
-        "fewer new frames per window",
+        "--base_num_frames. Needed for long videos; 17 is usual; more carry the motion on better, but each window then "
+        "adds fewer new frames",
     )
     group.add_argument(
         "--addnoise_condition",
@@ -291,7 +291,7 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
         type=_number(0, below=1000),
         default=0.0,
         help="noise laid over the frames a window follows on, in thousandths of full noise, from 0 to below 1000. A "
-        "little (20) keeps small faults from growing from window to window; beyond 50 the joints begin to show "
+        "little (20) keeps small faults from growing from window to window; the more, the less those frames bind "
         "(default: 0)",
     )
     group.add_argument(

@@ -169,7 +169,8 @@ def load_into(
             owner, _, leaf = target.rpartition(".")
             owner = module.get_submodule(owner)
             wanted = torch.float32 if keep_float32 is not None and keep_float32.search(target) else dtype
-            value = piece.reshape(getattr(owner, leaf).shape).to(device, wanted)
+            # A view would keep its mapping alive, and with it all pages that its neighbours' conversion has touched.
+            value = piece.reshape(getattr(owner, leaf).shape).to(device, wanted, copy=wanted != dtype)
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     module.to(device)  # the buffers, which are in no file
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])

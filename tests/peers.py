@@ -13,6 +13,7 @@ EXACT = 1e-5  # relative; what float32 leaves of two ways to compute the same
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
+    ours, theirs = ours.detach(), theirs.detach()
     return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
 
 
@@ -72,7 +73,15 @@ def peer_vae(vae: WanVAE, dim: int = 8) -> AutoencoderKLWan:
 
 
 class PeerScheduler(UniPCMultistepScheduler):
-    """diffusers' solver on our table of noise levels; the step is found by index."""
+    """diffusers' solver on our table of noise levels; the step is found by index.
+
+    diffusers' diffusion-forcing pipelines (and the published one) hand the solver a view of their latents, which the
+    solver keeps as its last sample, and write the next sample into that view: so the corrector of the second step
+    starts from a sample that has been overwritten. With `overwritten` false the solver keeps a copy instead, and is
+    UniPC there as well.
+    """
+
+    overwritten = False
 
     def __init__(self, shift: float = 8.0):
         super().__init__(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
@@ -83,3 +92,6 @@ class PeerScheduler(UniPCMultistepScheduler):
         self.sigmas = torch.from_numpy(sigmas)
         self.timesteps = torch.from_numpy(flow_timesteps(sigmas)).to(device)
         self.set_begin_index(0)
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        return super().step(model_output, timestep, sample if self.overwritten else sample.clone(), return_dict)

@@ -45,10 +45,10 @@ PUBLISHED_DF = dict(
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Pictures and videos of 20 frames, lying and standing, and broken ones."""
+    """Pictures and videos of 21 frames, lying and standing, and broken ones."""
     inputs = tmp_path_factory.mktemp("inputs")
     for name, height, width in (("wide", 64, 96), ("tall", 96, 64)):
-        frames = np.full((20, height, width, 3), 90, np.uint8)
+        frames = np.full((21, height, width, 3), 90, np.uint8)
         Image.fromarray(frames[0]).save(inputs / f"{name}.png")
         with video_io.VideoWriter(inputs, name, height, width, 24) as writer:
             writer.write(frames)
@@ -209,6 +209,7 @@ def test_frames_added_to_a_video(folder):
 
     assert frames() == 97 - 17
     assert frames("--base_num_frames", "41") == 24
+    assert frames("--overlap_history", "21") == 76  # all of the video
     assert frames("--num_frames", "120") == 120
     assert frames("--num_frames", "4") == 4
 
@@ -292,9 +293,9 @@ REFUSED_EXTENSIONS = [
     ("--num_frames 3", "--num_frames 3", "must be a multiple of 4 (frames to add), at least 4"),
     ("--num_frames 0", "--num_frames 0", "must be a multiple of 4 (frames to add), at least 4"),
     (
-        "--overlap_history 21",
+        "--overlap_history 25",
         "--video_path ../inputs/wide.mp4",
-        "must have at least --overlap_history 21 frames, but has 20",
+        "must have at least --overlap_history 25 frames, but has 21",
     ),
     ("--video_path ../inputs/missing.mp4", "--video_path ../inputs/missing.mp4", "must be an existing file"),
     ("--video_path ../inputs/cut.mp4", "--video_path ../inputs/cut.mp4", "must be a complete video"),
@@ -378,7 +379,9 @@ def test_folder_without_permission(folder, capsys, monkeypatch):
     locked.mkdir()
     access = os.access
     # Permissions do not bind root, so the answer is made up.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: (Path(path) != locked or not mode & os.W_OK) and access(path, mode)
+    )
     for outdir in (locked, locked / "new" / "er"):
         line = refusal(cli.parse_generate, ["--outdir", str(outdir)], capsys)
         assert line == f"--outdir {outdir}: must be writable, but {locked} is not"
@@ -419,7 +422,7 @@ HEAVY = "; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.
         "--image ../inputs/cut.png",
         "--outdir ../inputs/wide.png",
         "--video_path ../inputs/cut.mp4 --overlap_history 17",
-        "--video_path ../inputs/wide.mp4 --overlap_history 21",
+        "--video_path ../inputs/wide.mp4 --overlap_history 25",
     ],
 )
 def test_help_and_errors_take_less_than_a_second_of_cpu(argv, folder):

@@ -139,7 +139,9 @@ class DiffusionForcingPipeline(VideoPipeline):
         prompts = self._encode_prompts(*texts)
         history = History(plan.history_after(-1))
         if given.prefix is not None:
-            yield from self._finished(None, self._prefix(given, prompts.batch, history))
+            pieces = self._prefix(given, prompts.batch, history)
+            yield Finished(None, pieces)
+            exhaust(pieces)
         for window in plan.windows:
             fresh = self._initial_latents(prompts, window, given.height, given.width, noise, latents)
             latents = None
@@ -150,14 +152,10 @@ class DiffusionForcingPipeline(VideoPipeline):
             done = self._denoise_window(plan, window, prompts, fresh, show=show, **options)
             done = done[:, :, : window.latents - window.end_latents]
             new = done[:, :, window.window.history_latents :]
-            yield from self._finished(new, self._decode(window, done, history))
-
-    @staticmethod
-    def _finished(latents: torch.Tensor | None, pieces: Iterator[torch.Tensor]) -> Iterator[Finished]:
-        """Hands out a stretch, then sees to it that the history has all of it, whoever did not want the frames."""
-        yield Finished(latents, pieces)
-        for _ in pieces:
-            pass
+            pieces = self._decode(window, done, history)
+            yield Finished(new, pieces)
+            if window is not plan.windows[-1]:
+                exhaust(pieces)
 
     @torch.no_grad()
     def _prefix(self, given: Conditions, batch: int, history: History) -> Iterator[torch.Tensor]:
@@ -178,6 +176,12 @@ class DiffusionForcingPipeline(VideoPipeline):
         if window.end_latents:
             latents[:, :, -window.end_latents :] = self.vae.encode(given.end_image)
         return latents
+
+
+def exhaust(pieces: Iterator[torch.Tensor]) -> None:
+    """Lets the history see frames that whoever asked for the latents did not want."""
+    for _ in pieces:
+        pass
 
 
 def count_frames(prefix: str | Path | np.ndarray | None) -> int:
