@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import math
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from . import video_io
-from .errors import InputError
+from skyreels_v2_infer import video_io
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.flags import Parser, any_text, device_name, number, one_of, some_path, some_text, whole
+from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix
 
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
+DEFAULT_FRAMES = 97
 SIZES = {"540P": (544, 960), "720P": (720, 1280)}  # height, width
 # The published models that were trained at 720P; a local folder's name says nothing.
 MODELS_720P = frozenset(
@@ -99,10 +98,11 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
 
     Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
     """
-    parser = _Parser(
+    parser = Parser(
         GENERATE,
         "Make a video from a text, or from a text and a first picture, in one piece.",
         'example: %(prog)s --prompt "A red kite over the dunes" --image dunes.jpg --seed 7',
+        elsewhere={f"--{field.name}": DIFFUSION_FORCING for field in dataclasses.fields(DiffusionForcingSettings)},
     )
     _add_content(parser)
     _add_shape(parser)
@@ -111,8 +111,10 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_later(parser)
     args = parser.read(argv)
     try:
+        _refuse_later(args)
         _check_sizes(args)
-        num_frames = 97 if args.num_frames is None else _four_n_plus_one("num_frames", args.num_frames)
+        num_frames = DEFAULT_FRAMES if args.num_frames is None else args.num_frames
+        check_lengths(num_frames)
         height, width = _size(args, _source_size(args))
         return GenerateSettings(**_shared(args), height=height, width=width, num_frames=num_frames)
     except InputError as error:
@@ -124,12 +126,13 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
 
     Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
     """
-    parser = _Parser(
+    parser = Parser(
         DIFFUSION_FORCING,
         "Make a video of any length from a text, and if wanted from a first picture, a last picture, or a video "
         "that is to go on. Long videos are made window by window.",
         'example, 10 seconds: %(prog)s --num_frames 257 --overlap_history 17 --prompt "A red kite over the dunes"; '
         "5 more seconds of a video: %(prog)s --video_path kite.mp4 --num_frames 120 --overlap_history 17",
+        elsewhere={},
     )
     _add_diffusion_forcing_content(_add_content(parser))
     _add_shape(parser)
@@ -139,6 +142,7 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_later(parser)
     args = parser.read(argv)
     try:
+        _refuse_later(args)
         _check_sizes(args)
         _check_conditions(args)
         num_frames = _check_length(args)
@@ -164,22 +168,22 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
 # ---- what the flags are called and mean -----------------------------------------------------------------------------
 
 
-def _add_content(parser: _Parser) -> argparse._ArgumentGroup:
+def _add_content(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what is to be seen")
     group.add_argument(
-        "--prompt", type=_text, default=DEFAULT_PROMPT, help="the scene, in words (default: a swan on a lake)"
+        "--prompt", type=some_text, default=DEFAULT_PROMPT, help="the scene, in words (default: a swan on a lake)"
     )
     group.add_argument(
         "--negative_prompt",
         metavar="PROMPT",
-        type=_any_text,
+        type=any_text,
         default=DEFAULT_NEGATIVE_PROMPT,
         help='what guidance pushes away from; "" names nothing (default: a list of common defects)',
     )
     group.add_argument(
         "--image",
         metavar="FILE",
-        type=_path,
+        type=some_path,
         help="first frame of the video; scaled to cover the video's size, then cropped around its centre",
     )
     return group
@@ -187,22 +191,22 @@ def _add_content(parser: _Parser) -> argparse._ArgumentGroup:
 
 def _add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--end_image", metavar="FILE", type=_path, help="picture that the video runs towards; fitted like --image"
+        "--end_image", metavar="FILE", type=some_path, help="picture that the video runs towards; fitted like --image"
     )
     group.add_argument(
         "--video_path",
         metavar="FILE",
-        type=_path,
+        type=some_path,
         help="video to continue: its last --overlap_history frames are what the new frames follow on; not with --image",
     )
 
 
-def _add_shape(parser: _Parser) -> None:
+def _add_shape(parser: Parser) -> None:
     group = parser.add_argument_group("size and length")
     group.add_argument(
         "--resolution",
         metavar="{540P,720P}",
-        type=_one_of(*SIZES),
+        type=one_of(*SIZES),
         help="540P is 544x960 (height x width), 720P is 720x1280, turned upright if the picture or video given "
         "is taller than wide (default: 720P for the published 720P models, else 540P)",
     )
@@ -210,38 +214,38 @@ def _add_shape(parser: _Parser) -> None:
         group.add_argument(
             f"--{side}",
             metavar="PIXELS",
-            type=_whole(16),
+            type=whole(16),
             help="instead of --resolution, both together: multiples of 16, used as given",
         )
     group.add_argument(
         "--num_frames",
         metavar="N",
-        type=_whole(),
+        type=whole(),
         help="frames of the video, 4n+1: 1, 5, ..., 97, ...; seconds are frames / fps (default: 97). "
         f"{DIFFUSION_FORCING} with --video_path: frames to add, a multiple of 4 (default: what one window adds)",
     )
     group.add_argument(
         "--fps",
         metavar="N",
-        type=_whole(1, 240),
+        type=whole(1, 240),
         default=24,
         help="frames per second of the file; a model that knows several rates is told (default: %(default)s)",
     )
 
 
-def _add_sampling(parser: _Parser) -> None:
+def _add_sampling(parser: Parser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--inference_steps",
         metavar="N",
-        type=_whole(1),
+        type=whole(1),
         default=30,
         help="denoising steps: more are slower and finer (default: %(default)s)",
     )
     group.add_argument(
         "--guidance_scale",
         metavar="X",
-        type=_number(0),
+        type=number(0),
         default=6.0,
         help="how strongly the prompt is followed: 1 is no guidance, too much looks harsh; 5 suits an --image "
         "(default: %(default)s)",
@@ -249,7 +253,7 @@ def _add_sampling(parser: _Parser) -> None:
     group.add_argument(
         "--shift",
         metavar="X",
-        type=_number(above=0),
+        type=number(above=0),
         default=8.0,
         help="where the steps are spent: higher gives more of them to the noisy beginning, which settles layout and "
         "motion, lower gives more to detail; 3 suits an --image (default: %(default)s)",
@@ -257,12 +261,12 @@ def _add_sampling(parser: _Parser) -> None:
     group.add_argument(
         "--seed",
         metavar="N",
-        type=_whole(0, 2**63 - 1),
+        type=whole(0, 2**63 - 1),
         help="the same seed with the same settings gives the same video (default: drawn anew)",
     )
 
 
-def _add_diffusion_forcing(parser: _Parser) -> None:
+def _add_diffusion_forcing(parser: Parser) -> None:
     group = parser.add_argument_group(
         "windows and diffusion forcing",
         "A video longer than one window is made window after window, each following on the last frames of the one "
@@ -272,15 +276,15 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
     group.add_argument(
         "--base_num_frames",
         metavar="N",
-        type=_whole(),
-        default=97,
+        type=whole(),
+        default=DEFAULT_FRAMES,
         help="frames of a window, 4n+1; decides memory and time per step. The 540P models learnt 97, the 720P models "
         "121 (default: %(default)s)",
     )
     group.add_argument(
         "--overlap_history",
         metavar="N",
-        type=_whole(),
+        type=whole(),
         help="frames of the window before, or of --video_path, that a window sees and follows on, 4n+1, fewer than "
         "--base_num_frames. Needed for long videos; 17 is usual; more carry the motion on better, but each window then "
         "adds fewer new frames",
@@ -288,7 +292,7 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
     group.add_argument(
         "--addnoise_condition",
         metavar="X",
-        type=_number(0, below=1000),
+        type=number(0, below=1000),
         default=0.0,
         help="noise laid over the frames a window follows on, in thousandths of full noise, from 0 to below 1000. A "
         "little (20) keeps small faults from growing from window to window; the more, the less those frames bind "
@@ -297,7 +301,7 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
     group.add_argument(
         "--ar_step",
         metavar="N",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         help="0: all frames of a window are denoised together. N > 0: each block of frames starts N steps after the "
         "block before it, so that it can follow cleaner frames; with B blocks this takes N x (B-1) more steps, for 97 "
@@ -306,7 +310,7 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
     group.add_argument(
         "--causal_block_size",
         metavar="N",
-        type=_whole(1),
+        type=whole(1),
         default=1,
         help="latent frames of a block: they share a noise level, and with --causal_attention they see one another and "
         "the blocks before. The last block may be shorter. 5 goes well with --ar_step 5 (default: %(default)s)",
@@ -318,34 +322,34 @@ def _add_diffusion_forcing(parser: _Parser) -> None:
     )
 
 
-def _add_machine(parser: _Parser, model_id: str) -> None:
+def _add_machine(parser: Parser, model_id: str) -> None:
     group = parser.add_argument_group("model, machine and output")
     group.add_argument(
         "--model_id",
         metavar="ID",
-        type=_text,
+        type=some_text,
         default=model_id,
         help="a published model, downloaded on first use, or a folder that holds one (default: %(default)s)",
     )
     group.add_argument(
         "--outdir",
         metavar="DIR",
-        type=_path,
+        type=some_path,
         default=Path("video_out"),
         help="folder for the video, made if it is missing; existing files are never overwritten (default: %(default)s)",
     )
     group.add_argument(
-        "--device", type=_device, help="cpu, cuda, cuda:1, mps, ... (default: the GPU if there is one, else cpu)"
+        "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: the GPU if there is one, else cpu)"
     )
     group.add_argument(
         "--dtype",
         metavar="{float32,bfloat16,float16}",
-        type=_one_of("float32", "bfloat16", "float16"),
+        type=one_of("float32", "bfloat16", "float16"),
         help="number format of the weights (default: float32 on cpu, bfloat16 on a GPU)",
     )
 
 
-def _add_later(parser: _Parser) -> None:
+def _add_later(parser: Parser) -> None:
     group = parser.add_argument_group(
         "not in this version yet", "Known from the published scripts; refused, so that none is ignored silently."
     )
@@ -354,13 +358,19 @@ def _add_later(parser: _Parser) -> None:
     group.add_argument(
         "--teacache_thresh",
         metavar="X",
-        type=_number(),
+        type=number(),
         default=0.2,
         help="error at which --teacache computes again; no effect without it (default: %(default)s)",
     )
 
 
 # ---- checks that need more than one flag, or the disk ----------------------------------------------------------------
+
+
+def _refuse_later(args: argparse.Namespace) -> None:
+    for name in _LATER:
+        if getattr(args, name):
+            raise InputError(name, None, "not implemented yet in this version")
 
 
 def _check_sizes(args: argparse.Namespace) -> None:
@@ -372,9 +382,9 @@ def _check_sizes(args: argparse.Namespace) -> None:
         raise InputError("resolution", args.resolution, "give either --resolution or --height and --width")
     for side in given:
         if getattr(args, side) % 16:
-            raise InputError(
-                side, getattr(args, side), f"must be a multiple of 16, {_nearest(getattr(args, side), 16, 16)}"
-            )
+            below = getattr(args, side) // 16 * 16
+            legal = f"must be a multiple of 16, nearest are {below} and {below + 16}"
+            raise InputError(side, getattr(args, side), legal)
 
 
 def _check_conditions(args: argparse.Namespace) -> None:
@@ -386,37 +396,11 @@ def _check_conditions(args: argparse.Namespace) -> None:
 
 def _check_length(args: argparse.Namespace) -> int:
     """The number of frames to make (with --video_path: to add), after the checks of all three lengths."""
-    base = _four_n_plus_one("base_num_frames", args.base_num_frames)
-    overlap = args.overlap_history
-    if overlap is not None and _four_n_plus_one("overlap_history", overlap) >= base:
-        raise InputError("overlap_history", overlap, f"must be below --base_num_frames {base}; 17 is recommended")
-    if args.video_path is not None:
-        if overlap is None:
-            raise InputError("overlap_history", "not given", "needed with --video_path, 17 is recommended")
-        added = base - overlap if args.num_frames is None else args.num_frames
-        if added < 4 or added % 4:
-            legal = f"with --video_path must be a multiple of 4 (frames to add), {_nearest(added, 4, 4)}"
-            raise InputError("num_frames", added, legal)
-        return added
-    frames = 97 if args.num_frames is None else _four_n_plus_one("num_frames", args.num_frames)
-    if frames > base and overlap is None:
-        legal = f"needed when --num_frames {frames} is above --base_num_frames {base}, 17 is recommended"
-        raise InputError("overlap_history", "not given", legal)
+    extends, frames = args.video_path is not None, args.num_frames
+    if frames is None:
+        frames = args.base_num_frames - (args.overlap_history or 0) if extends else DEFAULT_FRAMES
+    check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
     return frames
-
-
-def _four_n_plus_one(name: str, value: int) -> int:
-    if value < 1 or value % 4 != 1:
-        raise InputError(name, value, f"must be 4n+1, {_nearest(value, 4, 1)}")
-    return value
-
-
-def _nearest(value: int, step: int, lowest: int) -> str:
-    """The legal values lowest, lowest + step, ... on either side of an illegal one."""
-    if value < lowest:
-        return f"at least {lowest}"
-    below = value - (value - lowest) % step
-    return f"nearest are {below} and {below + step}"
 
 
 def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
@@ -429,9 +413,7 @@ def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     _check_outdir(args.outdir)
     if getattr(args, "video_path", None) is not None:
         info = video_io.probe_video(args.video_path, "video_path")
-        if info.frames < args.overlap_history:
-            legal = f"must have at least --overlap_history {args.overlap_history} frames, but has {info.frames}"
-            raise InputError("video_path", args.video_path, legal)
+        check_prefix(info.frames, args.overlap_history)
         video = info.height, info.width
     return image or video or end_image
 
@@ -461,134 +443,3 @@ def _shared(args: argparse.Namespace) -> dict:
         for field in dataclasses.fields(GenerateSettings)
         if field.name not in settled
     }
-
-
-# ---- reading one value: argparse puts the flag in front of these messages --------------------------------------------
-
-
-def _whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
-    legal = "must be a whole number"
-    if high is not None:
-        legal += f" from {low} to {high}"
-    elif low is not None:
-        legal += f", at least {low}"
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text}: {legal}") from None
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{text}: {legal}")
-        return value
-
-    return read
-
-
-def _number(low: float | None = None, above: float | None = None, below: float | None = None) -> Callable[[str], float]:
-    limits = [f"at least {low}"] if low is not None else []
-    limits += [f"above {above}"] if above is not None else []
-    limits += [f"below {below}"] if below is not None else []
-    legal = ", ".join(["must be a finite number", " and ".join(limits)] if limits else ["must be a finite number"])
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if (
-            not math.isfinite(value)
-            or (low is not None and value < low)
-            or (above is not None and value <= above)
-            or (below is not None and value >= below)
-        ):
-            raise argparse.ArgumentTypeError(f"{text}: {legal}")
-        return value
-
-    return read
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(choices[:-1])} or {choices[-1]}")
-        return text
-
-    return read
-
-
-def _any_text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text}: must be valid UTF-8") from None
-    return text
-
-
-def _text(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
-    return _any_text(text)
-
-
-def _path(text: str) -> Path:
-    if not text.strip() or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
-    return Path(text)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")
-    return text
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but every error is one line that names the flag, the value and what would be legal."""
-
-    def __init__(self, prog: str, description: str, epilog: str):
-        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
-
-    def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        args, left_over = self.parse_known_args(_joined(argv))
-        if left_over:
-            self.error(self._unknown(left_over, args))
-        later = [f"--{name}" for name in _LATER if getattr(args, name)]
-        if later:
-            self.error(f"{' '.join(later)}: not implemented yet in this version")
-        return args
-
-    def error(self, message: str) -> NoReturn:
-        if match := re.match("argument (--[a-z_]+): ", message):
-            flag, rest = match[1], message[match.end() :]
-            if rest == "expected one argument":
-                message = f"{flag}: needs a value"
-            elif rest.startswith("ignored explicit argument"):
-                message = f"{flag}: takes no value"
-            else:
-                message = f"{flag} {rest}"
-        # A line break or an undecodable byte in what the user typed must not break the line.
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        self.exit(2, f"{self.prog}: {line}\n")
-
-    def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:
-        word = left_over[0]
-        if not word.startswith("--"):
-            return f"{word}: stands without a flag in front of it (a prompt with spaces needs quotes)"
-        flag = word.partition("=")[0]
-        value = f" {left_over[1]}" if left_over[1:] and not left_over[1].startswith("--") else ""
-        if flag[2:] in {field.name for field in dataclasses.fields(DiffusionForcingSettings)}:
-            return f"{word}{value}: only {DIFFUSION_FORCING} has this flag"
-        close = difflib.get_close_matches(flag, [f"--{name}" for name in vars(args)], 1)
-        return f"{word}{value}: unknown flag, " + (f"did you mean {close[0]}?" if close else "--help lists all")
-
-
-def _joined(argv: Sequence[str]) -> list[str]:
-    """`--shift -inf` as `--shift=-inf`: argparse takes a value with a leading dash for a flag and would not show it."""
-    joined: list[str] = []
-    for word in argv:
-        if joined and re.fullmatch("--[a-z_]+", joined[-1]) and re.match("-[^-]", word) and word != "-h":
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined

@@ -8,10 +8,10 @@ class InputError(ValueError):
 
     Args:
         name: the argument as Python knows it; the command line writes it with two dashes in front.
-        value: what was given.
+        value: what was given; None if the value is not what is wrong.
         legal: what is wrong, or what would have been accepted.
     """
 
     def __init__(self, name: str, value: object, legal: str):
-        super().__init__(f"--{name} {value}: {legal}")
+        super().__init__(f"--{name}: {legal}" if value is None else f"--{name} {value}: {legal}")
         self.name, self.value, self.legal = name, value, legal

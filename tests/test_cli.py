@@ -263,7 +263,11 @@ REFUSED_BY_BOTH = [
 ]
 REFUSED_BY_FORCING = [
     ("--num_frames 101", "--overlap_history not given", "above --base_num_frames 97, 17 is recommended"),
-    ("--video_path ../inputs/wide.mp4", "--overlap_history not given", "needed with --video_path, 17 is recommended"),
+    (
+        "--video_path ../inputs/wide.mp4",
+        "--overlap_history not given",
+        "needed to go on from a video, 17 is recommended",
+    ),
     ("--overlap_history 18", "--overlap_history 18", "must be 4n+1, nearest are 17 and 21"),
     ("--overlap_history 0", "--overlap_history 0", "must be 4n+1, at least 1"),
     ("--overlap_history 97", "--overlap_history 97", "must be below --base_num_frames 97"),
@@ -289,13 +293,13 @@ REFUSED_BY_FORCING = [
     ),
 ]
 REFUSED_EXTENSIONS = [
-    ("--num_frames 121", "--num_frames 121", "must be a multiple of 4 (frames to add), nearest are 120 and 124"),
-    ("--num_frames 3", "--num_frames 3", "must be a multiple of 4 (frames to add), at least 4"),
-    ("--num_frames 0", "--num_frames 0", "must be a multiple of 4 (frames to add), at least 4"),
+    ("--num_frames 121", "--num_frames 121", "frames added to a video come in fours, nearest are 120 and 124"),
+    ("--num_frames 3", "--num_frames 3", "frames added to a video come in fours, at least 4"),
+    ("--num_frames 0", "--num_frames 0", "frames added to a video come in fours, at least 4"),
     (
         "--overlap_history 25",
-        "--video_path ../inputs/wide.mp4",
-        "must have at least --overlap_history 25 frames, but has 21",
+        "--overlap_history 25",
+        "the video has only 21 frames",
     ),
     ("--video_path ../inputs/missing.mp4", "--video_path ../inputs/missing.mp4", "must be an existing file"),
     ("--video_path ../inputs/cut.mp4", "--video_path ../inputs/cut.mp4", "must be a complete video"),
@@ -349,7 +353,7 @@ def test_a_prompt_that_is_no_text(folder, capsys):
         ("--prompt_enhancer", "--prompt_enhancer: not implemented yet in this version"),
         ("--use_ret_steps", "--use_ret_steps: not implemented yet in this version"),
         ("--teacache --teacache_thresh 0.3", "--teacache: not implemented yet in this version"),
-        ("--teacache --offload", "--offload --teacache: not implemented yet in this version"),
+        ("--teacache --offload", "--offload: not implemented yet in this version"),
         ("--offload=yes", "--offload: takes no value"),
         ("--seed", "--seed: needs a value"),
         ("--seed --fps 8", "--seed: needs a value"),

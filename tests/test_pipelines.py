@@ -407,7 +407,7 @@ class TestCalls:
         [
             ({"height": 40}, "height 40: must be a multiple of 16"),
             ({"num_frames": 10}, "num_frames 10"),
-            ({"num_frames": 101}, "overlap_history None"),
+            ({"num_frames": 101}, "overlap_history not given"),
             ({"num_inference_steps": 0}, "num_inference_steps 0"),
             ({"shift": 0.0}, "shift 0"),
             ({"ar_step": -1}, "ar_step -1"),

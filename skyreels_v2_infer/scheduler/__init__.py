@@ -1,27 +1,24 @@
 """When every frame is denoised by how much: sigmas, the solver, the schedule, the windows.
 
-``sigmas``, ``diffusion_forcing`` and ``windows`` are plans: numpy alone. The solver computes and needs torch, which is
-why its name is imported only when it is used.
+``sigmas``, ``diffusion_forcing`` and ``windows`` plan: numpy at most. The solver computes and needs torch. So a name is
+imported when it is first used.
 """
 
-from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule, ad_schedule
-from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
-from skyreels_v2_infer.scheduler.windows import Window, plan_windows
+from importlib import import_module
 
-__all__ = [
-    "FlowUniPCMultistepScheduler",
-    "Schedule",
-    "Window",
-    "ad_schedule",
-    "flow_sigmas",
-    "flow_timesteps",
-    "plan_windows",
-]
+_HOMES = {
+    "FlowUniPCMultistepScheduler": "unipc",
+    "Schedule": "diffusion_forcing",
+    "Window": "windows",
+    "ad_schedule": "diffusion_forcing",
+    "flow_sigmas": "sigmas",
+    "flow_timesteps": "sigmas",
+    "plan_windows": "windows",
+}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    if name == "FlowUniPCMultistepScheduler":
-        from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
-
-        return FlowUniPCMultistepScheduler
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,23 +2,14 @@
 
 from dataclasses import dataclass
 
+from skyreels_v2_infer.errors import InputError
+
 TEMPORAL_STRIDE = 4  # frames in a latent frame, but for the first
 
 
 def latent_length(frames: int) -> int:
     """Latent frames of 4n+1 video frames: n+1."""
     return (frames - 1) // TEMPORAL_STRIDE + 1
-
-
-def is_whole(frames: int) -> bool:
-    """Whether a number of frames is 4n+1, n >= 0."""
-    return frames >= 1 and frames % TEMPORAL_STRIDE == 1
-
-
-def nearest_whole(frames: int) -> tuple[int, ...]:
-    """The one or two numbers of the form 4n+1 that are nearest."""
-    below = (frames - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1
-    return tuple(n for n in (below, below + TEMPORAL_STRIDE) if n >= 1)
 
 
 @dataclass(frozen=True)
@@ -67,9 +58,11 @@ def plan_windows(
         prefix_frames: frames that exist already, at least `overlap_history`; 0: there is no prefix.
 
     Raises:
-        ValueError: names the argument and the nearest legal values.
+        InputError: names the argument and the nearest legal values.
     """
-    check_lengths(num_frames, base_num_frames, overlap_history, prefix_frames)
+    check_lengths(num_frames, base_num_frames, overlap_history, extends=prefix_frames > 0)
+    if prefix_frames:
+        check_prefix(prefix_frames, overlap_history)
     base = base_num_frames
     if base is None:
         base = num_frames + (overlap_history if prefix_frames else 0)
@@ -89,31 +82,47 @@ def plan_windows(
 
 
 def check_lengths(
-    num_frames: int, base_num_frames: int | None, overlap_history: int | None, prefix_frames: int
+    num_frames: int, base_num_frames: int | None = None, overlap_history: int | None = None, extends: bool = False
 ) -> None:
-    """Raises a ValueError that names the argument, its value and the nearest legal ones."""
+    """Raises an `InputError` that names the argument, its value and the nearest legal ones.
 
-    def whole(name: str, value: int) -> None:
-        if not is_whole(value):
-            nearest = " and ".join(map(str, nearest_whole(value))) if value > 1 else "1"
-            raise ValueError(f"{name} {value}: must be 4n+1, nearest are {nearest}")
-
-    if prefix_frames:
-        if num_frames < TEMPORAL_STRIDE or num_frames % TEMPORAL_STRIDE:
-            below = max(num_frames, 0) // TEMPORAL_STRIDE * TEMPORAL_STRIDE
-            nearest = " and ".join(str(n) for n in (below, below + TEMPORAL_STRIDE) if n)
-            raise ValueError(f"num_frames {num_frames}: frames added to a video come in fours, nearest are {nearest}")
-    else:
-        whole("num_frames", num_frames)
+    Args:
+        num_frames, base_num_frames, overlap_history: see `plan_windows`.
+        extends: whether there is a prefix.
+    """
     if base_num_frames is not None:
-        whole("base_num_frames", base_num_frames)
-    several = base_num_frames is not None and num_frames > base_num_frames
-    if overlap_history is None:
-        if prefix_frames or several:
-            raise ValueError("overlap_history None: needed to go on from earlier frames; 17 is recommended")
-        return
-    whole("overlap_history", overlap_history)
-    if base_num_frames is not None and overlap_history >= base_num_frames:
-        raise ValueError(f"overlap_history {overlap_history}: must be below base_num_frames {base_num_frames}")
-    if prefix_frames and prefix_frames < overlap_history:
-        raise ValueError(f"overlap_history {overlap_history}: the video has only {prefix_frames} frames")
+        _check_whole("base_num_frames", base_num_frames)
+    if overlap_history is not None:
+        _check_whole("overlap_history", overlap_history)
+        if base_num_frames is not None and overlap_history >= base_num_frames:
+            legal = f"must be below --base_num_frames {base_num_frames}, 17 is recommended"
+            raise InputError("overlap_history", overlap_history, legal)
+    elif extends:
+        raise InputError("overlap_history", "not given", "needed to go on from a video, 17 is recommended")
+    if not extends:
+        _check_whole("num_frames", num_frames)
+    elif num_frames < TEMPORAL_STRIDE or num_frames % TEMPORAL_STRIDE:
+        legal = f"frames added to a video come in fours, {_nearest(num_frames, TEMPORAL_STRIDE)}"
+        raise InputError("num_frames", num_frames, legal)
+    if overlap_history is None and base_num_frames is not None and num_frames > base_num_frames:
+        legal = f"needed for --num_frames {num_frames} above --base_num_frames {base_num_frames}, 17 is recommended"
+        raise InputError("overlap_history", "not given", legal)
+
+
+def check_prefix(prefix_frames: int, overlap_history: int) -> None:
+    """Raises an `InputError` if a video is shorter than the history that is wanted of it."""
+    if prefix_frames < overlap_history:
+        raise InputError("overlap_history", overlap_history, f"the video has only {prefix_frames} frames")
+
+
+def _check_whole(name: str, frames: int) -> None:
+    if frames < 1 or frames % TEMPORAL_STRIDE != 1:
+        raise InputError(name, frames, f"must be 4n+1, {_nearest(frames, 1)}")
+
+
+def _nearest(value: int, least: int) -> str:
+    """The legal values least, least + 4, ... on either side of an illegal one."""
+    if value < least:
+        return f"at least {least}"
+    below = value - (value - least) % TEMPORAL_STRIDE
+    return f"nearest are {below} and {below + TEMPORAL_STRIDE}"
