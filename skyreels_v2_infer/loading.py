@@ -16,14 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from skyreels_v2_infer import key_tables
-from skyreels_v2_infer.checkpoint import (
-    Checkpoint,
-    Part,
-    check_archive,
-    first_line,
-    read_header,
-    refusal,
-)
+from skyreels_v2_infer.checkpoint import Checkpoint, Part, check_archive, first_line, read_header, refusal
 from skyreels_v2_infer.modules import image_encoder, text_encoder
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
@@ -229,6 +222,17 @@ def get_vae(
     return load_into(model, weights, "VAE", device, weight_dtype)
 
 
+def empty(room: ModuleType, part: Part, weights: Weights, label: str) -> nn.Module:
+    """An encoder on the meta device: sizes from its config.json, or where there is none from its tensors' shapes."""
+    try:
+        return room.empty_model(part.config or room.config_from_shapes(weights.shapes))
+    except KeyError as error:
+        raise refusal(weights.model_id, f"the {label}'s tensors do not fit: {error.args[0]} is missing") from error
+    except Exception as error:  # transformers checks configurations with exceptions of its own
+        reason = f"no {label} can be built from its {'config.json' if part.config else 'tensors'}: {first_line(error)}"
+        raise refusal(weights.model_id, reason) from error
+
+
 def get_text_encoder(
     model_path: str | Path | Checkpoint, device: str | torch.device = "cuda", weight_dtype: torch.dtype = torch.bfloat16
 ) -> TextEncoder:
@@ -278,14 +282,3 @@ def get_image_encoder(
     model = empty(image_encoder, part, weights, "image encoder")
     weights.drop([pattern.format(last=model.config.num_hidden_layers) for pattern in unused])
     return ImageEncoder(load_into(model, weights, "image encoder", device, weight_dtype)).eval()
-
-
-def empty(room: ModuleType, part: Part, weights: Weights, label: str) -> nn.Module:
-    """An encoder on the meta device: sizes from its config.json, or where there is none from its tensors' shapes."""
-    try:
-        return room.empty_model(part.config or room.config_from_shapes(weights.shapes))
-    except KeyError as error:
-        raise refusal(weights.model_id, f"the {label}'s tensors do not fit: {error.args[0]} is missing") from error
-    except Exception as error:  # transformers checks configurations with exceptions of its own
-        reason = f"no {label} can be built from its {'config.json' if part.config else 'tensors'}: {first_line(error)}"
-        raise refusal(weights.model_id, reason) from error

@@ -31,7 +31,11 @@ class Terminated(KeyboardInterrupt):
 
 def say(message: str) -> None:
     """A message for the person at the terminal; stdout is for results."""
-    print(message, file=sys.stderr, flush=True)
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above the bars, if there are any
+    else:
+        print(message, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def main(
@@ -85,17 +89,23 @@ def terminable() -> Iterator[None]:
 
 def write_video(settings: GenerateSettings, pieces: Iterator) -> Path:
     """Streams frames, uint8 ``[t, H, W, 3]``, into a video in `settings.outdir` -> its path."""
+    from tqdm import tqdm
+
     began = time.perf_counter()
     try:
         settings.outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
-    frames = 0
     stem = output_stem(settings.prompt, settings.seed)
-    with VideoWriter(settings.outdir, stem, settings.height, settings.width, settings.fps) as writer:
+    with (
+        VideoWriter(settings.outdir, stem, settings.height, settings.width, settings.fps) as writer,
+        tqdm(desc="frames", unit="frame", disable=not sys.stderr.isatty()) as bar,
+    ):
+        frames = 0
         for piece in pieces:
             writer.write(piece)
             frames += len(piece)
+            bar.update(len(piece))
     say(f"{frames} frames, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
     return writer.path
 
@@ -115,7 +125,10 @@ def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
+    began = time.perf_counter()
     pipeline = getattr(pipelines, pipeline_class)(checkpoint, device=place.device, weight_dtype=place.dtype)
+    dtype = str(place.dtype).removeprefix("torch.")
+    say(f"loaded {settings.model_id} on {place.device} in {dtype}, {time.perf_counter() - began:.1f} s")
     pipeline.progress = show_rows
     if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
         say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
@@ -124,15 +137,14 @@ def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings
 
 @contextmanager
 def show_rows(window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
-    """A progress bar for a window; a line when it is done where stderr is no terminal."""
+    """A progress bar for a window where stderr is a terminal, and a line when it is done."""
     from tqdm import tqdm
 
     name = f"window {window + 1}/{windows}"
     began = time.perf_counter()
-    with tqdm(total=rows, desc=name, unit="row", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=rows, desc=name, unit="row", leave=False, disable=not sys.stderr.isatty()) as bar:
         yield bar.update
-    if bar.disable:
-        say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")
+    say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")
 
 
 def shared_arguments(settings: GenerateSettings) -> dict:

@@ -230,29 +230,38 @@ def test_modules_are_ready_for_inference_and_apart_from_their_files(copy):
 
 MEASURE = """
 import sys, torch
-from skyreels_v2_infer.modules import get_transformer
+import skyreels_v2_infer.modules as modules
 def resident(what):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
-load = lambda folder: get_transformer(folder, device="cpu", weight_dtype=torch.bfloat16)
-load(sys.argv[2])  # what torch imports late is not the checkpoint's
+def load(folder):
+    return getattr(modules, sys.argv[1])(folder, device="cpu", weight_dtype=torch.bfloat16)
+load(sys.argv[3])  # what is imported late is not the checkpoint's
 before = resident("VmRSS")
-model = load(sys.argv[1])
-touched = sum(parameter.sum().item() for parameter in model.parameters())
+module = load(sys.argv[2])
+touched = sum(parameter.sum().item() for parameter in module.parameters())
 print(resident("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
-@pytest.mark.parametrize("stored", (torch.bfloat16, torch.float32))
-def test_peak_memory_while_loading(stock, tmp_path, stored):
-    sizes = {"dim": 640, "ffn_dim": 5120, "layers": 10 if stored == torch.bfloat16 else 5}
-    shapes = small.transformer_shapes("t2v", **sizes)
+@pytest.mark.parametrize(
+    ("part", "stored"),
+    [("transformer", torch.bfloat16), ("transformer", torch.float32), ("text_encoder", torch.float32)],
+)
+def test_peak_memory_while_loading(stock, tmp_path, part, stored):
+    folder = shutil.copytree(stock["original", "t2v"], tmp_path / "big")
+    if part == "transformer":
+        sizes = {"dim": 640, "ffn_dim": 5120, "layers": 10 if stored == torch.bfloat16 else 5}
+        shapes, file = small.transformer_shapes("t2v", **sizes), folder / "model.safetensors"
+        (folder / "config.json").write_text(json.dumps(small.transformer_config("t2v", heads=10, **sizes)))
+    else:
+        sizes = {256384: 10_000, 4096: 512, 10240: 2048, 64: 8}
+        shapes, file = small.resize(small.published_shapes(small.T5, 10), sizes), folder / small.T5
     weights = {name: torch.ones(shape, dtype=stored) for name, shape in shapes.items()}
-    save_file(weights, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(small.transformer_config("t2v", heads=10, **sizes)))
-    size = (tmp_path / "model.safetensors").stat().st_size
+    (save_file if part == "transformer" else torch.save)(weights, file)
+    size = file.stat().st_size
     assert size > 150e6
-    run = [sys.executable, "-c", MEASURE, str(tmp_path), str(stock["original", "t2v"])]
+    run = [sys.executable, "-c", MEASURE, f"get_{part}", str(folder), str(stock["original", "t2v"])]
     peak = int(subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
     assert peak < 1.2 * size, f"{peak / size:.2f} times the checkpoint's size"
     assert peak > 0.4 * size  # or nothing was measured

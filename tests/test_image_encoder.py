@@ -19,6 +19,11 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def encoders(folders):
+    return {k: get_image_encoder(path, device="cpu", weight_dtype=torch.float32) for k, path in folders.items()}
+
+
+@pytest.fixture(scope="module")
 def reference():
     """hidden_states[-2] of the whole tower, of a frame squashed to 224x224 and normalised in double precision."""
     model = small.transformers_image_encoder()
@@ -49,10 +54,9 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("layout", ("original", "diffusers"))
 @pytest.mark.parametrize("size", ((544, 960), (320, 176), (224, 224), (48, 64)))
 @pytest.mark.parametrize("batch", (1, 2))
-def test_equals_the_reference(folders, reference, layout, size, batch):
-    encoder = get_image_encoder(folders[layout], device="cpu", weight_dtype=torch.float32)
+def test_equals_the_reference(encoders, reference, layout, size, batch):
     image = picture(*size, batch=batch)
-    ours = encoder.encode(image)
+    ours = encoders[layout].encode(image)
     assert ours.shape == (batch, 257, small.CLIP_DIM) and not ours.requires_grad
     assert relative_error(ours, reference(image)) <= 1e-5
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import pytest
 import small_checkpoints as small
@@ -22,16 +23,25 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder(folders):
-    return get_text_encoder(folders["original"], device="cpu", weight_dtype=torch.float32)
+def encoders(folders):
+    return {k: get_text_encoder(path, device="cpu", weight_dtype=torch.float32) for k, path in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def encoder(encoders):
+    return encoders["original"]
+
+
+@cache
+def whole_model():
+    return small.transformers_text_encoder()
 
 
 def reference(tokenizer, prompts: list[str], text_len: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The published way: pad to text_len, encode everything, zero what is padding -> (embeddings, tokens of each)."""
     tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=text_len, return_tensors="pt")
-    model = small.transformers_text_encoder()
     with torch.no_grad():
-        embeddings = model(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        embeddings = whole_model()(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return embeddings * tokens.attention_mask.unsqueeze(-1), tokens.attention_mask.sum(1)
 
 
@@ -42,8 +52,8 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("layout", ("original", "diffusers"))
 @pytest.mark.parametrize("text_len", (1, 7, 64, 512))
 @pytest.mark.parametrize("repeats", (0, 1, 3, 40))
-def test_equals_the_padded_reference(folders, layout, text_len, repeats):
-    encoder = get_text_encoder(folders[layout], device="cpu", weight_dtype=torch.float32)
+def test_equals_the_padded_reference(encoders, layout, text_len, repeats):
+    encoder = encoders[layout]
     prompts = [" ".join([SENTENCE] * repeats), "cat"]
     theirs, lengths = reference(encoder.tokenizer, prompts, text_len)
     ours = encoder.encode(prompts, text_len)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peers import EXACT, apart, peer_transformer, small_model
+from torch.nn.attention import sdpa_kernel
 
-from skyreels_v2_infer.modules.attention import attend, attend_block_causal
+from skyreels_v2_infer.modules.attention import CUDA_BACKENDS, attend, attend_block_causal
 from skyreels_v2_infer.modules.transformer import WanModel
 
 
@@ -222,3 +223,11 @@ def test_attend_takes_other_lengths_of_keys():
     q, k = torch.randn(2, 5, 3, 8), torch.randn(2, 9, 3, 8)
     weights = torch.einsum("blhe,bmhe->bhlm", q, k).div(8**0.5).softmax(-1)
     assert apart(attend(q, k, k), torch.einsum("bhlm,bmhe->blhe", weights, k)) <= EXACT
+
+
+def test_the_preference_of_kernels_can_be_stated():
+    """What attend asks for on a GPU; here, where all of it is ignored, at least in words that torch knows."""
+    q = torch.randn(1, 5, 3, 8)
+    with sdpa_kernel(CUDA_BACKENDS, set_priority=True):
+        preferred = attend(q, q, q)
+    assert torch.equal(preferred, attend(q, q, q))

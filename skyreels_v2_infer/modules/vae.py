@@ -109,10 +109,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             RMSNorm(in_dim, 3),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             CausalConv3d(in_dim, out_dim, 3, padding=1),
             RMSNorm(out_dim, 3),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Identity(),  # published: dropout; it keeps the next layer's name
             CausalConv3d(out_dim, out_dim, 3, padding=1),
         )
@@ -205,6 +205,10 @@ def middle(dim: int) -> nn.Sequential:
     return nn.Sequential(ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim))
 
 
+def head(dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(RMSNorm(dim, 3), nn.SiLU(inplace=True), CausalConv3d(dim, out_dim, 3, padding=1))
+
+
 class Encoder(nn.Module):
     def __init__(self, dim: int, z_dim: int):
         super().__init__()
@@ -217,7 +221,9 @@ class Encoder(nn.Module):
                 layers.append(Downsample(out_dim, TEMPORAL_DOWNSAMPLING[stage]))
         self.downsamples = nn.Sequential(*layers)
         self.middle = middle(dims[-1])
-        self.head = nn.Sequential(RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], z_dim, 3, padding=1))
+        self.head = nn.Sequential(
+            RMSNorm(dims[-1], 3), nn.SiLU(inplace=True), CausalConv3d(dims[-1], z_dim, 3, padding=1)
+        )
 
     def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
         return run([self.conv1, *self.downsamples, *self.middle, *self.head], x, cache)
@@ -237,7 +243,7 @@ class Decoder(nn.Module):
             if stage < len(temporal):
                 layers.append(Upsample(out_dim, temporal[stage]))
         self.upsamples = nn.Sequential(*layers)
-        self.head = nn.Sequential(RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], 3, 3, padding=1))
+        self.head = head(dims[-1], 3)
 
     def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
         return run([self.conv1, *self.middle, *self.upsamples, *self.head], x, cache)
