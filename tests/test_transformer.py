@@ -231,3 +231,10 @@ def test_the_preference_of_kernels_can_be_stated():
     with sdpa_kernel(CUDA_BACKENDS, set_priority=True):
         preferred = attend(q, q, q)
     assert torch.equal(preferred, attend(q, q, q))
+
+
+def test_the_image_projection_equals_diffusers():
+    """Alone, since attention over 257 tokens averages small differences away."""
+    model = small_model(task="i2v")
+    features = inputs(model, 1, 4, 6)["clip_fea"]
+    assert apart(model.img_emb(features), peer_transformer(model).condition_embedder.image_embedder(features)) <= EXACT

@@ -41,6 +41,6 @@ def attend_block_causal(q, k, v, block_tokens: int, attend=attend) -> torch.Tens
     length = q.shape[1]
     outs = []
     for start in range(0, length, block_tokens):
-        end = min(start + block_tokens, length)
+        end = start + block_tokens
         outs.append(attend(q[:, start:end], k[:, :end], v[:, :end]))
     return torch.cat(outs, dim=1)

@@ -21,7 +21,7 @@ class StepOutput:
 
 def _predictor(lam: np.ndarray, sigma: np.ndarray, k: int, order: int) -> tuple[float, float, float]:
     """Weights of the sample, of this data estimate and of the one before; from level k to k + 1 (UniP, algorithm 2)."""
-    if sigma[k + 1] == 0:
+    if sigma[k + 1] == 0:  # the end is the data, which an order above 1 would extrapolate
         return 0.0, 1.0, 0.0
     h = lam[k + 1] - lam[k]
     scale = -(1 - sigma[k + 1]) * np.expm1(-h)
@@ -54,7 +54,7 @@ def unipc_coefficients(sigmas: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         lam = np.log1p(-sigma) - np.log(sigma)
     num_steps = len(sigma) - 1
-    orders = [min(2, k + 1, num_steps - k) for k in range(num_steps)]
+    orders = [min(2, k + 1) for k in range(num_steps)]  # of the last one nothing is left
     rows = []
     for k, order in enumerate(orders):
         corrector = _corrector(lam, sigma, k, orders[k - 1]) if k else (0.0, 0.0, 0.0, 0.0)
