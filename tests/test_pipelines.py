@@ -13,6 +13,7 @@ from PIL import Image
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
+from skyreels_v2_infer.runtime import NoiseSource
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler
 
 RUN = 1e-3  # relative, of the latents at the end of a whole run
@@ -220,9 +221,9 @@ class TestDefectsOfThePublishedCode:
         shown = [x[:, :, :1] for x, _ in calls]
         assert all(t.tolist()[0][0] == 100 for _, t in calls)
         assert not torch.equal(shown[0], shown[1])  # fresh in every row
-        for x in shown:
-            noise = (x - 0.9 * held) / 0.1
-            assert 0.5 < noise.std() < 1.5
+        for row, x in enumerate(shown):
+            noise = NoiseSource(SMALL["seed"]).history(0, row, tuple(held.shape))
+            assert apart(x, 0.9 * held + 0.1 * noise) < 1e-6
         done = forcing()(
             **(SMALL | {"num_frames": 9}), **embeds(), image=picture(), addnoise_condition=100, output_type="latent"
         )
@@ -363,6 +364,13 @@ class TestCalls:
         one, two = (forcing()(**(LONG | {"seed": s}), **embeds(), output_type="latent") for s in (1, 2))
         assert torch.equal(forcing()(**LONG, **embeds(), output_type="latent"), one)
         assert apart(one, two) > 1e-3
+
+    def test_every_window_starts_from_noise_of_its_own(self):
+        calls = recorded(**{name: LONG[name] for name in ("num_frames", "base_num_frames", "overlap_history")})
+        for window, (x, _) in enumerate(calls[::2]):
+            history = 3 if window else 0
+            noise = NoiseSource(SMALL["seed"]).latents(window, tuple(x.shape))
+            assert torch.equal(x[:, :, history:], noise[:, :, history:])
 
     def test_a_callback_sees_every_row_and_may_replace_latents(self):
         seen = []
