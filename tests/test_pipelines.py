@@ -11,6 +11,7 @@ from peers import PeerScheduler, apart, small_model, small_vae
 from PIL import Image
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
+from skyreels_v2_infer.pipelines import resizecrop
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
 from skyreels_v2_infer.runtime import NoiseSource
@@ -450,6 +451,13 @@ class TestCalls:
     def test_what_is_not_there_yet_says_so(self, option):
         with pytest.raises(ValueError, match=f"{option} True: not implemented"):
             Text2VideoPipeline(str(folder("t2v")), **{option: True})
+
+    def test_resizecrop_is_what_the_pipelines_do(self):
+        wide = picture(height=64, width=200)
+        cropped = resizecrop(wide, 32, 48)
+        assert cropped.size == (48, 32)
+        cpu = torch.device("cpu")
+        assert torch.equal(image_video(cropped, 32, 48, cpu), image_video(wide, 32, 48, cpu))
 
     def test_nothing_tracks_gradients(self):
         pieces = forcing().generate(**SMALL, num_frames=5, **embeds())

@@ -1,4 +1,4 @@
-"""The three pipelines, imported when they are first used."""
+"""The three pipelines and the published `resizecrop`, imported when they are first used."""
 
 from importlib import import_module
 
@@ -6,8 +6,9 @@ _HOMES = {
     "DiffusionForcingPipeline": "diffusion_forcing_pipeline",
     "Image2VideoPipeline": "image2video_pipeline",
     "Text2VideoPipeline": "text2video_pipeline",
+    "resizecrop": "conditioning",
 }
-__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "Text2VideoPipeline"]
+__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "Text2VideoPipeline", "resizecrop"]
 
 
 def __getattr__(name: str):

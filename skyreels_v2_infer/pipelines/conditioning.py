@@ -47,6 +47,11 @@ def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image)
 
 
+def resizecrop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """An image scaled to cover height x width and cropped at the centre; the pipelines do it by themselves."""
+    return Image.fromarray(fit(as_picture(image), height, width))
+
+
 def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:
     """What an image-to-video model sees beside the noise: float32 ``[1, 20, F, H/8, W/8]``.
 
