@@ -1,6 +1,8 @@
 """The pipelines: whole runs against diffusers', and what the published implementation gets wrong."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -21,11 +23,12 @@ RUN = 1e-3  # relative, of the latents at the end of a whole run
 SHIFT, STEPS, HEIGHT, WIDTH = 5.0, 6, 48, 64
 
 
-@functools.cache
-def folder(task: str):
-    import tempfile
+CHECKPOINTS = tempfile.TemporaryDirectory()  # removed when the process ends
 
-    return small_checkpoints.write_diffusers(tempfile.mkdtemp(), task)
+
+@functools.cache
+def folder(task: str) -> Path:
+    return small_checkpoints.write_diffusers(Path(CHECKPOINTS.name) / task, task)
 
 
 @functools.cache

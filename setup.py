@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "skyreels_v2_infer" / "__init__.py").read_text(), re.M)[1]
+
+setup(
+    name="skyreels_v2_infer",
+    version=VERSION,
+    description="Command-line inference for the video model SkyReels-V2: text, images and videos to videos",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The skyreels_v2_infer authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Environment :: Console",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10",
+    packages=find_packages(include=["skyreels_v2_infer", "skyreels_v2_infer.*"]),
+    py_modules=["generate_video", "generate_video_df"],
+    entry_points={
+        "console_scripts": [
+            "generate_video = generate_video:main",
+            "generate_video_df = generate_video_df:main",
+        ]
+    },
+    # Ranges in which the package is expected to work; requirements.txt has the versions it is tested with.
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "transformers>=5.0,<6",
+        "safetensors>=0.4.3",
+        "huggingface-hub>=1.0,<3",
+        "imageio-ffmpeg>=0.6.0",
+        "pillow>=11.0",
+        "tqdm>=4.66",
+        "ftfy>=6.2",
+    ],
+    extras_require={"dev": ["accelerate", "diffusers>=0.41", "pytest>=8", "ruff"]},
+)
