@@ -3,6 +3,7 @@
 What needs no weights is checked first, so that a wrong command ends within a second; torch is imported after that.
 """
 
+import os
 import secrets
 import signal
 import sys
@@ -11,9 +12,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
+from skyreels_v2_infer.checkpoint import Checkpoint, check_files, first_line, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
@@ -25,8 +28,36 @@ KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
 MUCH_NOISE = 60
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where it arrives, so that files are tidied up on the way out."""
+class Interrupts:
+    """SIGINT and SIGTERM raise KeyboardInterrupt where they arrive, so that files are tidied up on the way out.
+
+    Python drops an exception that is raised in a finalizer. So whoever works for long calls `check` now and then, which
+    raises again what was dropped.
+
+    Attributes:
+        code: the exit code for the signal that has arrived; None: none has.
+    """
+
+    CODES = MappingProxyType({signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED})
+
+    def __init__(self):
+        self.code: int | None = None
+
+    def __enter__(self) -> "Interrupts":
+        self.before = {number: signal.signal(number, self._arrived) for number in self.CODES}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, frame) -> None:
+        self.code = self.CODES[number]
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        if self.code is not None:
+            raise KeyboardInterrupt
 
 
 def say(message: str) -> None:
@@ -40,8 +71,8 @@ def say(message: str) -> None:
 
 def main(
     prog: str,
-    parse: Callable[[Sequence[str] | None], GenerateSettings],
-    start: Callable[[GenerateSettings], Iterator],
+    parse: Callable[[Sequence[str]], GenerateSettings],
+    start: Callable[[GenerateSettings, Callable[[], None]], Iterator],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a script and returns its exit code: 0 done, 1 failed while running, 2 refused, 130 or 143 interrupted.
@@ -52,42 +83,39 @@ def main(
         start: `generate` or `generate_df`.
         argv: arguments; None: the process's own.
     """
-    settings = parse(sys.argv[1:] if argv is None else argv)
-    if settings.seed is None:
-        settings = replace(settings, seed=secrets.randbelow(SEEDS))
+    interrupts = Interrupts()
     try:
-        with terminable():
-            print(write_video(settings, start(settings)), flush=True)
+        with interrupts:
+            settings = parse(sys.argv[1:] if argv is None else argv)
+            if settings.seed is None:
+                settings = replace(settings, seed=secrets.randbelow(SEEDS))
+            path = write_video(settings, start(settings, interrupts.check), interrupts.check)
     except InputError as error:
         say(f"{prog}: {error}")
         return REFUSED
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         say(f"{prog}: interrupted; no video was written")
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        return interrupts.code or INTERRUPTED
     except Exception as error:
         if not isinstance(error, OSError | MemoryError) and "out of memory" not in str(error):
             traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
-        first = (str(error).strip() or "no message").splitlines()[0]
-        say(f"{prog}: failed: {type(error).__name__}: {first}; no video was written")
+        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}; no video was written")
+        return FAILED
+    return tell(prog, path)
+
+
+def tell(prog: str, path: Path) -> int:
+    """Prints the result; where it cannot be printed, the video is still there."""
+    try:
+        print(path, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit
+        say(f"{prog}: stdout cannot be written ({error.strerror}), but the video is complete: {path}")
         return FAILED
     return DONE
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Turns SIGTERM into an exception while the block runs."""
-
-    def stop(number, frame):
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def write_video(settings: GenerateSettings, pieces: Iterator) -> Path:
+def write_video(settings: GenerateSettings, pieces: Iterator, check: Callable[[], None]) -> Path:
     """Streams frames, uint8 ``[t, H, W, 3]``, into a video in `settings.outdir` -> its path."""
     from tqdm import tqdm
 
@@ -106,6 +134,7 @@ def write_video(settings: GenerateSettings, pieces: Iterator) -> Path:
             writer.write(piece)
             frames += len(piece)
             bar.update(len(piece))
+            check()
     say(f"{frames} frames, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
     return writer.path
 
@@ -119,8 +148,8 @@ def open_checkpoint(model_id: str, image_to_video: bool, otherwise: InputError) 
     return checkpoint
 
 
-def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings):
-    """The pipeline, on the device and in the precision asked for."""
+def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings, check: Callable[[], None]):
+    """The pipeline, on the device and in the precision asked for; it calls `check` with every row."""
     from skyreels_v2_infer import pipelines
     from skyreels_v2_infer.runtime import Placement
 
@@ -129,21 +158,26 @@ def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings
     pipeline = getattr(pipelines, pipeline_class)(checkpoint, device=place.device, weight_dtype=place.dtype)
     dtype = str(place.dtype).removeprefix("torch.")
     say(f"loaded {settings.model_id} on {place.device} in {dtype}, {time.perf_counter() - began:.1f} s")
-    pipeline.progress = show_rows
+    pipeline.progress = partial(show_rows, check)
     if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
         say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
     return pipeline
 
 
 @contextmanager
-def show_rows(window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
+def show_rows(check: Callable[[], None], window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
     """A progress bar for a window where stderr is a terminal, and a line when it is done."""
     from tqdm import tqdm
 
     name = f"window {window + 1}/{windows}"
     began = time.perf_counter()
     with tqdm(total=rows, desc=name, unit="row", leave=False, disable=not sys.stderr.isatty()) as bar:
-        yield bar.update
+
+        def advance() -> None:
+            bar.update()
+            check()
+
+        yield advance
     say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")
 
 
@@ -153,20 +187,20 @@ def shared_arguments(settings: GenerateSettings) -> dict:
     return {name: getattr(settings, name) for name in names} | {"num_inference_steps": settings.inference_steps}
 
 
-def generate(settings: GenerateSettings) -> Iterator:
+def generate(settings: GenerateSettings, check: Callable[[], None]) -> Iterator:
     """Text or image to video: loads what is needed, then the frames as they are made."""
     if settings.image is None:
         otherwise = InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
-        pipeline = load("Text2VideoPipeline", open_checkpoint(settings.model_id, False, otherwise), settings)
+        pipeline = load("Text2VideoPipeline", open_checkpoint(settings.model_id, False, otherwise), settings, check)
         return pipeline.stream(**shared_arguments(settings))
     otherwise = InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
     checkpoint = open_checkpoint(settings.model_id, True, otherwise)
     image = read_image(settings.image, settings.height, settings.width)
-    pipeline = load("Image2VideoPipeline", checkpoint, settings)
+    pipeline = load("Image2VideoPipeline", checkpoint, settings, check)
     return pipeline.stream(image=image, **shared_arguments(settings))
 
 
-def generate_df(settings: DiffusionForcingSettings) -> Iterator:
+def generate_df(settings: DiffusionForcingSettings, check: Callable[[], None]) -> Iterator:
     """Diffusion forcing: loads what is needed, then the frames as they are made."""
     otherwise = InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
     checkpoint = open_checkpoint(settings.model_id, False, otherwise)
@@ -178,7 +212,7 @@ def generate_df(settings: DiffusionForcingSettings) -> Iterator:
     if settings.addnoise_condition > MUCH_NOISE:
         say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
     names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
-    pipeline = load("DiffusionForcingPipeline", checkpoint, settings)
+    pipeline = load("DiffusionForcingPipeline", checkpoint, settings, check)
     return pipeline.stream(
         **shared_arguments(settings),
         **images,
