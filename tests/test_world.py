@@ -1,0 +1,219 @@
+"""The world: exact, repeatable, without surprises at its walls; prompts that say what is seen, and a test set apart."""
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import grammar, world
+from training.world import COLOURS, CORE, MOTIONS, SHAPES, SIDE, SPEEDS, Mix, Scene
+
+EVERYTHING = Mix(0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1)
+
+
+def clips(count, frames=17, mix=CORE, split="train", seed=1):
+    return [world.sample_clip(seed, i, frames, mix, split) for i in range(count)]
+
+
+def test_a_clip_is_a_function_of_seed_and_index():
+    first, again = (world.sample_clip(7, 3, mix=EVERYTHING) for _ in range(2))
+    assert first == again and np.array_equal(first.render(), again.render())
+    assert len({(c.prompt, c.scene) for c in clips(50) + clips(50, seed=2)}) == 100
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17, 33, 257])
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_frames_are_uint8_of_the_size_asked_for(frames, size):
+    video = world.sample_clip(0, 0, frames).render(size)
+    assert video.shape == (frames, size, size, 3) and video.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_drawing_has_the_place_and_the_area_of_the_exact_shape(shape):
+    """Corners and edges are anti-aliased: sub-pixel places show."""
+    scene = Scene(shape, "white", 11.3, motion="down right", start=(21.37, 20.81))
+    alpha = world.render(scene, 9)[..., 0] / 245
+    y, x = np.mgrid[:64, :64] + 0.5
+    area = alpha.sum(axis=(1, 2))
+    centre = np.stack([(alpha * x).sum(axis=(1, 2)), (alpha * y).sum(axis=(1, 2))], axis=1) / area[:, None]
+    np.testing.assert_allclose(area, SHAPES[shape].area * 11.3**2, rtol=0.01)
+    np.testing.assert_allclose(centre, world.position(scene, np.arange(9)), atol=0.05)
+
+
+def test_no_wall_is_touched_for_33_frames():
+    for clip in clips(300, mix=replace(EVERYTHING, bounce=0, camera=0)):
+        low, high = world.walls(clip.scene)
+        last = np.array(clip.scene.start) + 32 * clip.scene.velocity
+        assert (low <= clip.scene.start).all() and (clip.scene.start <= high).all()
+        assert (low <= last).all() and (last <= high).all()
+
+
+def test_it_turns_at_walls_and_never_wraps():
+    scene = Scene("square", motion="down right", speed="fast", start=(20.0, 30.0))
+    track = world.position(scene, np.arange(-50, 400))
+    low, high = world.walls(scene)
+    assert (track >= low).all() and (track <= high).all()
+    assert np.abs(np.diff(track, axis=0)).max() <= 1.15 * np.sqrt(0.5) + 1e-9
+    turns = world.turn_times(scene, 2)
+    assert [world.heading(scene, t + e) for t in turns[:1] for e in (-0.1, 0.1)] == ["down right", "up right"]
+    border = world.render(scene, 400)[:, [0, -1]]
+    assert not border.any(), "the outline stays off the border"
+
+
+def test_a_long_video_is_its_windows_side_by_side():
+    scene = clips(1)[0].scene
+    parts = [world.render(scene, 17, first_frame=t) for t in (0, 17, 34)]
+    assert np.array_equal(np.concatenate(parts), world.render(scene, 51))
+
+
+def test_bounce_clips_are_continuations_about_a_wall():
+    """A quarter of them; a turn is near; the prompt keeps, changes or drops the direction."""
+    sample = clips(400, mix=Mix())
+    bounces = [c for c in sample if c.history]
+    assert 0.18 < len(bounces) / len(sample) < 0.32
+    told = {"as before": 0, "as seen": 0, "nothing": 0}
+    for clip in bounces:
+        turns = world.turn_times(clip.scene, 2)
+        assert any(-clip.frames / 2 - 1 <= t - clip.first_frame <= clip.frames + 5 for t in turns)
+        seen = world.heading(clip.scene, clip.first_frame + clip.frames - 1)
+        motion = clip.named.get("motion")
+        told["nothing" if motion is None else "as before" if motion == clip.scene.motion else "as seen"] += 1
+        assert motion in (None, clip.scene.motion, seen)
+    assert min(told.values()) > 0.08 * len(bounces), told
+    assert all(c.first_frame == 0 for c in sample if not c.history)
+
+
+def test_the_core_is_the_core_and_all_of_it():
+    scenes = [c.scene for c in clips(1500, split=None)]
+    assert {s.shape for s in scenes} == {"circle", "square", "triangle"}
+    assert {s.colour for s in scenes} == set(COLOURS)
+    assert {s.motion for s in scenes} == {"left", "right", "up", "down", "still"}
+    assert {s.speed for s in scenes} == set(SPEEDS)
+    assert {s.background.kind for s in scenes} == set(world.BACKGROUNDS)
+    assert all(10 <= s.radius <= 12 and not (s.spin or s.growth or s.camera or s.other) for s in scenes)
+
+
+def test_the_core_is_balanced():
+    """No attribute is squeezed out by the room that others need."""
+    scenes = [s for s in (c.scene for c in clips(3000)) if s.motion != "still"]
+    for attribute in ("shape", "speed", "motion"):
+        values = [getattr(s, attribute) for s in scenes]
+        shares = [values.count(v) / len(values) * len(set(values)) for v in set(values)]
+        assert min(shares) > 0.8 and max(shares) < 1.2, (attribute, shares)
+
+
+@pytest.mark.parametrize("option", ["star", "diagonal", "sizes", "spin", "growth", "camera", "pair"])
+def test_every_option_gives_what_it_is_called(option):
+    fits = {
+        "star": lambda s: s.shape == "star",
+        "diagonal": lambda s: " " in s.motion,
+        "sizes": lambda s: not 9 < s.radius < 12.5,
+        "spin": lambda s: s.spin or s.shape == "circle",
+        "growth": lambda s: s.growth,
+        "camera": lambda s: s.camera and s.background.waves,
+        "pair": lambda s: s.other is not None and s.other.colour != s.colour,
+    }
+    for clip in clips(30, mix=replace(CORE, **{option: 1.0})):
+        assert fits[option](clip.scene), clip.scene
+        assert clip.render().shape == (17, 64, 64, 3)
+
+
+def test_two_objects_never_meet():
+    for clip in clips(20, mix=replace(CORE, pair=1.0)):
+        t = np.arange(200)
+        apart = np.linalg.norm(world.position(clip.scene, t) - world.position(clip.scene.other, t), axis=1)
+        assert apart.min() > 18 or abs(np.diff([clip.scene.start, clip.scene.other.start], axis=0)).max() > 22
+
+
+def test_the_splits_share_neither_combinations_nor_sentences():
+    train, test = clips(1200), clips(1200, split="test")
+    combinations = {c.scene.combination for c in train}, {c.scene.combination for c in test}
+    assert not combinations[0] & combinations[1] and len(combinations[1]) >= 20
+    for attribute in ("shape", "colour", "motion", "speed"):
+        values = [{getattr(c.scene, attribute) for c in part} for part in (train, test)]
+        assert values[0] == values[1], f"{attribute}: the test must ask for all of it"
+    assert not set(grammar.frames_of("train")) & set(grammar.frames_of("test"))
+    shared = {c.prompt.lower().rstrip(".") for c in train} & {c.prompt.lower().rstrip(".") for c in test}
+    assert all(len(prompt.split()) <= 6 for prompt in shared), "only bare prompts, such as 'a red circle', may meet"
+
+
+def test_no_word_of_the_test_is_new():
+    mix = replace(EVERYTHING, bounce=0)
+    train, test = (
+        {word for c in clips(2500, mix=mix, split=split) for word in re.findall(r"[\w-]+", c.prompt.lower())}
+        for split in ("train", "test")
+    )
+    assert test <= train, test - train
+
+
+def test_prompts_of_the_test_set():
+    prompts = world.test_prompts(200)
+    assert prompts == world.test_prompts(200)
+    assert len({c.prompt for c in prompts}) >= 190
+    assert all(not c.history and world.in_split(c.scene, "test") for c in prompts)
+    for attribute, share in (("colour", 0.8), ("shape", 0.8), ("motion", 0.8), ("speed", 0.5)):
+        assert sum(attribute in c.named for c in prompts) > share * 200
+
+
+SAID = {
+    "colour": grammar.COLOUR_WORDS,
+    "shape": grammar.SHAPE_WORDS,
+    "background": grammar.TONE_WORDS,
+    "camera": grammar.CAMERA_WORDS,
+    "speed": {k: (*v, k) for k, v in grammar.SPEED_WORDS.items() if k},
+    "motion": grammar.DIRECTION_WORDS | {"still": tuple(form for verb in grammar.STILL_VERBS for form in verb)},
+    "spin": {k: tuple(form for verb in v for form in verb) for k, v in grammar.CHANGE_VERBS.items()},
+    "growth": {k: tuple(form for verb in v for form in verb) for k, v in grammar.CHANGE_VERBS.items()},
+    "size": {"small": ("small",), "big": ("big",)},
+    "other colour": grammar.COLOUR_WORDS,
+    "other shape": grammar.SHAPE_WORDS,
+}
+
+
+def test_a_prompt_says_what_it_is_said_to_name_and_nothing_else():
+    for clip in clips(1500, mix=replace(EVERYTHING, bounce=0)) + clips(300, mix=EVERYTHING, split="test"):
+        text = clip.prompt.lower()
+        facts = world.attributes(clip.scene)
+        for name, value in clip.named.items():
+            assert any(word in text for word in SAID[name][value]), (name, value, text)
+            assert clip.history or facts[name] == value
+        if not clip.scene.other:
+            for colour in set(COLOURS) - {clip.named.get("colour")}:
+                assert not re.search(rf"\b{colour}\b", text.replace("navy blue", "navy")), text
+        if not clip.scene.camera and "motion" not in clip.named:
+            assert not re.search(r"\b(left|right|up|down|upwards?|downwards?|still|top|bottom)\b", text), text
+        assert "  " not in text and "{" not in text and "[" not in text and not re.search(r"[,:.] ?[,:]", text), text
+
+
+def test_prompts_vary():
+    sample = [c.prompt for c in clips(1000)]
+    assert len(set(sample)) > 950
+    lengths = [len(p.split()) for p in sample]
+    assert min(lengths) <= 3 and max(lengths) >= 13
+
+
+def test_the_docs_list_every_word():
+    text = (Path(__file__).parents[1] / "docs" / "world.md").read_text()
+    tables = (grammar.COLOUR_WORDS, grammar.SHAPE_WORDS, grammar.TONE_WORDS, grammar.DIRECTION_WORDS)
+    tables += (grammar.SPEED_WORDS, grammar.CAMERA_WORDS)
+    words = {word for table in tables for row in table.values() for word in row}
+    words |= {verb[1] for verb in grammar.VERBS + grammar.STILL_VERBS}
+    words |= {verb[2] for verbs in grammar.CHANGE_VERBS.values() for verb in verbs}
+    assert all(word in text for word in words), {word for word in words if word not in text}
+
+
+def test_opposites():
+    assert world.OPPOSITE["still"] == "still" and world.OPPOSITE["up left"] == "down right"
+    assert all(world.OPPOSITE[world.OPPOSITE[name]] == name for name in MOTIONS)
+    assert SIDE == 64
+
+
+@pytest.mark.slow
+def test_clips_are_made_faster_than_they_are_learned_from():
+    start = time.process_time()
+    for i in range(300):
+        world.sample_clip(3, i).render()
+    assert time.process_time() - start < 1.0
