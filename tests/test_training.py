@@ -1,0 +1,126 @@
+"""The training loop and the stages on it: losses fall, and a stopped run goes on as if nothing had happened."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skyreels_v2_infer.modules import WanVAE
+from training import loop, vae
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def small_loss(net: nn.Module) -> loop.Loss:
+    """To learn: a blur."""
+
+    def loss(step: int, draws: np.random.Generator):
+        x = torch.from_numpy(draws.standard_normal((8, 1, 8, 8), dtype=np.float32))
+        target = nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
+        return (net(x) - target).pow(2).mean(), {"seen": float(step)}
+
+    return loss
+
+
+RECIPE = loop.Recipe(steps=60, muon=2e-2, adamw=1e-2, warmup=5)
+
+
+def test_the_loss_falls_and_is_noted(tmp_path):
+    net = small_net()
+    loss = small_loss(net)
+    before = np.mean([loss(0, np.random.default_rng(i))[0].item() for i in range(8)])
+    assert loop.fit(net, loss, RECIPE, tmp_path, log_every=10)
+    after = np.mean([loss(0, np.random.default_rng(i))[0].item() for i in range(8)])
+    assert after < 0.3 * before
+    notes = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [n["step"] for n in notes] == [10, 20, 30, 40, 50, 60]
+    assert notes[-1]["loss"] < notes[0]["loss"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, parts = small_net(), None
+    assert loop.fit(whole, small_loss(whole), RECIPE, tmp_path / "whole")
+    done = [False]
+    while not done[-1]:
+        parts = small_net()  # as a new process would
+        done.append(loop.fit(parts, small_loss(parts), RECIPE, tmp_path / "parts", minutes=0.0005))
+    assert len(done) > 2  # it has stopped at least once
+    for mine, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    averages = [loop.average_of(tmp_path / name) for name in ("whole", "parts")]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+def test_the_average_is_not_the_last(tmp_path):
+    net = small_net()
+    loop.fit(net, small_loss(net), RECIPE, tmp_path)
+    average = loop.average_of(tmp_path)
+    assert any(not torch.equal(average[name], p) for name, p in net.named_parameters())
+
+
+def test_a_stop_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint.pt").write_bytes(b"whole")
+    monkeypatch.setattr(torch, "save", lambda content, path: (path.write_bytes(b"ha"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        loop.save(tmp_path / "checkpoint.pt", {})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"whole"
+
+
+def test_learning_rates():
+    recipe = loop.Recipe(steps=100, muon=1.0, adamw=1.0, warmup=10, decay=0.5)
+    rates = [recipe.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.02)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+
+
+def test_batches_are_clips_of_the_world():
+    video, weight = vae.batch(np.random.default_rng(0), 4, 13, 48)
+    assert video.shape == (4, 3, 13, 48, 48)
+    assert weight.shape == (4, 1, 13, 48, 48)
+    assert -1 <= video.min() < video.max() <= 1
+    assert set(weight.unique().tolist()) == {1.0, 1 + vae.OBJECT}
+    again, _ = vae.batch(np.random.default_rng(0), 4, 13, 48)
+    assert torch.equal(video, again)
+
+
+def test_reconstruction_counts_objects_and_edges_more():
+    video = torch.zeros(1, 3, 5, 8, 8)
+    weight = torch.ones(1, 1, 5, 8, 8)
+    weight[..., 0, 0] = 4
+    off_object, off_ground = video.clone(), video.clone()
+    off_object[..., 0, 0] = off_ground[..., 7, 7] = 0.1
+    losses = [vae.reconstruction(out, video, weight).item() for out in (video, off_ground, off_object)]
+    assert losses[0] == 0
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_the_vae_learns_and_is_exported_for_the_real_class(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae, "DIM", 4)
+    monkeypatch.setattr(vae, "LENGTHS", (5, 5, 5, 5))
+    monkeypatch.setattr(vae, "latent_statistics", lambda model, clips=2: ([0.0] * 16, [1.0] * 16))
+    judged = functools.partial(vae.judged, clips=2, frames=5)
+    monkeypatch.setattr(vae, "judged", judged)
+    main = loop.Recipe(steps=12, muon=1e-2, adamw=5e-3, warmup=3)
+    finish = loop.Recipe(steps=2, muon=1e-3, adamw=1e-3)
+    assert vae.train(tmp_path, torch.device("cpu"), 60, 1, (main, finish), dim=4)
+    notes = [json.loads(line) for line in (tmp_path / "main" / "log.jsonl").read_text().splitlines()]
+    assert [n["step"] for n in notes if "held_out_psnr" in n] == [12]
+    from safetensors.torch import load_file
+
+    settings = json.loads((tmp_path / "vae.json").read_text())
+    made = WanVAE(dim=settings["dim"], latents_mean=settings["latents_mean"], latents_std=settings["latents_std"])
+    made.load_state_dict(load_file(tmp_path / "vae.safetensors"))
+    torch.manual_seed(0)
+    start = WanVAE(dim=4)
+    assert judged(made)["held_out_psnr"] > judged(start)["held_out_psnr"] + 1

@@ -1,0 +1,212 @@
+"""One training loop for every stage: deterministic batches, EMA, atomic checkpoints, curves, several processes.
+
+A batch is a function of (seed, step, rank), so a run that was stopped and resumed equals one that was not.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+# (step, generator of this rank's batch) -> loss and what to log beside it
+Loss = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained.
+
+    Attributes:
+        steps: updates in all; the learning rate falls to 0 over the last `decay` of them.
+        muon: learning rate of weights with two and more dimensions (Muon), 0: AdamW takes them too.
+        adamw: learning rate of all others.
+        warmup: steps until the full learning rate.
+        ema: share of the average that stays at every step; early on less, so that the start is forgotten.
+        clip: largest norm of the gradient.
+    """
+
+    steps: int
+    muon: float
+    adamw: float
+    decay: float = 0.45
+    warmup: int = 20
+    ema: float = 0.997
+    clip: float = 1.0
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rates at a step, 0 to 1."""
+        falling = max(1.0, self.decay * self.steps)
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / falling)
+
+
+class Optimizers:
+    """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for the rest.
+
+    torch's Muon takes matrices only; a convolution's weights are handed to it as one, ``[out, in * kernel]``, that
+    shares their memory.
+    """
+
+    def __init__(self, module: nn.Module, recipe: Recipe):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        large = [p for p in trained if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1] if recipe.muon else []
+        chosen = {id(p) for p in large}
+        small = [p for p in trained if id(p) not in chosen]
+        self.large = [(p, nn.Parameter(p.data.view(len(p), -1))) for p in large]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        if large:
+            matrices = [matrix for _, matrix in self.large]
+            muon = torch.optim.Muon(matrices, lr=recipe.muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            self.parts.append((muon, recipe.muon))
+        if small:
+            adamw = torch.optim.AdamW(small, lr=recipe.adamw, betas=(0.9, 0.99), weight_decay=0.0)
+            self.parts.append((adamw, recipe.adamw))
+
+    def step(self, rate: float) -> None:
+        for weight, matrix in self.large:
+            matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
+        for optimizer, full in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = full * rate
+            optimizer.step()
+
+    def state_dict(self) -> list[dict]:
+        return [optimizer.state_dict() for optimizer, _ in self.parts]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for (optimizer, _), state in zip(self.parts, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+class Average:
+    """Exponential moving average of a module's trained parameters."""
+
+    def __init__(self, module: nn.Module, keep: float):
+        self.keep, self.updates = keep, 0
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        keep = min(self.keep, (1 + self.updates) / (10 + self.updates))
+        for name, p in module.named_parameters():
+            self.values[name].lerp_(p.detach(), 1 - keep)
+
+
+def save(path: Path, content: object) -> None:
+    """Writes beside the final name first, so that a stop never leaves half a file under it."""
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    os.replace(part, path)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """The mean over all processes; with one, nothing to do."""
+    if not dist.is_initialized():
+        return
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+def fit(
+    module: nn.Module,
+    loss: Loss,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    minutes: float = math.inf,
+    every: float = 120.0,
+    judge: Callable[[nn.Module], dict[str, float]] | None = None,
+    log_every: int = 20,
+) -> bool:
+    """Trains until `recipe.steps`, from the checkpoint in `folder` if there is one.
+
+    Args:
+        loss: closes over `module`.
+        folder: gets ``checkpoint.pt`` (resume), ``log.jsonl`` and, on stopping, ``curves.png``.
+        minutes: stops by itself after so long, with a checkpoint.
+        every: seconds between checkpoints.
+        judge: figures of the averaged model, taken with each checkpoint.
+
+    Returns:
+        whether all steps are done.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "checkpoint.pt"
+    optimizers, average, first = Optimizers(module, recipe), Average(module, recipe.ema), 0
+    if path.exists():
+        state = torch.load(path, map_location="cpu", weights_only=False)
+        module.load_state_dict(state["module"])
+        optimizers.load_state_dict(state["optimizers"])
+        average.values, average.updates, first = state["average"], state["updates"], state["step"]
+    began = saved = time.monotonic()
+    sums: dict[str, float] = {}
+
+    def checkpoint(step: int) -> None:
+        if rank:
+            return
+        state = {"module": module.state_dict(), "optimizers": optimizers.state_dict(), "average": average.values}
+        save(path, state | {"updates": average.updates, "step": step, "seconds": time.monotonic() - began})
+        if judge is not None:
+            note(folder, {"step": step} | judge(averaged(module, average)))
+
+    for step in range(first, recipe.steps):
+        draws = np.random.default_rng((recipe.seed, step, rank))
+        value, figures = loss(step, draws)
+        module.zero_grad(set_to_none=True)
+        value.backward()
+        average_gradients(module)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+        optimizers.step(recipe.rate(step))
+        average.update(module)
+        for name, figure in (figures | {"loss": value.item(), "norm": norm.item()}).items():
+            sums[name] = sums.get(name, 0.0) + figure / log_every
+        if rank == 0 and (step + 1) % log_every == 0:
+            note(folder, {"step": step + 1, "seconds": time.monotonic() - began} | sums)
+            print(f"step {step + 1}/{recipe.steps} " + " ".join(f"{k} {v:.4f}" for k, v in sums.items()), flush=True)
+            sums = {}
+        stop = torch.tensor(
+            [time.monotonic() - began > 60 * minutes, time.monotonic() - saved > every], dtype=torch.int
+        )
+        if world > 1:
+            dist.broadcast(stop, 0)
+        if stop[1]:
+            checkpoint(step + 1)
+            saved = time.monotonic()
+        if stop[0]:
+            checkpoint(step + 1)
+            return False
+    checkpoint(recipe.steps)
+    return True
+
+
+def averaged(module: nn.Module, average: Average) -> nn.Module:
+    """A copy of the module with the averaged parameters, for judging."""
+    import copy
+
+    twin = copy.deepcopy(module).eval().requires_grad_(False)
+    twin.load_state_dict(average.values, strict=False)
+    return twin
+
+
+def average_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged parameters of a stage's checkpoint."""
+    return torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=False)["average"]
+
+
+def note(folder: Path, figures: dict[str, float]) -> None:
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({name: round(value, 6) for name, value in figures.items()}) + "\n")

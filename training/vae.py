@@ -1,0 +1,162 @@
+"""Trains the embedded model's VAE: reconstruction and a little KL, then the decoder alone on slightly noisy latents.
+
+The class is the package's own `WanVAE`, narrower; what is learnt here loads like the published weights.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from skyreels_v2_infer.modules import WanVAE
+from training import loop, world
+
+DIM, LATENTS = 8, 16
+KL = 1e-4
+EDGES = 0.5  # weight of the difference of gradients
+OBJECT = 3.0  # how much more a pixel of an object, or of its outline, counts than one of the background
+LATENT_NOISE = 0.12  # standard deviations, in the decoder's finish
+CROP, SIDE = 48, 64
+LENGTHS = (13, 17, 21, 33)
+MIX = world.Mix(bounce=0.25, star=0.1, diagonal=0.15, sizes=0.1, spin=0.05, growth=0.05, camera=0.05, pair=0.1)
+
+MAIN = loop.Recipe(steps=6000, muon=2.5e-3, adamw=1.5e-3)
+FINISH = loop.Recipe(steps=1200, muon=1e-3, adamw=7e-4, decay=1.0, seed=1)
+
+
+def batch(draws: np.random.Generator, size: int, frames: int, crop: int, split: str = "train"):
+    """`size` clips as the VAE sees them.
+
+    Returns:
+        video float32 ``[B, 3, T, crop, crop]`` in -1..1, and weights ``[B, 1, T, crop, crop]`` of its pixels.
+    """
+    videos, weights = [], []
+    for _ in range(size):
+        clip = world.sample_clip(int(draws.integers(2**62)), 0, frames, MIX, split)
+        times = np.arange(clip.first_frame, clip.first_frame + frames)
+        video = clip.render(SIDE).astype(np.float32)
+        object_seen = np.abs(video - world.backdrop(clip.scene, times, SIDE)).max(axis=-1) > 8
+        top, left = draws.integers(SIDE - crop + 1, size=2)
+        window = (slice(None), slice(top, top + crop), slice(left, left + crop))
+        videos.append(torch.from_numpy(video[window]).permute(3, 0, 1, 2) / 127.5 - 1)
+        weights.append(1 + OBJECT * torch.from_numpy(object_seen[window]).float()[None])
+    video, weight = torch.stack(videos), torch.stack(weights)
+    return video.contiguous(memory_format=torch.channels_last_3d), weight
+
+
+def differences(video: torch.Tensor) -> list[torch.Tensor]:
+    """Neighbouring pixels' differences along time, height and width."""
+    return [video.diff(dim=dim) for dim in (2, 3, 4)]
+
+
+def reconstruction(out: torch.Tensor, video: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    error = out.float() - video
+    value = (weight * (error.abs() + error.pow(2))).mean()
+    for mine, theirs in zip(differences(out.float()), differences(video), strict=True):
+        value = value + EDGES / 3 * (mine - theirs).abs().mean()
+    return value
+
+
+def decode(vae: WanVAE, latents: torch.Tensor) -> torch.Tensor:
+    """All frames at once, not clamped: ``[B, z, n+1, h, w]`` before normalisation -> ``[B, 3, 4n+1, 8h, 8w]``."""
+    cache = {}
+    return vae.decoder(vae.conv2(latents.contiguous(memory_format=torch.channels_last_3d), cache), cache)
+
+
+def main_loss(vae: WanVAE, size: int, device: torch.device) -> loop.Loss:
+    """Three clips of four are crops, which cost half and hold the object's outline as often."""
+
+    def loss(step: int, draws: np.random.Generator):
+        crop = CROP if draws.random() < 0.75 else SIDE
+        video, weight = batch(draws, size, int(draws.choice(LENGTHS, p=(0.4, 0.35, 0.15, 0.1))), crop)
+        video, weight = video.to(device), weight.to(device)
+        eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
+        with torch.autocast(device.type, torch.bfloat16):
+            mean, logvar = (part.float() for part in vae.encode_moments(video))
+            logvar = logvar.clamp(-20, 10)
+            noise = torch.randn(mean.shape, generator=eps).to(device)
+            out = decode(vae, mean + noise * (0.5 * logvar).exp())
+        kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
+        value = reconstruction(out, video, weight)
+        return value + KL * kl, {"kl": kl.item(), "psnr": psnr(out, video)}
+
+    return loss
+
+
+def finish_loss(vae: WanVAE, size: int, device: torch.device, std: torch.Tensor) -> loop.Loss:
+    """The encoder stands still, so its latents can be used while the decoder learns to forgive small errors in them."""
+
+    def loss(step: int, draws: np.random.Generator):
+        video, weight = batch(draws, size, int(draws.choice((17, 33))), SIDE)
+        video, weight = video.to(device), weight.to(device)
+        eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                mean = vae.encode_moments(video)[0].float()
+            level = LATENT_NOISE * torch.rand(size, 1, 1, 1, 1, generator=eps)
+            out = decode(vae, mean + (level * torch.randn(mean.shape, generator=eps)).to(device) * std)
+        return reconstruction(out, video, weight), {"psnr": psnr(out, video)}
+
+    return loss
+
+
+def psnr(out: torch.Tensor, video: torch.Tensor) -> float:
+    """In dB, of values in -1..1."""
+    return -10 * math.log10(max(1e-12, F.mse_loss(out.detach().float().clamp(-1, 1), video).item() / 4))
+
+
+@torch.no_grad()
+def judged(vae: WanVAE, clips: int = 16, frames: int = 17) -> dict[str, float]:
+    """PSNR, in dB, of clips that training never saw, encoded and decoded as at inference."""
+    draws = np.random.default_rng(99)
+    device = vae.device
+    values = []
+    for _ in range(clips):
+        video, _ = batch(draws, 1, frames, SIDE, split="test")
+        values.append(psnr(vae.decode(vae.encode(video.to(device))), video.to(device)))
+    return {"held_out_psnr": float(np.mean(values)), "held_out_worst": float(np.min(values))}
+
+
+@torch.no_grad()
+def latent_statistics(vae: WanVAE, clips: int = 300) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every channel of the latents, over clips of all lengths."""
+    draws = np.random.default_rng(7)
+    latents = []
+    for _ in range(clips):
+        video, _ = batch(draws, 1, int(draws.choice((17, 33))), SIDE)
+        latents.append(vae.encode_moments(video.to(vae.device))[0].float().transpose(0, 1).flatten(1).cpu())
+    values = torch.cat(latents, dim=1)
+    return values.mean(dim=1).tolist(), values.std(dim=1).tolist()
+
+
+def export(vae: WanVAE, folder: Path) -> None:
+    """``vae.safetensors`` under the published names and ``vae.json`` with the measured statistics."""
+    mean, std = latent_statistics(vae)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
+    save_file(tensors, folder / "vae.safetensors")
+    (folder / "vae.json").write_text(json.dumps({"dim": DIM, "latents_mean": mean, "latents_std": std}, indent=1))
+
+
+def train(
+    folder: Path, device: torch.device, minutes: float, size: int, recipes=(MAIN, FINISH), dim: int = DIM
+) -> bool:
+    """Both parts, each resumed where it stopped; True when all is done and exported into `folder`."""
+    torch.manual_seed(0)
+    vae = WanVAE(dim=dim, z_dim=LATENTS).to(device)
+    main, finish = recipes
+    if not loop.fit(vae, main_loss(vae, size, device), main, folder / "main", minutes=minutes, judge=judged):
+        return False
+    vae.load_state_dict(loop.average_of(folder / "main"))
+    std = torch.tensor(latent_statistics(vae)[1], device=device).view(1, -1, 1, 1, 1)
+    vae.encoder.requires_grad_(False)
+    vae.conv1.requires_grad_(False)
+    loss = finish_loss(vae, size, device, std)
+    if not loop.fit(vae, loss, finish, folder / "finish", minutes=minutes, judge=judged):
+        return False
+    vae.load_state_dict(loop.average_of(folder / "finish"))
+    export(vae, folder)
+    return True
