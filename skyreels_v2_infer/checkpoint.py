@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.errors import InputError, first_line
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder")
 LABELS = {name: name.replace("_", " ").replace("vae", "VAE") for name in PARTS}
@@ -205,12 +205,6 @@ def read_json(file: Path, shown: str, model_id: object) -> dict:
     if not isinstance(content, dict):
         raise refusal(model_id, f"{shown} must hold a json object, not {type(content).__name__}")
     return content
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """A message of a library, cut to what fits into our one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:limit]
 
 
 # ---------------------------------------------------------------------------------------------------- configuration

@@ -1,4 +1,4 @@
-"""The one exception for input that a user can mend."""
+"""The one exception for input that a user can mend, and how to quote those of others."""
 
 
 class InputError(ValueError):
@@ -15,3 +15,9 @@ class InputError(ValueError):
     def __init__(self, name: str, value: object, legal: str):
         super().__init__(f"--{name}: {legal}" if value is None else f"--{name} {value}: {legal}")
         self.name, self.value, self.legal = name, value, legal
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """A message of a library, cut to what fits into our one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:limit]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,7 +83,7 @@ def some_text(text: str) -> str:
 def some_path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
-    return Path(text)
+    return Path(os.path.expanduser(text))  # which no shell does for --outdir=~/videos
 
 
 def device_name(text: str) -> str:

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import nn
 
 from skyreels_v2_infer import key_tables
-from skyreels_v2_infer.checkpoint import Checkpoint, Part, check_archive, first_line, read_header, refusal
+from skyreels_v2_infer.checkpoint import Checkpoint, Part, check_archive, read_header, refusal
+from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.modules import image_encoder, text_encoder
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder
 from skyreels_v2_infer.modules.text_encoder import TextEncoder

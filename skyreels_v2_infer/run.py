@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from skyreels_v2_infer.checkpoint import Checkpoint, check_files, first_line, read_transformer_config
+from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -127,7 +127,7 @@ def write_video(settings: GenerateSettings, pieces: Iterator, check: Callable[[]
     stem = output_stem(settings.prompt, settings.seed)
     with (
         VideoWriter(settings.outdir, stem, settings.height, settings.width, settings.fps) as writer,
-        tqdm(desc="frames", unit="frame", disable=not sys.stderr.isatty()) as bar,
+        tqdm(desc="finished", unit=" frames", leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         frames = 0
         for piece in pieces:
@@ -135,7 +135,7 @@ def write_video(settings: GenerateSettings, pieces: Iterator, check: Callable[[]
             frames += len(piece)
             bar.update(len(piece))
             check()
-    say(f"{frames} frames, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
+    say(f"{frames} frame{'s' * (frames != 1)}, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
     return writer.path
 
 
@@ -150,14 +150,19 @@ def open_checkpoint(model_id: str, image_to_video: bool, otherwise: InputError) 
 
 def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings, check: Callable[[], None]):
     """The pipeline, on the device and in the precision asked for; it calls `check` with every row."""
+    from tqdm import tqdm
+
     from skyreels_v2_infer import pipelines
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
-    began = time.perf_counter()
-    pipeline = getattr(pipelines, pipeline_class)(checkpoint, device=place.device, weight_dtype=place.dtype)
     dtype = str(place.dtype).removeprefix("torch.")
-    say(f"loaded {settings.model_id} on {place.device} in {dtype}, {time.perf_counter() - began:.1f} s")
+    began = time.perf_counter()
+    # Gone again when it is done: a checkpoint that does not fit is refused in one line.
+    with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=not sys.stderr.isatty()):
+        pipeline = getattr(pipelines, pipeline_class)(checkpoint, device=place.device, weight_dtype=place.dtype)
+    seconds = time.perf_counter() - began
+    say(f"loaded {settings.model_id} on {place.device} in {dtype}, {seconds:.1f} s; seed {settings.seed}")
     pipeline.progress = partial(show_rows, check)
     if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
         say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")

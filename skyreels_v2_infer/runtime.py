@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.errors import InputError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,8 +27,7 @@ class Placement:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError("device", device, f"cannot be used on this machine ({reason})") from None
+            raise InputError("device", device, f"cannot be used on this machine ({first_line(error, 120)})") from None
         if dtype is None:
             dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
         return cls(chosen, DTYPES[dtype] if isinstance(dtype, str) else dtype)

@@ -458,3 +458,9 @@ def test_help_explains_every_flag(parse, capsys):
         assert f"\n  --{name} " in out, name
     for word in ("97", "6.0", "8.0", "30", "24", "4n+1", "video_out", settings.model_id):
         assert word in out
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    """No shell expands it in --outdir=~/videos, and a folder called ~ is no pleasure to remove."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.parse_generate(["--outdir=~/videos"]).outdir == tmp_path / "videos"

@@ -94,8 +94,9 @@ def checked(made: Run, frames: int, size: tuple[int, int], windows: int, seed: i
         assert word not in made.err, made.err
     shown = [line for line in made.lines if line.startswith("window ")]
     assert [line.split(":")[0] for line in shown] == [f"window {n + 1}/{windows}" for n in range(windows)]
-    # Libraries have nothing to say here: what is loaded, perhaps a remark, the windows, and at the end the seed.
-    assert made.lines[0].startswith("loaded ") and made.lines[-1].startswith(f"{frames} frames, seed {seed}, ")
+    # Libraries have nothing to say here: what is loaded, perhaps a remark, the windows, and first and last the seed.
+    assert re.fullmatch(rf"loaded .+ on cpu in \w+, \S+ s; seed {seed}", made.lines[0])
+    assert made.lines[-1].startswith(f"{frames} frames, seed {seed}, ")
     assert len(made.lines) == windows + (2 if fps in (16, 24) else 3), made.err
     return made.frames
 
