@@ -256,7 +256,8 @@ def get_text_encoder(
     try:
         tokenizer = text_encoder.load_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception
-        raise refusal(model_id, f"the tokenizer in {folder.name}/ cannot be read: {first_line(error)}") from error
+        hint = "" if (folder / "tokenizer.json").is_file() else "; without tokenizer.json it needs sentencepiece"
+        raise refusal(model_id, f"the tokenizer in {folder.name}/ cannot be read: {first_line(error)}{hint}") from error
     if len(tokenizer) > model.config.vocab_size:
         words = f"{len(tokenizer)} words, the text encoder {model.config.vocab_size}"
         raise refusal(model_id, f"the tokenizer belongs to another text encoder: it has {words}")

@@ -455,6 +455,13 @@ class TestCalls:
         with pytest.raises(ValueError, match=f"{option} True: not implemented"):
             Text2VideoPipeline(str(folder("t2v")), **{option: True})
 
+    def test_autocast_around_a_call_changes_nothing(self):
+        """Published code has it, and so lowers the VAE and the solver to bfloat16."""
+        settings = SMALL | {"num_frames": 9}
+        plain = forcing()(**settings, **embeds(), output_type="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(forcing()(**settings, **embeds(), output_type="pt"), plain)
+
     def test_resizecrop_is_what_the_pipelines_do(self):
         wide = picture(height=64, width=200)
         cropped = resizecrop(wide, 32, 48)

@@ -25,8 +25,8 @@ MULTIPLIERS = (1, 2, 4, 4)
 TEMPORAL_DOWNSAMPLING = (False, True, True)
 SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
 
-# Frames that pass through together: enough to keep a processor busy, few enough that memory stays flat.
-CHUNK_PIXELS = 4 * 256 * 256
+# Frames that pass through together: enough to keep a processor busy, few enough for its caches and for flat memory.
+CHUNK_PIXELS = 4 * 128 * 128
 
 Cache = dict[nn.Module, torch.Tensor]
 

@@ -143,7 +143,9 @@ class VideoPipeline:
         """The whole video; arguments as for `generate`, results as for `collect`."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type {output_type!r}: must be one of {', '.join(OUTPUT_TYPES)}")
-        return collect(self.generate(*args, **kwargs), output_type)
+        # Published code wraps the call in autocast, which would lower what has to be float32, the VAE above all.
+        with torch.autocast(self.device.type, enabled=False):
+            return collect(self.generate(*args, **kwargs), output_type)
 
     def stream(self, *args, **kwargs) -> Iterator[np.ndarray]:
         """The frames of one video, uint8 ``[t, H, W, 3]``, as they are finished; arguments as for `generate`."""
