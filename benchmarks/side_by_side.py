@@ -1,6 +1,6 @@
 """Times our components beside diffusers' with the same weights and inputs, in turn, in one process.
 
-    python benchmarks/side_by_side.py                # on the CPU, about two minutes
+    python benchmarks/side_by_side.py                # on the CPU, about six minutes
     python benchmarks/side_by_side.py --device cuda --dtype bfloat16 --scale full
 
 A row gives the medians, their ratio (diffusers / ours: above 1 we are faster) and how far apart the results are.
