@@ -81,7 +81,7 @@ def vae_rows(sizes, device: torch.device, runs: int) -> None:
     peer = peer_vae(vae, dim).to(device)
     vae = vae.to(device)
     video = torch.rand(1, 3, frames, height, width, device=device) * 2 - 1
-    mean, std = vae.statistics(video)
+    mean, std = vae.statistics()
     latents = vae.encode(video)
     compare(
         "VAE, encode",

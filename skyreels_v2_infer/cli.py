@@ -77,14 +77,15 @@ class GenerateSettings:
 class DiffusionForcingSettings(GenerateSettings):
     """What `generate_video_df.py` was asked for, checked.
 
-    With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1). base_num_frames and
-    overlap_history are video frames, 4n+1; overlap_history can be None only where a single window is made.
-    causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise,
-    0 <= a < 1000.
+    video_fps is the rate of video_path. With video_path, num_frames counts the frames to add and is a multiple of 4
+    (else 4n+1). base_num_frames and overlap_history are video frames, 4n+1; overlap_history can be None only where a
+    single window is made. causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in
+    thousandths of full noise, 0 <= a < 1000.
     """
 
     end_image: Path | None
     video_path: Path | None
+    video_fps: float | None
     ar_step: int
     causal_attention: bool
     causal_block_size: int
@@ -154,6 +155,7 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
             num_frames=num_frames,
             end_image=args.end_image,
             video_path=args.video_path,
+            video_fps=args.video_fps,
             ar_step=args.ar_step,
             causal_attention=args.causal_attention,
             causal_block_size=args.causal_block_size,
@@ -253,7 +255,7 @@ def _add_sampling(parser: Parser) -> None:
     group.add_argument(
         "--shift",
         metavar="X",
-        type=number(above=0),
+        type=number(above=0, below=1000),
         default=8.0,
         help="where the steps are spent: higher gives more of them to the noisy beginning, which settles layout and "
         "motion, lower gives more to detail; 3 suits an --image (default: %(default)s)",
@@ -405,6 +407,7 @@ def _check_length(args: argparse.Namespace) -> int:
 
 def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     """(height, width) of what the video follows, after checking every file and folder that was named."""
+    args.video_fps = None
     image = video_io.image_size(args.image, "image") if args.image is not None else None
     end_image = video = None
     if getattr(args, "end_image", None) is not None:
@@ -414,7 +417,7 @@ def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     if getattr(args, "video_path", None) is not None:
         info = video_io.probe_video(args.video_path, "video_path")
         check_prefix(info.frames, args.overlap_history)
-        video = info.height, info.width
+        video, args.video_fps = (info.height, info.width), info.fps
     return image or video or end_image
 
 

@@ -251,7 +251,9 @@ def get_text_encoder(
     else:
         weights = Weights(part, model_id, key_tables.ORIGINAL_TEXT_ENCODER)
     model = empty(text_encoder, part, weights, "text encoder")
-    load_into(model, weights, "text encoder", device, weight_dtype)
+    # Beyond 65504, where float16 ends: transformers keeps this layer in float32 as well, and its forward expects it.
+    wide = re.compile(r"DenseReluDense\.wo\.") if weight_dtype is torch.float16 else None
+    load_into(model, weights, "text encoder", device, weight_dtype, wide)
     folder = checkpoint.parts["tokenizer"].files[0]
     try:
         tokenizer = text_encoder.load_tokenizer(folder)

@@ -38,12 +38,10 @@ class Plan:
 
     Attributes:
         num_frames: frames that are made.
-        prefix_frames: frames of an existing video that come before them.
     """
 
     windows: tuple[WindowPlan, ...]
     num_frames: int
-    prefix_frames: int
     num_inference_steps: int
     shift: float
 
@@ -52,9 +50,10 @@ class Plan:
         """Iterations of the denoising loop over all windows."""
         return sum(len(w.schedule) for w in self.windows)
 
-    def history_after(self, index: int) -> int:
-        """How many of the newest frames have to be kept once window `index` (-1: the prefix) is done."""
-        return max((w.window.history_frames for w in self.windows[index + 1 :]), default=0)
+    @property
+    def longest_history(self) -> int:
+        """How many of the newest frames have to be kept."""
+        return max(w.window.history_frames for w in self.windows)
 
 
 def make_plan(
@@ -95,4 +94,4 @@ def make_plan(
         held[window.latents :] = True
         schedule = ad_schedule(len(held), timesteps, ar_step, held, causal_block_size)
         plans.append(WindowPlan(window, held, schedule, given, end))
-    return Plan(tuple(plans), num_frames, prefix_frames, num_inference_steps, shift)
+    return Plan(tuple(plans), num_frames, num_inference_steps, shift)

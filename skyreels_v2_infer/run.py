@@ -214,10 +214,12 @@ def generate_df(settings: DiffusionForcingSettings, check: Callable[[], None]) -
         for name in ("image", "end_image")
         if (path := getattr(settings, name)) is not None
     }
-    if settings.addnoise_condition > MUCH_NOISE:
-        say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
     names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
     pipeline = load("DiffusionForcingPipeline", checkpoint, settings, check)
+    if settings.addnoise_condition > MUCH_NOISE:
+        say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
+    if settings.video_fps and abs(settings.video_fps / settings.fps - 1) > 0.01:
+        say(f"--fps {settings.fps}: {settings.video_path} has {settings.video_fps:g}; all will play at the new rate")
     return pipeline.stream(
         **shared_arguments(settings),
         **images,

@@ -219,6 +219,14 @@ def test_conditioning_and_norms_stay_float32(stock):
     assert load("text_encoder", stock["original", "t2v"], torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_a_float16_text_encoder_keeps_what_would_overflow(stock):
+    encoder = load("text_encoder", stock["original", "t2v"], torch.float16)
+    wide = {name for name, p in encoder.model.named_parameters() if p.dtype == torch.float32}
+    assert wide and all(name.endswith("DenseReluDense.wo.weight") for name in wide)
+    exact = load("text_encoder", stock["original", "t2v"]).encode("a swan on a lake", 16)
+    assert (encoder.encode("a swan on a lake", 16).float() - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 def test_modules_are_ready_for_inference_and_apart_from_their_files(copy):
     folder = copy()
     module = load("transformer", folder)

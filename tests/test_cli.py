@@ -34,6 +34,7 @@ PUBLISHED = dict(
 PUBLISHED_DF = dict(
     end_image=None,
     video_path=None,
+    video_fps=None,
     ar_step=0,
     causal_attention=False,
     causal_block_size=1,
@@ -130,6 +131,7 @@ def test_every_flag_reaches_its_setting(folder):
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
         end_image=Path("../inputs/tall.png"),
         video_path=None,
+        video_fps=None,
         ar_step=2,
         causal_attention=False,
         causal_block_size=5,
@@ -140,6 +142,7 @@ def test_every_flag_reaches_its_setting(folder):
     extension = ["--video_path", "../inputs/wide.mp4", "--overlap_history", "17", "--causal_attention"]
     settings = cli.parse_diffusion_forcing(extension)
     assert settings.video_path == Path("../inputs/wide.mp4") and settings.causal_attention is True
+    assert settings.video_fps == pytest.approx(video_io.probe_video("../inputs/wide.mp4").fps)
     assert contents(folder) == []
 
 
@@ -235,10 +238,10 @@ REFUSED_BY_BOTH = [
     ("--guidance_scale -1", "must be a finite number, at least 0"),
     ("--guidance_scale nan", "must be a finite number, at least 0"),
     ("--guidance_scale inf", "must be a finite number, at least 0"),
-    ("--shift 0", "must be a finite number, above 0"),
-    ("--shift -inf", "must be a finite number, above 0"),
-    ("--shift -1e3", "must be a finite number, above 0"),
-    ("--shift 1e999", "must be a finite number, above 0"),
+    ("--shift 0", "must be a finite number, above 0 and below 1000"),
+    ("--shift -inf", "must be a finite number, above 0 and below 1000"),
+    ("--shift -1e3", "must be a finite number, above 0 and below 1000"),
+    ("--shift 1e999", "must be a finite number, above 0 and below 1000"),
     ("--teacache_thresh nan", "must be a finite number"),
     ("--fps 0", "must be a whole number from 1 to 240"),
     ("--fps 241", "must be a whole number from 1 to 240"),
@@ -454,7 +457,8 @@ def test_help_explains_every_flag(parse, capsys):
     assert stop.value.code == 0 and err == ""
     settings = parse([])
     switches = {"use_usp", "offload", "prompt_enhancer", "teacache", "use_ret_steps", "teacache_thresh", "resolution"}
-    for name in {field.name for field in dataclasses.fields(settings)} | switches:
+    read = {"video_fps"}  # of the file, no flag
+    for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert f"\n  --{name} " in out, name
     for word in ("97", "6.0", "8.0", "30", "24", "4n+1", "video_out", settings.model_id):
         assert word in out

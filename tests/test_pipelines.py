@@ -459,8 +459,40 @@ class TestCalls:
         """Published code has it, and so lowers the VAE and the solver to bfloat16."""
         settings = SMALL | {"num_frames": 9}
         plain = forcing()(**settings, **embeds(), output_type="pt")
+        (frames,) = forcing()(**settings, **embeds())
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(forcing()(**settings, **embeds(), output_type="pt"), plain)
+            pieces = []
+            for piece in forcing().stream(**settings, **embeds()):
+                assert torch.is_autocast_enabled("cpu")
+                pieces.append(piece)
+        assert np.array_equal(np.concatenate(pieces), frames)
+
+    def test_what_is_handed_in_is_not_changed(self):
+        latents = torch.randn(1, 16, 3, 4, 6, generator=seeded())
+        before, kept = latents.clone(), []
+        look = lambda pipeline, row, t, given: kept.append(given["latents"])  # noqa: E731
+        forcing()(
+            **SMALL,
+            num_frames=9,
+            **embeds(),
+            latents=latents,
+            image=picture(),
+            output_type="latent",
+            callback_on_step_end=look,
+        )
+        assert torch.equal(latents, before)
+        assert not torch.equal(kept[0], kept[1])  # of every row its own
+
+    def test_without_a_seed_noise_follows_the_global_generator(self):
+        settings = {name: value for name, value in SMALL.items() if name != "seed"} | {"num_frames": 5}
+
+        def drawn(seed):
+            torch.manual_seed(seed)
+            return forcing()(**settings, **embeds(), output_type="latent"), torch.rand(1)
+
+        assert all(torch.equal(a, b) for a, b in zip(drawn(1), drawn(1), strict=True))
+        assert not torch.equal(drawn(1)[0], drawn(2)[0])
 
     def test_resizecrop_is_what_the_pipelines_do(self):
         wide = picture(height=64, width=200)

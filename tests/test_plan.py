@@ -15,13 +15,13 @@ def test_what_is_given_in_each_window():
     assert [w.latents for w in plan.windows] == [7, 7, 8]
     assert plan.windows[2].held.tolist() == [True] * 3 + [False] * 4 + [True]
     assert plan.rows == 12
-    assert [plan.history_after(i) for i in (-1, 0, 1, 2)] == [9, 9, 9, 0]
+    assert plan.longest_history == 9
 
 
 def test_an_extension_starts_from_history():
     plan = make_plan(16, 4, 8.0, base_num_frames=25, overlap_history=9, prefix_frames=30)
     assert [w.given_latents for w in plan.windows] == [3]
-    assert plan.history_after(-1) == 9
+    assert plan.longest_history == 9
 
 
 def test_image_and_prefix_exclude_each_other():

@@ -106,8 +106,12 @@ def test_misuse_is_named():
         made.step(torch.zeros(1), t, torch.zeros(1))
     with pytest.raises(ValueError, match="no further step"):
         made.step(torch.zeros(1), made.timesteps[-1], torch.zeros(1))
-    for bad in ({"num_inference_steps": 0, "shift": 3.0}, {"num_inference_steps": 3, "shift": 0.0}):
-        with pytest.raises(ValueError, match=r"num_inference_steps 0|shift 0\.0"):
+    for bad in (
+        {"num_inference_steps": 0, "shift": 3.0},
+        {"num_inference_steps": 3, "shift": 0.0},
+        {"num_inference_steps": 3, "shift": 1000.0},
+    ):
+        with pytest.raises(ValueError, match=r"num_inference_steps 0|shift (0|1000)\.0"):
             made.set_timesteps(**bad)
     with pytest.raises(ValueError, match="num_train_timesteps"):
         FlowUniPCMultistepScheduler(num_train_timesteps=500)

@@ -82,7 +82,10 @@ class CrossAttention(SelfAttention):
 
     def forward(self, x: torch.Tensor, keys_values) -> torch.Tensor:
         q = self.heads(self.norm_q(self.q(x.flatten(1, 2))))
-        out = sum(attend(q, k, v) for k, v in keys_values)
+        (k, v), *image = keys_values
+        out = attend(q, k, v)
+        for k, v in image:
+            out = out + attend(q, k, v)
         return self.o(out.flatten(2)).view(x.shape)
 
 
@@ -205,6 +208,7 @@ class WanModel(nn.Module):
         self.in_dim, self.out_dim, self.freq_dim, self.text_dim = in_dim, out_dim, freq_dim, text_dim
         self.inject_sample_info = inject_sample_info
         self.causal_block_size: int | None = None
+        self._rotary: tuple[tuple, torch.Tensor] | None = None
         is_i2v = model_type == "i2v"
 
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=self.patch_size, stride=self.patch_size)
@@ -271,6 +275,13 @@ class WanModel(nn.Module):
             modulation = modulation + self.fps_projection(self.fps_embedding(fps)).unsqueeze(1)
         return time, modulation.unflatten(-1, (6, self.dim))
 
+    def rotary(self, *grid: int) -> torch.Tensor:
+        """Rotations of the tokens of a grid; the last table is kept, since all forwards of a window share it."""
+        key = (*grid, self.device)
+        if self._rotary is None or self._rotary[0] != key:
+            self._rotary = key, rotary_table(*grid, self.dim // self.num_heads).to(self.device)
+        return self._rotary[1]
+
     def unpatchify(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """``[B, F, S, pt*ph*pw*out_dim]`` -> float32 ``[B, out_dim, F*pt, height, width]``."""
         pt, ph, pw = self.patch_size
@@ -316,7 +327,7 @@ class WanModel(nn.Module):
         tokens = self.embed_patches(x.to(self.dtype))  # [B, F, S, D]
         frames, frame_tokens = tokens.shape[1:3]
         time, modulation = self.embed_time(t.reshape(t.shape[0], -1), fps)
-        rotary = rotary_table(frames, height // ph, width // pw, self.dim // self.num_heads).to(tokens.device)
+        rotary = self.rotary(frames, height // ph, width // pw)
 
         attention = attend
         if causal_block_size is not None:

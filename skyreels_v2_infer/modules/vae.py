@@ -44,7 +44,9 @@ def frames_last(images: torch.Tensor, batch: int) -> torch.Tensor:
 def causal_conv_fused(x: torch.Tensor, conv: nn.Conv3d, missing: int) -> torch.Tensor:
     """One 3-D convolution over x ``[B, C, T, H, W]``, before which `missing` frames of zeros are put."""
     padding = (0, *conv.padding[1:])
-    return F.conv3d(F.pad(x, (0, 0, 0, 0, missing, 0)), conv.weight, conv.bias, conv.stride, padding)
+    if missing:
+        x = F.pad(x, (0, 0, 0, 0, missing, 0))
+    return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding)
 
 
 def causal_conv_taps(x: torch.Tensor, conv: nn.Conv3d, missing: int) -> torch.Tensor:
@@ -278,9 +280,9 @@ class WanVAE(nn.Module):
     def device(self) -> torch.device:
         return self.conv2.weight.device
 
-    def statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the latents, float32 ``[1, z_dim, 1, 1, 1]``."""
-        mean, std = torch.tensor([self.latents_mean, self.latents_std], device=like.device).view(2, 1, -1, 1, 1, 1)
+        mean, std = torch.tensor([self.latents_mean, self.latents_std], device=self.device).view(2, 1, -1, 1, 1, 1)
         return mean, std
 
     def encode_moments(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,7 +298,7 @@ class WanVAE(nn.Module):
         if video.shape[1] != 3 or t % TEMPORAL_STRIDE != 1 or h % SPATIAL_STRIDE or w % SPATIAL_STRIDE:
             raise ValueError(f"video {list(video.shape)}: must be [B, 3, 4n+1, H, W] with H and W divisible by 8")
         step = TEMPORAL_STRIDE * max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * h * w))
-        video = video.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        video = video.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
         cache: Cache = {}
         pieces = [self.encoder(video[:, :, :1], cache)]
         pieces += [self.encoder(video[:, :, i : i + step], cache) for i in range(1, t, step)]
@@ -305,7 +307,7 @@ class WanVAE(nn.Module):
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """``[B, 3, 4n+1, H, W]`` in -1..1 -> normalised latents, float32 ``[B, z_dim, n+1, H/8, W/8]``."""
-        mean, std = self.statistics(video)
+        mean, std = self.statistics()
         return (self.encode_moments(video)[0].float() - mean).div_(std).contiguous()
 
     def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -316,12 +318,12 @@ class WanVAE(nn.Module):
         """
         if latents.ndim != 5 or latents.shape[1] != self.z_dim:
             raise ValueError(f"latents {list(latents.shape)}: must be [B, {self.z_dim}, F, H/8, W/8]")
-        mean, std = self.statistics(latents)
+        mean, std = self.statistics()
         t, h, w = latents.shape[2:]
         step = max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * SPATIAL_STRIDE**2 * h * w))
         cache: Cache = {}
         for i in range(0, t, step):
-            z = torch.addcmul(mean, latents[:, :, i : i + step].float(), std).to(self.dtype)
+            z = torch.addcmul(mean, latents[:, :, i : i + step].to(self.device, torch.float32), std).to(self.dtype)
             z = self.conv2(z.contiguous(memory_format=torch.channels_last_3d), cache)
             yield self.decoder(z, cache).float().clamp_(-1, 1)
 

@@ -64,8 +64,8 @@ class Finished:
     """A stretch of the video that is finished: a window, or the video before the first one.
 
     Attributes:
-        latents: float32 ``[B, 16, F, H/8, W/8]`` of the frames that are new, but for the first window, whose history
-            or image is among them; None for the video before.
+        latents: float32 ``[B, 16, F, H/8, W/8]`` of the frames that are new, an image in front among them; None for
+            the video before.
         pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while it is iterated over.
     """
 
@@ -129,8 +129,12 @@ class VideoPipeline:
             raise ValueError(f"transformer: {self._needs(transformer.model_type)}")
         self.transformer, self.vae = transformer, vae
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
-        self.device = transformer.device
         self.progress: Progress = no_progress
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is, and the latents are."""
+        return self.transformer.device
 
     @classmethod
     def _needs(cls, model_type: str) -> str:
@@ -149,7 +153,7 @@ class VideoPipeline:
 
     def stream(self, *args, **kwargs) -> Iterator[np.ndarray]:
         """The frames of one video, uint8 ``[t, H, W, 3]``, as they are finished; arguments as for `generate`."""
-        return frames_of(self.generate(*args, **kwargs))
+        return without_autocast(frames_of(self.generate(*args, **kwargs)), self.device.type)
 
     def generate(self, *args, **kwargs) -> Iterator["Finished"]:
         """Plans, then yields what is finished, window by window."""
@@ -181,7 +185,7 @@ class VideoPipeline:
 
     def _context(self, embeds: torch.Tensor, clip_fea: torch.Tensor | None) -> PromptContext:
         if clip_fea is not None:
-            clip_fea = clip_fea.expand(len(embeds), -1, -1)
+            clip_fea = clip_fea.to(self.device).expand(len(embeds), -1, -1)
         return self.transformer.prepare_context(embeds, clip_fea)
 
     # One window
@@ -195,7 +199,7 @@ class VideoPipeline:
             latents = noise.latents(window.window.index, shape)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents {list(latents.shape)}: must be {list(shape)} for these settings")
-        latents = latents.to(self.device, torch.float32)
+        latents = latents.to(self.device, torch.float32, copy=True)  # given ones will be written into it
         if window.end_latents:  # they are given, so what stands there now does not matter
             latents = torch.cat([latents, latents.new_zeros(*latents.shape[:2], 1, *latents.shape[3:])], dim=2)
         return latents
@@ -221,7 +225,8 @@ class VideoPipeline:
                 advance()
                 if callback is None:
                     return latents
-                replaced = callback(self, row, torch.from_numpy(rows[row]), {"latents": latents})
+                shown = {"latents": latents.clone()}  # the solver goes on in place
+                replaced = callback(self, row, torch.from_numpy(rows[row]), shown)
                 return (replaced or {}).get("latents", latents)
 
             return denoise(velocity, solver, window.schedule, latents, show, on_row)
@@ -253,6 +258,17 @@ def collect(finished: Iterator[Finished], output_type: str):
     return list(np.concatenate([to_frames(piece) for piece in pieces], axis=1))
 
 
+def without_autocast(items: Iterator, device_type: str) -> Iterator:
+    """The same items, made without autocast, which stays as it is for whoever takes them."""
+    nothing = object()
+    while True:
+        with torch.autocast(device_type, enabled=False):
+            item = next(items, nothing)
+        if item is nothing:
+            return
+        yield item
+
+
 def frames_of(finished: Iterator[Finished]) -> Iterator[np.ndarray]:
     """uint8 ``[t, H, W, 3]`` of the first prompt's video, as soon as they are decoded."""
     for part in finished:
@@ -269,9 +285,9 @@ def check_size(height: int, width: int) -> None:
 
 
 def choose_noise(generator: torch.Generator | None, seed: int | None) -> Noise:
-    """The caller's generator, or noise from a seed; from one drawn now if there is neither."""
+    """The caller's generator, or noise from a seed; from one that torch's own generator draws if there is neither."""
     if generator is not None:
         if isinstance(generator, (list, tuple)):
             raise ValueError("generator: one for all videos of a call")
         return GeneratorNoise(generator)
-    return NoiseSource(torch.seed() if seed is None else seed)
+    return NoiseSource(int(torch.randint(2**63 - 1, ())) if seed is None else seed)

@@ -137,7 +137,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         self, plan: Plan, texts, given: Conditions, noise: Noise, latents: torch.Tensor | None, **options
     ) -> Iterator[Finished]:
         prompts = self._encode_prompts(*texts)
-        history = History(plan.history_after(-1))
+        history = History(plan.longest_history)
         if given.prefix is not None:
             pieces = self._prefix(given, prompts.batch, history)
             yield Finished(None, pieces)

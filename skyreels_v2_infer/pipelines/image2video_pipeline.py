@@ -56,7 +56,8 @@ class Image2VideoPipeline(VideoPipeline):
             raise ValueError("image_encoder: this pipeline has none, and cannot see the image")
         prompts = self._encode_prompts(*texts, clip_fea=self.image_encoder.encode(picture[:, :, 0]))
         window = plan.windows[0]
-        channels = image_channels(self.vae, picture, plan.num_frames).expand(prompts.batch, -1, -1, -1, -1)
+        channels = image_channels(self.vae, picture, plan.num_frames).to(self.device)
+        channels = channels.expand(prompts.batch, -1, -1, -1, -1)
         latents = self._initial_latents(prompts, window, *picture.shape[3:], noise, latents)
         latents = self._denoise_window(plan, window, prompts, latents, y=channels, **options)
         yield Finished(latents, self._decode(window, latents, History(0)))

@@ -4,6 +4,7 @@ import numpy as np
 
 FIRST_SIGMA = 0.999  # training timesteps end at 999 of 1000
 TRAIN_TIMESTEPS = 1000
+MAX_SHIFT = 1000  # far beyond use; from a million on the first level rounds to 1, where no step is defined
 
 
 def flow_sigmas(num_steps: int, shift: float) -> np.ndarray:
@@ -14,15 +15,15 @@ def flow_sigmas(num_steps: int, shift: float) -> np.ndarray:
 
     Args:
         num_steps: denoising steps, at least 1.
-        shift: above 0; 1 leaves the grid even.
+        shift: above 0, below 1000; 1 leaves the grid even.
 
     Returns:
         float32 ``[num_steps + 1]``, falling from at most 1 to 0.
     """
     if num_steps < 1:
         raise ValueError(f"num_inference_steps {num_steps}: must be at least 1")
-    if not 0 < shift < float("inf"):
-        raise ValueError(f"shift {shift}: must be above 0")
+    if not 0 < shift < MAX_SHIFT:
+        raise ValueError(f"shift {shift}: must be above 0 and below {MAX_SHIFT}")
     even = np.linspace(FIRST_SIGMA, 0.0, num_steps + 1)
     return (shift * even / (1 + (shift - 1) * even)).astype(np.float32)
 

@@ -138,7 +138,9 @@ class FlowUniPCMultistepScheduler:
         self._require_timesteps()
         state = self._state_like(sample)
         for start, end in _runs(update, steps == 0):
-            weights = torch.from_numpy(self._table[steps[start:end]].T.copy()).to(sample.device, non_blocking=True)
+            weights = torch.from_numpy(self._table[steps[start:end]].T.copy()).to(
+                sample.device, non_blocking=sample.is_cuda
+            )
             velocity, latents, *history = (t[:, :, start:end] for t in (model_output, sample, *state))
             self._advance(velocity, latents, history, weights[:, :, None, None], first=steps[start] == 0)
         return sample
