@@ -17,12 +17,12 @@ from skyreels_v2_infer import video_io
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.flags import Parser, any_text, device_name, number, one_of, some_path, some_text, whole
 from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix
+from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE, check_size
 
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
 DEFAULT_FRAMES = 97
-SIZES = {"540P": (544, 960), "720P": (720, 1280)}  # height, width
 # The published models that were trained at 720P; a local folder's name says nothing.
 MODELS_720P = frozenset(
     f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}" for kind in ("DF", "T2V", "I2V") for layout in ("", "-Diffusers")
@@ -208,7 +208,7 @@ def _add_shape(parser: Parser) -> None:
     group.add_argument(
         "--resolution",
         metavar="{540P,720P}",
-        type=one_of(*SIZES),
+        type=one_of(*RESOLUTIONS),
         help="540P is 544x960 (height x width), 720P is 720x1280, turned upright if the picture or video given "
         "is taller than wide (default: 720P for the published 720P models, else 540P)",
     )
@@ -216,7 +216,7 @@ def _add_shape(parser: Parser) -> None:
         group.add_argument(
             f"--{side}",
             metavar="PIXELS",
-            type=whole(16),
+            type=whole(SIZE_MULTIPLE),
             help="instead of --resolution, both together: multiples of 16, used as given",
         )
     group.add_argument(
@@ -258,7 +258,7 @@ def _add_sampling(parser: Parser) -> None:
         type=number(above=0, below=1000),
         default=8.0,
         help="where the steps are spent: higher gives more of them to the noisy beginning, which settles layout and "
-        "motion, lower gives more to detail; 3 suits an --image (default: %(default)s)",
+        "motion, lower gives more to detail; 5 suits an --image (default: %(default)s)",
     )
     group.add_argument(
         "--seed",
@@ -382,11 +382,8 @@ def _check_sizes(args: argparse.Namespace) -> None:
         raise InputError(given[0], getattr(args, given[0]), f"needs --{missing} as well")
     if given and args.resolution is not None:
         raise InputError("resolution", args.resolution, "give either --resolution or --height and --width")
-    for side in given:
-        if getattr(args, side) % 16:
-            below = getattr(args, side) // 16 * 16
-            legal = f"must be a multiple of 16, nearest are {below} and {below + 16}"
-            raise InputError(side, getattr(args, side), legal)
+    if given:
+        check_size(args.height, args.width)
 
 
 def _check_conditions(args: argparse.Namespace) -> None:
@@ -424,7 +421,7 @@ def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
 def _size(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[int, int]:
     if args.height is not None:
         return args.height, args.width
-    height, width = SIZES[args.resolution or ("720P" if args.model_id in MODELS_720P else "540P")]
+    height, width = RESOLUTIONS[args.resolution or ("720P" if args.model_id in MODELS_720P else "540P")]
     return (width, height) if source is not None and source[0] > source[1] else (height, width)
 
 

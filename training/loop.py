@@ -1,4 +1,4 @@
-"""One training loop for every stage: deterministic batches, EMA, atomic checkpoints, curves, several processes.
+"""One training loop for every stage: deterministic batches, EMA, atomic checkpoints, a log, several processes.
 
 A batch is a function of (seed, step, rank), so a run that was stopped and resumed equals one that was not.
 """
@@ -135,7 +135,7 @@ def fit(
 
     Args:
         loss: closes over `module`.
-        folder: gets ``checkpoint.pt`` (resume), ``log.jsonl`` and, on stopping, ``curves.png``.
+        folder: gets ``checkpoint.pt`` (resume) and ``log.jsonl``.
         minutes: stops by itself after so long, with a checkpoint.
         every: seconds between checkpoints.
         judge: figures of the averaged model, taken with each checkpoint.
@@ -190,6 +190,8 @@ def fit(
             checkpoint(step + 1)
             return False
     checkpoint(recipe.steps)
+    if world > 1:
+        dist.barrier()  # the others read what rank 0 has written
     return True
 
 

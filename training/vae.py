@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
@@ -158,5 +159,6 @@ def train(
     if not loop.fit(vae, loss, finish, folder / "finish", minutes=minutes, judge=judged):
         return False
     vae.load_state_dict(loop.average_of(folder / "finish"))
-    export(vae, folder)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        export(vae, folder)
     return True

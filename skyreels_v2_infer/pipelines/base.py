@@ -17,7 +17,6 @@ from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Placem
 from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
 
 OUTPUT_TYPES = ("np", "pt", "latent")
-SIZE_MULTIPLE = 16  # 8 in the VAE, 2 in the patches of the transformer
 
 # (index of the window, windows, rows) -> a context whose value is called after every row
 Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
@@ -274,14 +273,6 @@ def frames_of(finished: Iterator[Finished]) -> Iterator[np.ndarray]:
     for part in finished:
         for piece in part.pieces:
             yield to_frames(piece[:1])[0]
-
-
-def check_size(height: int, width: int) -> None:
-    """Raises a ValueError for a size that the models cannot make."""
-    for name, value in (("height", height), ("width", width)):
-        if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
-            below = max(value // SIZE_MULTIPLE, 1) * SIZE_MULTIPLE
-            raise ValueError(f"{name} {value}: must be a multiple of {SIZE_MULTIPLE}, such as {below}")
 
 
 def choose_noise(generator: torch.Generator | None, seed: int | None) -> Noise:

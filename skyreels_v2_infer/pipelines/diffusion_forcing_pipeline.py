@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, Prompts, VideoPipeline, check_size, choose_noise
+from skyreels_v2_infer.pipelines.base import Finished, History, Prompts, VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, image_video, prefix_pieces
 from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
 from skyreels_v2_infer.runtime import Noise
+from skyreels_v2_infer.sizes import check_size
 from skyreels_v2_infer.video_io import probe_video
 
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, VideoPipeline, check_size, choose_noise
+from skyreels_v2_infer.pipelines.base import Finished, History, VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import image_channels, image_video, resizecrop
 from skyreels_v2_infer.plan import Plan, make_plan
 from skyreels_v2_infer.runtime import Noise
+from skyreels_v2_infer.sizes import check_size
 
 __all__ = ["Image2VideoPipeline", "resizecrop"]  # published code imports both from here
 

@@ -1,0 +1,17 @@
+"""Which sizes of video there are."""
+
+from skyreels_v2_infer.errors import InputError
+
+RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}  # height, width
+SIZE_MULTIPLE = 16  # 8 in the VAE, 2 in the patches of the transformer
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises an `InputError` that names the side, its value and the nearest sizes that the models can make."""
+    for name, value in (("height", height), ("width", width)):
+        if value < SIZE_MULTIPLE:
+            raise InputError(name, value, f"must be a multiple of {SIZE_MULTIPLE}, at least {SIZE_MULTIPLE}")
+        if value % SIZE_MULTIPLE:
+            below = value // SIZE_MULTIPLE * SIZE_MULTIPLE
+            legal = f"must be a multiple of {SIZE_MULTIPLE}, nearest are {below} and {below + SIZE_MULTIPLE}"
+            raise InputError(name, value, legal)
