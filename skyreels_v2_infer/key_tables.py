@@ -44,30 +44,36 @@ DIFFUSERS_TRANSFORMER: Table = [
     (r"^proj_out\.", "head.head."),
 ]
 
-# AutoencoderKLWan -> Wan2.1_VAE.pth. There a stage of the decoder is a list of its own (3 residual blocks, then the
-# upsampler where there is one); here the stages follow each other in one list. The rows for parts of a residual block
-# come first, because later rows make names (conv1) that these would match again.
-DIFFUSERS_VAE: Table = [
-    (r"(blocks|resnets)\.(\d+)\.norm1\.", r"\1.\2.residual.0."),
-    (r"(blocks|resnets)\.(\d+)\.conv1\.", r"\1.\2.residual.2."),
-    (r"(blocks|resnets)\.(\d+)\.norm2\.", r"\1.\2.residual.3."),
-    (r"(blocks|resnets)\.(\d+)\.conv2\.", r"\1.\2.residual.6."),
-    (r"(blocks|resnets)\.(\d+)\.conv_shortcut\.", r"\1.\2.shortcut."),
-    (r"^encoder\.down_blocks\.", "encoder.downsamples."),
-    *(
-        (rf"^decoder\.up_blocks\.{stage}\.{theirs}\.", f"decoder.upsamples.{4 * stage + i}.")
-        for stage in range(4)
-        for i, theirs in enumerate([r"resnets\.0", r"resnets\.1", r"resnets\.2", r"upsamplers\.0"])
-    ),
-    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
-    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
-    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
-    (r"^(encoder|decoder)\.conv_in\.", r"\1.conv1."),
-    (r"^(encoder|decoder)\.norm_out\.", r"\1.head.0."),
-    (r"^(encoder|decoder)\.conv_out\.", r"\1.head.2."),
-    (r"^quant_conv\.", "conv1."),
-    (r"^post_quant_conv\.", "conv2."),
-]
+
+def diffusers_vae(blocks: int = 2) -> Table:
+    """AutoencoderKLWan -> Wan2.1_VAE.pth.
+
+    There a stage of the decoder is a list of its own (`blocks` + 1 residual blocks, then the upsampler where there is
+    one); here the stages follow each other in one list. The rows for parts of a residual block come first, because
+    later rows make names (conv1) that these would match again.
+    """
+    return [
+        (r"(blocks|resnets)\.(\d+)\.norm1\.", r"\1.\2.residual.0."),
+        (r"(blocks|resnets)\.(\d+)\.conv1\.", r"\1.\2.residual.2."),
+        (r"(blocks|resnets)\.(\d+)\.norm2\.", r"\1.\2.residual.3."),
+        (r"(blocks|resnets)\.(\d+)\.conv2\.", r"\1.\2.residual.6."),
+        (r"(blocks|resnets)\.(\d+)\.conv_shortcut\.", r"\1.\2.shortcut."),
+        (r"^encoder\.down_blocks\.", "encoder.downsamples."),
+        *(
+            (rf"^decoder\.up_blocks\.{stage}\.{theirs}\.", f"decoder.upsamples.{(blocks + 2) * stage + i}.")
+            for stage in range(4)
+            for i, theirs in enumerate([*(rf"resnets\.{j}" for j in range(blocks + 1)), r"upsamplers\.0"])
+        ),
+        (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+        (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+        (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+        (r"^(encoder|decoder)\.conv_in\.", r"\1.conv1."),
+        (r"^(encoder|decoder)\.norm_out\.", r"\1.head.0."),
+        (r"^(encoder|decoder)\.conv_out\.", r"\1.head.2."),
+        (r"^quant_conv\.", "conv1."),
+        (r"^post_quant_conv\.", "conv2."),
+    ]
+
 
 # models_t5_umt5-xxl-enc-bf16.pth -> UMT5EncoderModel
 ORIGINAL_TEXT_ENCODER: Table = [

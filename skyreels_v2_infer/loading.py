@@ -22,7 +22,7 @@ from skyreels_v2_infer.modules import image_encoder, text_encoder
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
-from skyreels_v2_infer.modules.vae import LATENTS_MEAN, LATENTS_STD, WanVAE
+from skyreels_v2_infer.modules.vae import LATENTS_MEAN, LATENTS_STD, MULTIPLIERS, WanVAE
 
 # Pages of a mapped file count as ours until the mapping is closed. When tensors are converted the file is therefore
 # opened anew after each such part of it, which keeps the peak near the size of the result.
@@ -31,8 +31,6 @@ EXAMPLES = 3  # how many tensors of a kind a message names
 
 # Fields of AutoencoderKLWan's config.json in which a VAE could differ from the published one, which alone we compute.
 VAE_FIXED = {
-    "dim_mult": ([1, 2, 4, 4],),
-    "num_res_blocks": (2,),
     "temperal_downsample": ([False, True, True],),
     "attn_scales": ([],),
     "is_residual": (False,),
@@ -207,7 +205,13 @@ def get_vae(
     for name, legal in VAE_FIXED.items():
         if name in part.config and part.config[name] not in legal:
             raise refusal(model_id, f"vae/config.json has {name} {part.config[name]}; only {legal[0]} is supported")
-    table = key_tables.DIFFUSERS_VAE if part.layout == "diffusers" else []
+    multipliers, blocks = part.config.get("dim_mult", MULTIPLIERS), part.config.get("num_res_blocks", 2)
+    if not is_size(blocks) or not isinstance(multipliers, list | tuple) or len(multipliers) != len(MULTIPLIERS):
+        sizes = f"dim_mult {multipliers} and num_res_blocks {blocks}"
+        raise refusal(model_id, f"vae/config.json has {sizes}; must be {len(MULTIPLIERS)} sizes, and one")
+    if not all(is_size(value) for value in multipliers):
+        raise refusal(model_id, f"vae/config.json has dim_mult {multipliers}; must be positive integers")
+    table = key_tables.diffusers_vae(blocks) if part.layout == "diffusers" else []
     weights = Weights(part, model_id, table)
     shapes = {key_tables.renamed(name, table): shape for name, shape in weights.shapes.items()}
     mean, std = (part.config.get(f"latents_{kind}") for kind in ("mean", "std"))
@@ -219,8 +223,12 @@ def get_vae(
     if not len(mean) == len(std) == z_dim:
         raise refusal(model_id, f"the VAE has {z_dim} latent channels, but {len(mean)} means and {len(std)} deviations")
     with torch.device("meta"):
-        model = WanVAE(dim=dim, z_dim=z_dim, latents_mean=mean, latents_std=std)
+        model = WanVAE(dim, z_dim, mean, std, multipliers, blocks)
     return load_into(model, weights, "VAE", device, weight_dtype)
+
+
+def is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def empty(room: ModuleType, part: Part, weights: Weights, label: str) -> nn.Module:

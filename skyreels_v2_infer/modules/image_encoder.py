@@ -36,6 +36,10 @@ class ImageEncoder(nn.Module):
 
         The whole frame is squashed to CLIP's square, as in the published code; nothing is cropped.
         """
+        return self.features(image)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """As `encode`, and a tower that is being trained learns from what comes of it."""
         size = self.model.config.image_size
         pixels = image.to(self.device, torch.float32)
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False, antialias=False)

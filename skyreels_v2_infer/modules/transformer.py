@@ -148,6 +148,11 @@ class ImageProjection(nn.Module):
         return x
 
 
+def repeat_last(x: torch.Tensor, times: int) -> torch.Tensor:
+    """``[B, M, ...]`` -> ``[B, M + times, ...]``."""
+    return torch.cat([x, x[:, -1:].expand(-1, times, *(-1,) * (x.ndim - 2))], dim=1)
+
+
 @dataclass(frozen=True)
 class PromptContext:
     """A prompt (and image) as the blocks read it: for each block a list of (keys, values), each ``[B, M, H, E]``."""
@@ -252,10 +257,16 @@ class WanModel(nn.Module):
             )
         if (clip_fea is not None) != (self.model_type == "i2v"):
             raise ValueError(f"clip_fea: a {self.model_type} model takes {'one' if clip_fea is None else 'none'}")
-        text = F.pad(context.to(self.dtype), (0, 0, 0, self.text_len - context.shape[1]))
+        text = context.to(self.dtype)
+        padding = self.text_len - text.shape[1]
+        if padding:  # all its tokens are alike, so one is computed, and repeated in the end
+            text = F.pad(text, (0, 0, 0, 1))
         text = self.text_embedding(text)
         image = None if clip_fea is None else self.img_emb(clip_fea.to(self.dtype))
-        return PromptContext([block.cross_attn.keys_values(text, image) for block in self.blocks])
+        blocks = [block.cross_attn.keys_values(text, image) for block in self.blocks]
+        if padding > 1:
+            blocks = [[tuple(repeat_last(x, padding - 1) for x in words), *images] for words, *images in blocks]
+        return PromptContext(blocks)
 
     def embed_patches(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, C, F, H, W]`` -> tokens ``[B, F, S, D]``: the patch convolution as one matrix product."""
