@@ -74,6 +74,12 @@ def test_a_stop_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"whole"
 
 
+def test_tables_are_not_trained_as_maps():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    optimizers = loop.Optimizers(net, RECIPE)
+    assert [weight.shape for weight, _ in optimizers.large] == [(3, 4)]
+
+
 def test_learning_rates():
     recipe = loop.Recipe(steps=100, muon=1.0, adamw=1.0, warmup=10, decay=0.5)
     rates = [recipe.rate(step) for step in range(100)]
@@ -106,21 +112,22 @@ def test_reconstruction_counts_objects_and_edges_more():
 
 
 def test_the_vae_learns_and_is_exported_for_the_real_class(tmp_path, monkeypatch):
-    monkeypatch.setattr(vae, "DIM", 4)
-    monkeypatch.setattr(vae, "LENGTHS", (5, 5, 5, 5))
+    shape = {"dim": 4, "z_dim": 16, "multipliers": (1, 2, 4, 8), "blocks": 1}
+    monkeypatch.setattr(vae, "SHAPE", shape)
+    monkeypatch.setattr(vae, "LONG", ((1.0, 5, 48),))
     monkeypatch.setattr(vae, "latent_statistics", lambda model, clips=2: ([0.0] * 16, [1.0] * 16))
     judged = functools.partial(vae.judged, clips=2, frames=5)
     monkeypatch.setattr(vae, "judged", judged)
     main = loop.Recipe(steps=12, muon=1e-2, adamw=5e-3, warmup=3)
     finish = loop.Recipe(steps=2, muon=1e-3, adamw=1e-3)
-    assert vae.train(tmp_path, torch.device("cpu"), 60, 1, (main, finish), dim=4)
+    assert vae.train(tmp_path, torch.device("cpu"), 60, 1, (main, finish), shape)
     notes = [json.loads(line) for line in (tmp_path / "main" / "log.jsonl").read_text().splitlines()]
     assert [n["step"] for n in notes if "held_out_psnr" in n] == [12]
     from safetensors.torch import load_file
 
     settings = json.loads((tmp_path / "vae.json").read_text())
-    made = WanVAE(dim=settings["dim"], latents_mean=settings["latents_mean"], latents_std=settings["latents_std"])
+    made = WanVAE(**settings)
     made.load_state_dict(load_file(tmp_path / "vae.safetensors"))
     torch.manual_seed(0)
-    start = WanVAE(dim=4)
+    start = WanVAE(**shape)
     assert judged(made)["held_out_psnr"] > judged(start)["held_out_psnr"] + 1

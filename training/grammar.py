@@ -125,19 +125,18 @@ def frames_of(split: str | None) -> tuple[str, ...]:
     return tuple(frame for i, frame in enumerate(FRAMES) if split is None or (i % 5 == 4) == (split == "test"))
 
 
-def put_into_words(facts: dict[str, str], rng, split: str | None, leave_out=()) -> tuple[str, dict[str, str]]:
+def put_into_words(facts: dict[str, str], rng, split: str | None) -> tuple[str, dict[str, str]]:
     """A prompt in one of very many wordings, and the facts it names.
 
     Args:
-        facts: attribute -> value, as `world.attributes` gives them.
+        facts: attribute -> value, as `world.attributes` gives them; some are left out at random.
         split: whose sentence frames to use; None: all.
-        leave_out: attributes not to name; others are left out at random.
     """
 
     def pick(values):
         return values[rng.integers(len(values))]
 
-    named = {k: v for k, v in facts.items() if k not in leave_out and rng.random() < NAMED.get(k, 1)}
+    named = {k: v for k, v in facts.items() if rng.random() < NAMED.get(k, 1)}
     frame = pick(frames_of(split))
     pace_first = "speed" in named and "{pace}" not in frame and rng.random() < 0.12  # "a fast red circle"
     adjective = named["speed"] if pace_first else None

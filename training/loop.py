@@ -57,7 +57,12 @@ class Optimizers:
 
     def __init__(self, module: nn.Module, recipe: Recipe):
         trained = [p for p in module.parameters() if p.requires_grad]
-        large = [p for p in trained if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1] if recipe.muon else []
+        tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}  # rows, not a map
+
+        def is_map(p: nn.Parameter) -> bool:
+            return p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1 and id(p) not in tables
+
+        large = [p for p in trained if is_map(p)] if recipe.muon else []
         chosen = {id(p) for p in large}
         small = [p for p in trained if id(p) not in chosen]
         self.large = [(p, nn.Parameter(p.data.view(len(p), -1))) for p in large]
@@ -108,11 +113,21 @@ def save(path: Path, content: object) -> None:
     os.replace(part, path)
 
 
+def barrier() -> None:
+    """Waits for all processes, if there are several."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def average_gradients(module: nn.Module) -> None:
     """The mean over all processes; with one, nothing to do."""
     if not dist.is_initialized():
         return
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    # A parameter that this rank's batch did not use may have been used elsewhere.
+    trained = [p for p in module.parameters() if p.requires_grad]
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+    for p, grad in zip(trained, grads, strict=True):
+        p.grad = grad
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
@@ -189,9 +204,9 @@ def fit(
         if stop[0]:
             checkpoint(step + 1)
             return False
-    checkpoint(recipe.steps)
-    if world > 1:
-        dist.barrier()  # the others read what rank 0 has written
+    if first < recipe.steps:
+        checkpoint(recipe.steps)
+    barrier()  # the others read what rank 0 has written
     return True
 
 

@@ -16,17 +16,21 @@ from safetensors.torch import save_file
 from skyreels_v2_infer.modules import WanVAE
 from training import loop, world
 
-DIM, LATENTS = 8, 16
+SHAPE = {"dim": 8, "z_dim": 16, "multipliers": (1, 2, 4, 8), "blocks": 1}
 KL = 1e-4
 EDGES = 0.5  # weight of the difference of gradients
 OBJECT = 3.0  # how much more a pixel of an object, or of its outline, counts than one of the background
 LATENT_NOISE = 0.12  # standard deviations, in the decoder's finish
-CROP, SIDE = 48, 64
-LENGTHS = (13, 17, 21, 33)
+SIDE = 64
+# What a batch holds: (share, frames, side of the crop). The first updates are cheap ones: what an edge is can be learnt
+# from short clips and small crops; long ones then teach the layers that look far back in time.
+SHORT = ((0.6, 5, 32), (0.4, 9, 32))
+LONG = ((0.35, 13, 32), (0.2, 17, 48), (0.1, 17, 64), (0.2, 33, 32), (0.05, 33, 64), (0.1, 65, 32))
+SHORT_SHARE = 0.62  # of the updates
 MIX = world.Mix(bounce=0.25, star=0.1, diagonal=0.15, sizes=0.1, spin=0.05, growth=0.05, camera=0.05, pair=0.1)
 
-MAIN = loop.Recipe(steps=6000, muon=2.5e-3, adamw=1.5e-3)
-FINISH = loop.Recipe(steps=1200, muon=1e-3, adamw=7e-4, decay=1.0, seed=1)
+MAIN = loop.Recipe(steps=4600, muon=2.5e-3, adamw=1.5e-3)
+FINISH = loop.Recipe(steps=220, muon=1e-3, adamw=7e-4, decay=1.0, seed=1)
 
 
 def batch(draws: np.random.Generator, size: int, frames: int, crop: int, split: str = "train"):
@@ -62,22 +66,29 @@ def reconstruction(out: torch.Tensor, video: torch.Tensor, weight: torch.Tensor)
     return value
 
 
+def encode(vae: WanVAE, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`WanVAE.encode_moments` with all frames at once."""
+    cache = {}
+    return vae.conv1(vae.encoder(video, cache), cache).float().chunk(2, dim=1)
+
+
 def decode(vae: WanVAE, latents: torch.Tensor) -> torch.Tensor:
     """All frames at once, not clamped: ``[B, z, n+1, h, w]`` before normalisation -> ``[B, 3, 4n+1, 8h, 8w]``."""
     cache = {}
     return vae.decoder(vae.conv2(latents.contiguous(memory_format=torch.channels_last_3d), cache), cache)
 
 
-def main_loss(vae: WanVAE, size: int, device: torch.device) -> loop.Loss:
-    """Three clips of four are crops, which cost half and hold the object's outline as often."""
+def main_loss(vae: WanVAE, size: int, device: torch.device, steps: int) -> loop.Loss:
+    """Short clips first, then long ones."""
 
     def loss(step: int, draws: np.random.Generator):
-        crop = CROP if draws.random() < 0.75 else SIDE
-        video, weight = batch(draws, size, int(draws.choice(LENGTHS, p=(0.4, 0.35, 0.15, 0.1))), crop)
+        kinds = SHORT if step < SHORT_SHARE * steps else LONG
+        _, frames, crop = kinds[draws.choice(len(kinds), p=[share for share, _, _ in kinds])]
+        video, weight = batch(draws, size, frames, crop)
         video, weight = video.to(device), weight.to(device)
         eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
         with torch.autocast(device.type, torch.bfloat16):
-            mean, logvar = (part.float() for part in vae.encode_moments(video))
+            mean, logvar = encode(vae, video)
             logvar = logvar.clamp(-20, 10)
             noise = torch.randn(mean.shape, generator=eps).to(device)
             out = decode(vae, mean + noise * (0.5 * logvar).exp())
@@ -97,7 +108,7 @@ def finish_loss(vae: WanVAE, size: int, device: torch.device, std: torch.Tensor)
         eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                mean = vae.encode_moments(video)[0].float()
+                mean = encode(vae, video)[0]
             level = LATENT_NOISE * torch.rand(size, 1, 1, 1, 1, generator=eps)
             out = decode(vae, mean + (level * torch.randn(mean.shape, generator=eps)).to(device) * std)
         return reconstruction(out, video, weight), {"psnr": psnr(out, video)}
@@ -111,7 +122,7 @@ def psnr(out: torch.Tensor, video: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def judged(vae: WanVAE, clips: int = 16, frames: int = 17) -> dict[str, float]:
+def judged(vae: WanVAE, clips: int = 8, frames: int = 17) -> dict[str, float]:
     """PSNR, in dB, of clips that training never saw, encoded and decoded as at inference."""
     draws = np.random.default_rng(99)
     device = vae.device
@@ -129,7 +140,7 @@ def latent_statistics(vae: WanVAE, clips: int = 300) -> tuple[list[float], list[
     latents = []
     for _ in range(clips):
         video, _ = batch(draws, 1, int(draws.choice((17, 33))), SIDE)
-        latents.append(vae.encode_moments(video.to(vae.device))[0].float().transpose(0, 1).flatten(1).cpu())
+        latents.append(encode(vae, video.to(vae.device))[0].transpose(0, 1).flatten(1).cpu())
     values = torch.cat(latents, dim=1)
     return values.mean(dim=1).tolist(), values.std(dim=1).tolist()
 
@@ -139,17 +150,17 @@ def export(vae: WanVAE, folder: Path) -> None:
     mean, std = latent_statistics(vae)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
     save_file(tensors, folder / "vae.safetensors")
-    (folder / "vae.json").write_text(json.dumps({"dim": DIM, "latents_mean": mean, "latents_std": std}, indent=1))
+    (folder / "vae.json").write_text(json.dumps(SHAPE | {"latents_mean": mean, "latents_std": std}, indent=1))
 
 
-def train(
-    folder: Path, device: torch.device, minutes: float, size: int, recipes=(MAIN, FINISH), dim: int = DIM
-) -> bool:
+def train(folder: Path, device: torch.device, minutes: float, size: int, recipes=(MAIN, FINISH), shape=SHAPE) -> bool:
     """Both parts, each resumed where it stopped; True when all is done and exported into `folder`."""
     torch.manual_seed(0)
-    vae = WanVAE(dim=dim, z_dim=LATENTS).to(device)
+    vae = WanVAE(**shape).to(device)
     main, finish = recipes
-    if not loop.fit(vae, main_loss(vae, size, device), main, folder / "main", minutes=minutes, judge=judged):
+    if not loop.fit(
+        vae, main_loss(vae, size, device, main.steps), main, folder / "main", minutes=minutes, judge=judged
+    ):
         return False
     vae.load_state_dict(loop.average_of(folder / "main"))
     std = torch.tensor(latent_statistics(vae)[1], device=device).view(1, -1, 1, 1, 1)

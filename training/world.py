@@ -276,11 +276,6 @@ def sample_scene(rng: np.random.Generator, mix: Mix = CORE, split: str | None = 
     return scene
 
 
-def describe(scene: Scene, rng: np.random.Generator, split: str | None = "train", leave_out=()):
-    """A prompt for a scene, and the attributes -> values that it names: see `grammar.put_into_words`."""
-    return grammar.put_into_words(attributes(scene), rng, split, leave_out)
-
-
 def attributes(scene: Scene) -> dict[str, str]:
     """Everything of a scene that has a name, that a prompt may say and the judge reads."""
     facts = {"colour": scene.colour, "shape": scene.shape, "background": scene.background.kind}
@@ -382,6 +377,7 @@ class Clip:
 
     Attributes:
         named: attribute -> value, only those that the prompt names.
+        facts: attribute -> value, all that a prompt for this clip may name; `grammar.put_into_words` words them anew.
         first_frame: where in the scene the clip begins.
         history: so many first frames must be given, not generated: the rest does not follow from the prompt alone.
     """
@@ -389,6 +385,7 @@ class Clip:
     scene: Scene
     prompt: str
     named: dict[str, str]
+    facts: dict[str, str]
     frames: int
     first_frame: int = 0
     history: int = 0
@@ -410,7 +407,8 @@ def sample_clip(seed: int, index: int, frames: int = 17, mix: Mix | None = None,
     bounce = frames > HISTORY and rng.random() < mix.bounce
     if not bounce:
         scene = sample_scene(rng, mix, split)
-        return Clip(scene, *describe(scene, rng, split), frames)
+        facts = attributes(scene)
+        return Clip(scene, *grammar.put_into_words(facts, rng, split), facts, frames)
     lasting = replace(mix, growth=0, camera=0, pair=0)  # what grows at first does not in the middle of a long video
     while (scene := sample_scene(rng, lasting, split)).motion == "still":
         pass
@@ -419,8 +417,10 @@ def sample_clip(seed: int, index: int, frames: int = 17, mix: Mix | None = None,
     first_frame = round(turn - rng.uniform(-frames / 2, frames + 4))
     told = rng.random()  # half: as before; a quarter each: as now seen, and nothing
     scene_told = scene if told < 0.5 else replace(scene, motion=heading(scene, first_frame + frames - 1))
-    prompt, named = describe(scene_told, rng, split, leave_out=("motion",) if told > 0.75 else ())
-    return Clip(scene, prompt, named, frames, first_frame, HISTORY)
+    facts = attributes(scene_told)
+    if told > 0.75:
+        del facts["motion"]
+    return Clip(scene, *grammar.put_into_words(facts, rng, split), facts, frames, first_frame, HISTORY)
 
 
 def turn_times(scene: Scene, turns: int) -> list[float]:

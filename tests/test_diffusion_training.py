@@ -1,0 +1,237 @@
+"""The transformer's stages: what a batch holds, losses that fall, the image model's first step, what is exported."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from skyreels_v2_infer.checkpoint import Checkpoint
+from skyreels_v2_infer.modules import WanVAE, get_image_encoder, get_text_encoder, get_transformer, get_vae
+from training import clips, dit, export, loop, text, timesteps, world
+from training.clips import Clips
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
+
+VAE = {"dim": 4, "z_dim": 16, "multipliers": (1, 2, 4, 8), "blocks": 1}
+SMALL = dit.SHAPE | {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "freq_dim": 32}
+CPU = torch.device("cpu")
+
+
+@functools.cache
+def small_vae() -> WanVAE:
+    torch.manual_seed(0)
+    return WanVAE(**VAE).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    text.train_tokenizer(folder / "tokenizer", count=400)
+    return folder / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def store(folder) -> Clips:
+    return clips.load_or_encode(small_vae(), folder / "clips", 20, seed=1)
+
+
+@pytest.fixture(scope="module")
+def image_store(folder) -> Clips:
+    return clips.load_or_encode(small_vae(), folder / "image_clips", 10, seed=2, with_channels=True)
+
+
+@pytest.fixture
+def model(tokenizer, monkeypatch) -> dit.Trained:
+    monkeypatch.setattr(dit, "SHAPE", SMALL)
+    return dit.new_model(tokenizer)
+
+
+def test_clips_are_latents_of_the_world(store, folder):
+    clip = world.sample_clip(1, 3, clips.FRAMES, clips.MIX)
+    video = clips.video_of([clip])
+    torch.testing.assert_close(store.latents[3].float(), small_vae().encode(video)[0], rtol=0, atol=2e-3)
+    for k, frame in enumerate((16, 32)):
+        alone = small_vae().encode(video[:, :, frame : frame + 1])[0, :, 0]
+        torch.testing.assert_close(store.ends[3, k].float(), alone, rtol=0, atol=2e-3)
+    assert store.facts[3] == clip.facts
+    assert (store.history > 0).any() and not (store.history > 0).all()
+    assert store.has_again.any()
+    assert not store.has_again[torch.from_numpy(store.history == 0)].any()
+    again = clips.load_or_encode(None, folder / "clips", 20, seed=1)  # no VAE: nothing is encoded a second time
+    assert torch.equal(again.latents, store.latents)
+
+
+def test_a_prompt_is_worded_anew_each_time(store):
+    rng = np.random.default_rng(0)
+    assert len({store.prompt(0, rng) for _ in range(12)}) > 6
+
+
+def test_what_a_batch_of_diffusion_forcing_holds(store):
+    seen = set()
+    for seed in range(60):
+        batch = dit.draw(store, np.random.default_rng(seed), 6, dit.DF_MIX)
+        levels, held = batch.levels, batch.held
+        assert not held.all(dim=1).any()
+        assert (levels[held] <= 0.12).all()
+        frames = levels.shape[1]
+        for i, index in enumerate(batch.indices):
+            given = int((levels[i] <= 0.12).int().cumprod(0).sum()) if held[i, 0] else 0
+            end = bool(held[i, -1])
+            free = levels[i, given : frames - end]
+            if not len(free):
+                continue
+            assert (free.diff() >= 0).all()  # never falls
+            assert given >= store.history[index]
+            seen |= {
+                ("end", end),
+                ("given", min(given, 2)),
+                ("shared", bool((free == free[0]).all())),
+                ("told noise", bool(given and 0 < levels[i, 0] <= 0.12)),
+                ("block", batch.block is not None),
+                ("frames", frames),
+            }
+            assert not (end and batch.block)  # no frame would see it
+    names = [name for name, _ in seen]
+    assert all(names.count(name) == 2 for name in ("end", "shared", "told noise", "block"))
+    assert names.count("given") == 3
+    assert names.count("frames") >= 8
+
+
+def test_text_to_video_shares_its_level(store):
+    for seed in range(10):
+        batch = dit.draw(store, np.random.default_rng(seed), 4, dit.T2V_MIX)
+        assert (batch.levels == batch.levels[:, :1]).all()
+        assert not batch.held.any()
+        assert (store.history[batch.indices] == 0).all()
+
+
+def test_no_loss_comes_from_what_is_given(store):
+    batch = next(b for s in range(50) if (b := dit.draw(store, np.random.default_rng(s), 4, dit.DF_MIX)).held.any())
+    truth = batch.noise - batch.latents
+    wrong = truth + 9 * batch.held[:, None, :, None, None]
+    assert dit.flow_loss(batch, lambda x, t: wrong) == 0
+    assert dit.flow_loss(batch, lambda x, t: truth + 1).item() == pytest.approx(1)
+
+
+def test_the_model_is_shown_what_its_levels_say(store):
+    batch = dit.draw(store, np.random.default_rng(3), 2, dit.DF_MIX)
+
+    def predict(x, t):
+        sigma = (t / 1000)[:, None, :, None, None]
+        torch.testing.assert_close(x, (1 - sigma) * batch.latents + sigma * batch.noise)
+        return x
+
+    dit.flow_loss(batch, predict)
+
+
+QUICK = loop.Recipe(steps=40, muon=1e-2, adamw=5e-3, warmup=3)
+
+
+def mean_loss(loss: loop.Loss) -> float:
+    with torch.no_grad():
+        return float(np.mean([loss(0, np.random.default_rng(100 + i))[0].item() for i in range(6)]))
+
+
+@pytest.mark.parametrize("stage", ["t2v", "df"])
+def test_a_stage_lowers_its_loss_and_goes_on_from_the_one_before(stage, store, model, tmp_path):
+    mix = {"t2v": dit.T2V_MIX, "df": dit.DF_MIX}[stage]
+    if stage == "df":
+        assert dit.train_text_stage("t2v", tmp_path, store, model, CPU, 60, 4, recipe=QUICK)
+    loss = dit.text_loss(model, store, 4, mix, CPU)
+    before = mean_loss(loss)
+    assert dit.train_text_stage(stage, tmp_path, store, model, CPU, 60, 4, recipe=QUICK)
+    assert mean_loss(loss) < before * (0.9 if stage == "t2v" else 1)
+    notes = [json.loads(line) for line in (tmp_path / stage / "log.jsonl").read_text().splitlines()]
+    assert notes[-1]["loss"] < notes[0]["loss"]
+
+
+def test_a_resumed_stage_equals_an_uninterrupted_one(store, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(dit, "SHAPE", SMALL)
+    recipe = loop.Recipe(steps=6, muon=1e-2, adamw=5e-3, warmup=3)
+    whole = dit.new_model(tokenizer)
+    assert dit.train_text_stage("t2v", tmp_path / "whole", store, whole, CPU, 60, 2, recipe=recipe)
+    stops = 0
+    while not dit.train_text_stage(
+        "t2v", tmp_path / "parts", store, parts := dit.new_model(tokenizer), CPU, 0, 2, recipe=recipe
+    ):
+        stops += 1
+    assert stops >= 3
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
+def test_the_image_model_starts_as_the_text_model(image_store, model):
+    source = model.transformer
+    torch.nn.init.normal_(source.head.head.weight, std=0.1)
+    image_model = dit.to_image_model(source)
+    x = torch.randn(2, 16, 3, 8, 8)
+    t = torch.tensor([300.0, 700.0])
+    words = torch.randn(2, 5, SMALL["text_dim"])
+    y = torch.randn(2, 20, 3, 8, 8)
+    features = dit.ImageEncoder(dit.new_tower()).encode(torch.rand(2, 3, 64, 64))
+    torch.testing.assert_close(image_model(x, t, words, features, y), source(x, t, words))
+
+
+def test_the_image_stage_lowers_its_loss_and_keeps_the_text_encoder(image_store, model, tmp_path):
+    before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    made, done = dit.train_image_stage(tmp_path, image_store, model, CPU, 60, 4, recipe=QUICK)
+    assert done
+    notes = [json.loads(line) for line in (tmp_path / "i2v" / "log.jsonl").read_text().splitlines()]
+    assert notes[-1]["loss"] < 0.9 * notes[0]["loss"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.encoder.state_dict().items())
+    start = dit.to_image_model(model.transformer)
+    moved = [name for name, p in made.transformer.named_parameters() if not torch.equal(p, start.state_dict()[name])]
+    assert any("v_img" in name for name in moved) and "patch_embedding.weight" in moved
+
+
+def peer_of(folder, part: str):
+    import diffusers
+
+    kind = {"transformer": "SkyReelsV2Transformer3DModel", "vae": "AutoencoderKLWan"}[part]
+    return getattr(diffusers, kind).from_pretrained(folder, subfolder=part).eval()
+
+
+def test_what_is_exported_is_read_by_the_real_loader_and_by_diffusers(image_store, model, tmp_path):
+    torch.nn.init.normal_(model.transformer.head.head.weight, std=0.1)
+    image_model = dit.Trained(dit.to_image_model(model.transformer), model.encoder, dit.new_tower())
+    for name, trained in (("df", model), ("i2v", image_model)):
+        place = tmp_path / name
+        export.write(place, trained, small_vae(), VAE, dit.TOWER, dit.SHIFT)
+        checkpoint = Checkpoint.open(place)
+        transformer = get_transformer(checkpoint, "cpu", torch.float32)
+        for key, tensor in trained.transformer.state_dict().items():
+            torch.testing.assert_close(transformer.state_dict()[key], tensor, rtol=2e-3, atol=1e-6)
+        vae = get_vae(checkpoint, "cpu")
+        encoder = get_text_encoder(checkpoint, "cpu", torch.float32)
+        words = encoder.encode("a red circle moves left", transformer.text_len)
+        expected = text.embed(trained.encoder, ["a red circle moves left"])
+        torch.testing.assert_close(words[:, : expected.shape[1]], expected, rtol=0, atol=2e-2)
+        assert not words[:, expected.shape[1] :].any()
+
+        x, t = torch.randn(1, transformer.in_dim, 3, 8, 8), torch.tensor([500])
+        if name == "i2v":
+            tower = get_image_encoder(checkpoint, "cpu", torch.float32)
+            features = tower.encode(torch.rand(1, 3, 64, 64))
+            expected = trained.image_encoder.encode(torch.rand(1, 3, 64, 64))
+            assert features.shape == expected.shape == (1, 17, dit.TOWER["hidden_size"])
+            # diffusers tells image from text by counting 512 text tokens, so its model would take ours apart wrongly.
+            assert peer_of(place, "transformer").config.image_dim == features.shape[2]
+            continue
+        theirs = peer_of(place, "transformer")(x, t, words, return_dict=False)[0]
+        ours = transformer(x, t, words)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        latents = torch.randn(1, 16, 3, 4, 4)
+        mean, std = vae.statistics()
+        theirs = peer_of(place, "vae").decode(latents * std + mean).sample
+        torch.testing.assert_close(vae.decode(latents), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_levels_of_a_batch_are_shifted_as_at_inference():
+    rng = np.random.default_rng(0)
+    assert np.median(timesteps.logit_normal(rng, 4000, 3.0)) == pytest.approx(0.75, abs=0.02)

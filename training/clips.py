@@ -1,0 +1,111 @@
+"""Clips as latents: made once by the trained VAE, kept in shards beside the checkpoints, drawn from by every stage.
+
+N clips; latents ``[16, F, 8, 8]``. The VAE is causal, so the first n latents of a clip are those of a shorter one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from skyreels_v2_infer.modules import WanVAE
+from skyreels_v2_infer.pipelines.conditioning import image_channels
+from training import grammar, loop, world
+
+FRAMES = 33
+LENGTHS = (5, 9)  # latents after which an end image is known
+SIDE = 64
+HISTORY = 17  # frames that are decoded and encoded again: a window's history comes from decoded frames
+AGAIN = 0.7  # of the clips that need a history
+SHARD = 200
+MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, sizes=0.06, spin=0.03, growth=0.04, camera=0.02, pair=0.05)
+CHUNK = 10
+
+
+@dataclass
+class Clips:
+    """Attributes:
+    latents: float16 ``[N, 16, 9, 8, 8]``, normalised.
+    ends: float16 ``[N, 2, 16, 8, 8]``, the last frame of the first 5 and of all 9 latents, encoded as an image.
+    again: float16 ``[N, 16, 5, 8, 8]``, the first 17 frames after decoding and encoding; zeros where not made.
+    has_again: bool ``[N]``.
+    channels: float16 ``[N, 16, 9, 8, 8]``, what an image-to-video model sees of the first frame; or None.
+    images: uint8 ``[N, 64, 64, 3]``, the first frames.
+    facts: what a prompt may name. history: latents that must be given.
+    """
+
+    latents: torch.Tensor
+    ends: torch.Tensor
+    again: torch.Tensor
+    has_again: torch.Tensor
+    images: torch.Tensor
+    channels: torch.Tensor | None
+    facts: list[dict[str, str]]
+    history: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def prompt(self, index: int, rng: np.random.Generator) -> str:
+        """A new wording each time."""
+        return grammar.put_into_words(self.facts[index], rng, "train")[0]
+
+
+def video_of(clips: list[world.Clip], side: int = SIDE) -> torch.Tensor:
+    """float32 ``[B, 3, T, side, side]`` in -1..1."""
+    frames = np.stack([clip.render(side) for clip in clips])
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+@torch.no_grad()
+def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, with_channels: bool) -> dict:
+    """Clips ``shard * size, ...`` of the seed's list, encoded."""
+    rng = np.random.default_rng((seed, shard))
+    kept: dict[str, list] = {name: [] for name in ("latents", "ends", "again", "has_again", "images", "channels")}
+    facts, history = [], []
+    mix = world.Mix(**{**MIX.__dict__, "bounce": 0.0}) if with_channels else MIX
+    for first in range(shard * size, (shard + 1) * size, CHUNK):
+        clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(first, min(first + CHUNK, (shard + 1) * size))]
+        video = video_of(clips).to(vae.device)
+        latents = vae.encode(video)
+        lasts = [vae.encode(video[:, :, 4 * n - 4 : 4 * n - 3])[:, :, 0] for n in LENGTHS]
+        needed = torch.tensor([clip.history > 0 and rng.random() < AGAIN for clip in clips])
+        again = torch.zeros_like(latents[:, :, : LENGTHS[0]])
+        if needed.any():
+            seen = vae.decode(latents[needed, :, : LENGTHS[0]])
+            seen = seen.add(1).mul_(127.5).round_().div_(127.5).sub_(1)
+            again[needed] = vae.encode(seen)
+        kept["latents"].append(latents.half())
+        kept["ends"].append(torch.stack(lasts, dim=1).half())
+        kept["again"].append(again.half())
+        kept["has_again"].append(needed)
+        kept["images"].append(video[:, :, 0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1))
+        if with_channels:
+            channels = [image_channels(vae, image[None], FRAMES)[0, 4:] for image in video[:, :, :1]]
+            kept["channels"].append(torch.stack(channels).half())
+        facts += [clip.facts for clip in clips]
+        history += [2 if clip.history else 0 for clip in clips]
+    tensors = {name: torch.cat(values).cpu() for name, values in kept.items() if values}
+    return tensors | {"facts": facts, "history": np.array(history)}
+
+
+def load_or_encode(
+    vae: WanVAE, folder: Path, count: int, seed: int, rank: int = 0, world_size: int = 1, with_channels: bool = False
+) -> Clips:
+    """`count` clips from `folder`; shards that are not there yet are made, each rank its share of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = min(SHARD, count)
+    shards = [folder / f"{seed}-{i:04d}.pt" for i in range(count // size)]
+    for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):
+        if i % world_size == rank and not path.exists():
+            loop.save(path, encode_shard(vae, i, size, seed, with_channels))
+    loop.barrier()
+    parts = [torch.load(path, weights_only=False) for path in shards]
+    tensors = {
+        name: torch.cat([part[name] for part in parts]) if name in parts[0] else None
+        for name in ("latents", "ends", "again", "has_again", "images", "channels")
+    }
+    facts = [facts for part in parts for facts in part["facts"]]
+    return Clips(**tensors, facts=facts, history=np.concatenate([part["history"] for part in parts]))

@@ -1,0 +1,320 @@
+"""Trains the embedded model's transformer by flow matching, and its text encoder with it.
+
+Three stages: `t2v` (one noise level for a clip), `df` (diffusion forcing: levels that never fall from frame to frame,
+given beginnings and ends, block-causal attention now and then), `i2v` (a copy of df's with the image channels).
+
+B batch, F latent frames; latents ``[B, 16, F, 8, 8]``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from skyreels_v2_infer.modules import WanVAE
+from skyreels_v2_infer.modules.image_encoder import ImageEncoder
+from skyreels_v2_infer.modules.text_encoder import TextEncoder
+from skyreels_v2_infer.modules.transformer import WanModel
+from training import loop, timesteps
+from training import text as texts
+from training.clips import LENGTHS, Clips
+
+SHIFT = 3.0
+UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
+SHAPE = {
+    "dim": 128,
+    "ffn_dim": 512,
+    "num_heads": 4,
+    "num_layers": 5,
+    "text_dim": texts.CONFIG["d_model"],
+    "text_len": texts.TEXT_LEN,
+    "freq_dim": 256,
+}
+T2V = loop.Recipe(steps=1200, muon=3e-3, adamw=2e-3, decay=0.0)
+DF = loop.Recipe(steps=4200, muon=3e-3, adamw=2e-3, seed=1)
+I2V = loop.Recipe(steps=1000, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What the batches of a stage hold; shares are probabilities.
+
+    Attributes:
+        lengths: (share, latents). Lengths that training never saw fail, so the rest of the share is spread over 1 to 9.
+        falling: levels of their own for every frame (FoPP, and rows of the AD schedule).
+        prefix: beginnings that are given. end: batches with an end image. causal: batches with block-causal attention.
+    """
+
+    lengths: tuple[tuple[float, int], ...]
+    falling: float = 0.0
+    prefix: float = 0.0
+    end: float = 0.0
+    causal: float = 0.0
+
+
+T2V_MIX = Mix(lengths=((0.75, 5), (0.15, 9)))
+DF_MIX = Mix(lengths=((0.42, 5), (0.46, 9)), falling=0.4, prefix=0.4, end=0.12, causal=0.2)
+I2V_MIX = Mix(lengths=((0.5, 5), (0.4, 9)))
+
+
+@dataclass
+class Batch:
+    """Attributes:
+    latents, noise: float32 ``[B, 16, F, 8, 8]``.
+    levels: float32 ``[B, F]``, how noisy each frame is, and what the model is told of it.
+    held: bool ``[B, F]``, frames that are given or done, from which no loss comes.
+    block: latent frames of a block of block-causal attention; None: attention without blocks.
+    indices: which clips.
+    """
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    levels: torch.Tensor
+    held: torch.Tensor
+    prompts: list[str]
+    block: int | None
+    indices: np.ndarray
+
+
+def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch:
+    """A batch; every random choice is from `draws`."""
+    length = draw_length(draws, mix)
+    with_end = length in LENGTHS and draws.random() < mix.end
+    block = int(draws.choice((1, 2, 3, 5))) if not with_end and draws.random() < mix.causal else None
+    free = np.flatnonzero(clips.history == 0)
+    pool = np.arange(len(clips)) if mix.prefix and length >= 4 else free
+    indices = draws.choice(pool, size)
+    latents = clips.latents[indices, :, :length].float()
+    frames = length + with_end
+    levels, held = np.zeros((size, frames)), np.zeros((size, frames), bool)
+    for i, index in enumerate(indices):
+        least = int(clips.history[index])
+        prefix = 0
+        if least or (length > 1 and draws.random() < mix.prefix):
+            prefix = draw_prefix(draws, length, max(1, least))
+        levels[i, prefix:length] = draw_levels(draws, length - prefix, mix)
+        held[i] = levels[i] == 0  # given, or done already
+        if not prefix:
+            continue
+        if clips.has_again[index]:
+            known = min(prefix, clips.again.shape[2])
+            latents[i, :, :known] = clips.again[index, :, :known].float()
+        if prefix > 1 and draws.random() < 0.3:  # faults that the model is not told of, as its own past has them
+            fault = torch.from_numpy(draws.standard_normal((16, prefix, 8, 8), np.float32))
+            latents[i, :, :prefix] += 0.05 * draws.random() * fault
+        if draws.random() < 0.4:  # noise that it is told of
+            levels[i, :prefix] = draws.uniform(0, 0.12)
+    if with_end:
+        ends = clips.ends[indices, LENGTHS.index(length)].float()
+        latents = torch.cat([latents, ends.unsqueeze(2)], dim=2)
+    noise = torch.from_numpy(draws.standard_normal(latents.shape, np.float32))
+    prompts = ["" if draws.random() < UNPROMPTED else clips.prompt(i, draws) for i in indices]
+    levels = torch.from_numpy(levels).float()
+    return Batch(latents, noise, levels, torch.from_numpy(held), prompts, block, indices)
+
+
+def draw_levels(draws: np.random.Generator, frames: int, mix: Mix) -> np.ndarray:
+    if draws.random() >= mix.falling:
+        return timesteps.logit_normal(draws, 1, SHIFT)
+    kind = timesteps.fopp_levels if draws.random() < 0.6 else timesteps.staircase
+    return kind(draws, frames, SHIFT)
+
+
+def draw_length(draws: np.random.Generator, mix: Mix) -> int:
+    value = draws.random()
+    for share, length in mix.lengths:
+        if value < share:
+            return length
+        value -= share
+    return int(draws.integers(1, LENGTHS[-1] + 1))
+
+
+def draw_prefix(draws: np.random.Generator, length: int, least: int) -> int:
+    """Latents that are given: often an image, or what a window goes on from."""
+    value = draws.random()
+    if value < 0.35 and least == 1:
+        return 1
+    if value < 0.7 and length == LENGTHS[1]:
+        return LENGTHS[0]
+    return int(draws.integers(least, length))
+
+
+class Trained(nn.Module):
+    """What learns together."""
+
+    def __init__(self, transformer: WanModel, encoder: TextEncoder, tower: nn.Module | None = None):
+        super().__init__()
+        self.transformer, self.encoder = transformer, encoder
+        self.image_encoder = None if tower is None else ImageEncoder(tower)
+
+
+def new_transformer(**shape) -> WanModel:
+    """Random weights; the last layer starts at zero, so that the first prediction is no motion at all."""
+    model = WanModel(**shape)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(model.patch_embedding.weight.view(model.dim, -1))
+    nn.init.zeros_(model.patch_embedding.bias)
+    nn.init.zeros_(model.head.head.weight)
+    return model
+
+
+def flow_loss(batch: Batch, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Mean squared error of the velocity ``noise - data`` (SkyReels-V2, section 3.3) in frames that are not given."""
+    levels = batch.levels[:, None, :, None, None]
+    noisy = torch.lerp(batch.latents, batch.noise, levels)
+    error = predict(noisy, 1000 * batch.levels) - (batch.noise - batch.latents)
+    return error.pow(2).mean(dim=(1, 3, 4))[~batch.held].mean()
+
+
+def to(batch: Batch, device: torch.device) -> Batch:
+    moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
+    return Batch(**moved)
+
+
+def text_loss(model: Trained, clips: Clips, size: int, mix: Mix, device: torch.device) -> loop.Loss:
+    def loss(step: int, draws: np.random.Generator):
+        batch = to(draw(clips, draws, size, mix), device)
+        context = model.transformer.prepare_context(texts.embed(model.encoder, batch.prompts))
+
+        def predict(x, t):
+            return model.transformer(x, t, context, causal_block_size=batch.block)
+
+        return flow_loss(batch, predict), {}
+
+    return loss
+
+
+def image_loss(model: Trained, clips: Clips, size: int, device: torch.device) -> loop.Loss:
+    """All frames share a level; what is known of the first one comes through channels and features."""
+
+    def loss(step: int, draws: np.random.Generator):
+        batch = to(draw(clips, draws, size, I2V_MIX), device)
+        frames = batch.latents.shape[2]
+        seen = clips.channels[batch.indices, :, :frames].float().to(device)
+        mask = torch.zeros(size, 4, *seen.shape[2:], device=device)
+        mask[:, :, 0] = 1
+        y = torch.cat([mask, seen], dim=1)
+        images = clips.images[batch.indices].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        features = model.image_encoder.features(images)
+        with torch.no_grad():
+            words = texts.embed(model.encoder, batch.prompts)
+        context = model.transformer.prepare_context(words, features)
+        return flow_loss(batch, lambda x, t: model.transformer(x, t, context, y=y)), {}
+
+    return loss
+
+
+TOWER = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_channels": 3,
+    "image_size": 64,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 32,
+}
+
+
+def new_tower() -> nn.Module:
+    """CLIP's vision tower, small and random, without its last layer, as `ImageEncoder` has it."""
+    from skyreels_v2_infer.modules.image_encoder import empty_model
+
+    tower = empty_model(TOWER).to_empty(device="cpu")
+    positions = torch.arange(tower.embeddings.num_positions).unsqueeze(0)
+    tower.embeddings.register_buffer("position_ids", positions, persistent=False)
+    for module in tower.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    nn.init.normal_(tower.embeddings.class_embedding, std=0.1)
+    nn.init.normal_(tower.embeddings.position_embedding.weight, std=0.1)
+    return tower
+
+
+def to_image_model(source: WanModel) -> WanModel:
+    """An image-to-video model that begins where a text-to-video model stands: new weights that add are zero."""
+    shape = SHAPE | {"model_type": "i2v", "in_dim": 36, "img_dim": TOWER["hidden_size"]}
+    shape |= {"dim": source.dim, "ffn_dim": source.ffn_dim, "num_heads": source.num_heads}
+    shape |= {"num_layers": source.num_layers, "text_dim": source.text_dim, "text_len": source.text_len}
+    model = new_transformer(**shape)
+    weights = source.state_dict()
+    patches = torch.zeros_like(model.patch_embedding.weight)
+    patches[:, : source.in_dim] = weights["patch_embedding.weight"]
+    model.load_state_dict(weights | {"patch_embedding.weight": patches}, strict=False)
+    for block in model.blocks:
+        nn.init.zeros_(block.cross_attn.v_img.weight)
+        nn.init.zeros_(block.cross_attn.v_img.bias)
+    return model
+
+
+def new_model(tokenizer: Path) -> Trained:
+    torch.manual_seed(0)
+    return Trained(new_transformer(**SHAPE), texts.new_encoder(tokenizer))
+
+
+def train_text_stage(
+    stage: str,
+    folder: Path,
+    clips: Clips,
+    model: Trained,
+    device: torch.device,
+    minutes: float,
+    size: int,
+    judge=None,
+    recipe: loop.Recipe | None = None,
+) -> bool:
+    """`t2v`, or `df` which goes on from t2v's average; `model` is left with the average when all is done."""
+    model.to(device)
+    if stage == "df":
+        model.load_state_dict(loop.average_of(folder / "t2v"), strict=False)
+    recipe = recipe or {"t2v": T2V, "df": DF}[stage]
+    mix = {"t2v": T2V_MIX, "df": DF_MIX}[stage]
+    loss = text_loss(model, clips, size, mix, device)
+    done = loop.fit(model, loss, recipe, folder / stage, minutes=minutes, every=300, judge=judge)
+    if done:
+        model.load_state_dict(loop.average_of(folder / stage), strict=False)
+    return done
+
+
+def train_image_stage(
+    folder: Path,
+    clips: Clips,
+    source: Trained,
+    device: torch.device,
+    minutes: float,
+    size: int,
+    judge=None,
+    recipe: loop.Recipe = I2V,
+) -> tuple[Trained, bool]:
+    """The image-to-video model, from the diffusion-forcing one, whose text encoder it keeps as it is."""
+    torch.manual_seed(2)
+    model = Trained(to_image_model(source.transformer.cpu()), source.encoder, new_tower()).to(device)
+    model.encoder.requires_grad_(False)
+    loss = image_loss(model, clips, size, device)
+    done = loop.fit(model, loss, recipe, folder / "i2v", minutes=minutes, every=300, judge=judge)
+    if done:
+        model.load_state_dict(loop.average_of(folder / "i2v"), strict=False)
+    return model, done
+
+
+def load_vae(folder: Path) -> WanVAE:
+    """What the stage `vae` exported."""
+    import json
+
+    from safetensors.torch import load_file
+
+    vae = WanVAE(**json.loads((folder / "vae.json").read_text()))
+    vae.load_state_dict(load_file(folder / "vae.safetensors"))
+    return vae.eval().requires_grad_(False)
