@@ -50,7 +50,7 @@ def test_every_frame_meets_every_level():
 def test_staircases_are_rows_of_the_schedule():
     """What the schedule shows is among what training draws: done, on the way and not begun, in one clip."""
     rng = np.random.default_rng(2)
-    rows = [timesteps.staircase(rng, 9, 3.0) for _ in range(500)]
+    rows = [timesteps.staircase(rng, 9, 3.0, 1 + i % 3) for i in range(500)]
     assert all((np.diff(row) >= 0).all() and row.max() > 0 for row in rows)
     full = timesteps.shifted(FIRST_SIGMA, 3.0)
     mixed = [row for row in rows if row[0] == 0 and row[-1] == full and ((row > 0) & (row < full)).any()]

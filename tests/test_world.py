@@ -70,20 +70,33 @@ def test_a_long_video_is_its_windows_side_by_side():
 
 
 def test_bounce_clips_are_continuations_about_a_wall():
-    """A quarter of them; a turn is near; the prompt keeps, changes or drops the direction."""
+    """A quarter of them; before, at or up to a leg after a turn; the prompt keeps, changes or drops the direction."""
     sample = clips(400, mix=Mix())
     bounces = [c for c in sample if c.history]
     assert 0.18 < len(bounces) / len(sample) < 0.32
-    told = {"as before": 0, "as seen": 0, "nothing": 0}
+    told, long_after = {"as before": 0, "as seen": 0, "nothing": 0}, 0
     for clip in bounces:
-        turns = world.turn_times(clip.scene, 2)
-        assert any(-clip.frames / 2 - 1 <= t - clip.first_frame <= clip.frames + 5 for t in turns)
+        turns = np.array(world.turn_times(clip.scene, 3))
+        reach = max(clip.frames / 2, *np.diff(turns))
+        assert any(-reach - 1 <= t - clip.first_frame <= clip.frames + 5 for t in turns)
+        inside = (clip.first_frame < turns) & (turns < clip.first_frame + clip.frames)
+        long_after += not inside.any() and world.heading(clip.scene, clip.first_frame) != clip.scene.motion
         seen = world.heading(clip.scene, clip.first_frame + clip.frames - 1)
         motion = clip.named.get("motion")
         told["nothing" if motion is None else "as before" if motion == clip.scene.motion else "as seen"] += 1
         assert motion in (None, clip.scene.motion, seen)
     assert min(told.values()) > 0.08 * len(bounces), told
+    assert long_after > 0.05 * len(bounces)
     assert all(c.first_frame == 0 for c in sample if not c.history)
+
+
+def test_training_never_shows_what_is_kept_for_the_test():
+    """Neither as the second of two objects nor after a turn."""
+    sample = clips(500, mix=Mix(bounce=0.6, pair=0.6))
+    assert sum(len(world.shown(clip)) > 1 for clip in sample) > 300
+    assert all(world.in_split(scene, "train") for clip in sample for scene in world.shown(clip))
+    free = clips(500, mix=Mix(bounce=0.6, pair=0.6), split=None)
+    assert not all(world.in_split(scene, "train") for clip in free for scene in world.shown(clip))
 
 
 def test_the_core_is_the_core_and_all_of_it():

@@ -3,7 +3,8 @@
 N clips; latents ``[16, F, 8, 8]``. The VAE is causal, so the first n latents of a clip are those of a shorter one.
 """
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.pipelines.conditioning import image_channels
 from training import grammar, loop, world
+from training.vae import encode as encode_whole
 
 FRAMES = 33
 LENGTHS = (5, 9)  # latents after which an end image is known
@@ -21,7 +23,9 @@ HISTORY = 17  # frames that are decoded and encoded again: a window's history co
 AGAIN = 0.7  # of the clips that need a history
 SHARD = 200
 MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, sizes=0.06, spin=0.03, growth=0.04, camera=0.02, pair=0.05)
-CHUNK = 10
+TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
+STARTS = replace(MIX, bounce=0.0)
+CHUNK = 2  # clips that are encoded together: more do not fit a CPU's caches
 
 
 @dataclass
@@ -59,24 +63,30 @@ def video_of(clips: list[world.Clip], side: int = SIDE) -> torch.Tensor:
     return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
+def encode(vae: WanVAE, video: torch.Tensor) -> torch.Tensor:
+    """`WanVAE.encode` with all frames at once, which suits small short videos."""
+    mean, std = vae.statistics()
+    video = video.contiguous(memory_format=torch.channels_last_3d)
+    return (encode_whole(vae, video)[0] - mean) / std
+
+
 @torch.no_grad()
-def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, with_channels: bool) -> dict:
+def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> dict:
     """Clips ``shard * size, ...`` of the seed's list, encoded."""
     rng = np.random.default_rng((seed, shard))
     kept: dict[str, list] = {name: [] for name in ("latents", "ends", "again", "has_again", "images", "channels")}
     facts, history = [], []
-    mix = world.Mix(**{**MIX.__dict__, "bounce": 0.0}) if with_channels else MIX
     for first in range(shard * size, (shard + 1) * size, CHUNK):
         clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(first, min(first + CHUNK, (shard + 1) * size))]
         video = video_of(clips).to(vae.device)
-        latents = vae.encode(video)
+        latents = encode(vae, video)
         lasts = [vae.encode(video[:, :, 4 * n - 4 : 4 * n - 3])[:, :, 0] for n in LENGTHS]
         needed = torch.tensor([clip.history > 0 and rng.random() < AGAIN for clip in clips])
         again = torch.zeros_like(latents[:, :, : LENGTHS[0]])
         if needed.any():
             seen = vae.decode(latents[needed, :, : LENGTHS[0]])
             seen = seen.add(1).mul_(127.5).round_().div_(127.5).sub_(1)
-            again[needed] = vae.encode(seen)
+            again[needed] = encode(vae, seen)
         kept["latents"].append(latents.half())
         kept["ends"].append(torch.stack(lasts, dim=1).half())
         kept["again"].append(again.half())
@@ -92,15 +102,28 @@ def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, with_channels: b
 
 
 def load_or_encode(
-    vae: WanVAE, folder: Path, count: int, seed: int, rank: int = 0, world_size: int = 1, with_channels: bool = False
+    vae: WanVAE,
+    folder: Path,
+    count: int,
+    seed: int,
+    mix: world.Mix = MIX,
+    rank: int = 0,
+    world_size: int = 1,
+    with_channels: bool = False,
 ) -> Clips:
-    """`count` clips from `folder`; shards that are not there yet are made, each rank its share of them."""
+    """`count` clips from `folder`; shards that are not there yet are made, each rank its share of them.
+
+    Args:
+        with_channels: also what an image-to-video model sees.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, count)
-    shards = [folder / f"{seed}-{i:04d}.pt" for i in range(count // size)]
+    origin = repr((vae.latents_mean, vae.latents_std, mix, with_channels))  # other latents get other names
+    tag = f"{zlib.crc32(origin.encode()):08x}-{seed}"
+    shards = [folder / f"{tag}-{i:04d}.pt" for i in range(count // size)]
     for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):
         if i % world_size == rank and not path.exists():
-            loop.save(path, encode_shard(vae, i, size, seed, with_channels))
+            loop.save(path, encode_shard(vae, i, size, seed, mix, with_channels))
     loop.barrier()
     parts = [torch.load(path, weights_only=False) for path in shards]
     tensors = {
@@ -109,3 +132,13 @@ def load_or_encode(
     }
     facts = [facts for part in parts for facts in part["facts"]]
     return Clips(**tensors, facts=facts, history=np.concatenate([part["history"] for part in parts]))
+
+
+def joined(one: Clips, other: Clips) -> Clips:
+    """The clips of both, neither with image channels."""
+    tensors = {
+        name: torch.cat([getattr(one, name), getattr(other, name)])
+        for name in ("latents", "ends", "again", "has_again", "images")
+    }
+    history = np.concatenate([one.history, other.history])
+    return Clips(**tensors, channels=None, facts=one.facts + other.facts, history=history)

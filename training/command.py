@@ -1,47 +1,138 @@
-"""``python -m training STAGE``: trains a part of the embedded model, from where it stopped."""
+"""``python -m training STAGE``: trains a part of the embedded model, from where it stopped; or measures it."""
 
 import argparse
 import math
-import os
+import tempfile
 from pathlib import Path
 
-STAGES = ("vae",)
+from skyreels_v2_infer import embedded
+
+STAGES = ("vae", "t2v", "df", "i2v")
+SECTIONS = ("text", "image", "windows", "long", "end", "beyond")  # of `evaluate`
+STOPPED = 3  # the exit code of a stage that --minutes ended
+CLIPS, TURN_CLIPS, IMAGE_CLIPS = 6000, 800, 1600
+BATCH = {"vae": 3, "t2v": 24, "df": 24, "i2v": 24}
 
 
-def worker(rank: int, args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, rank: int) -> bool:
+    """One stage in one process; True when it is done. vae, df and i2v then write what they have made."""
+    import torch
+
+    from training import clips, dit, evaluate, export, loop, text, vae
+
+    device, size = torch.device(args.device), args.batch or BATCH[args.stage]
+    if args.stage == "vae":
+        return vae.train(args.out / "vae", device, args.minutes, size, (vae.MAIN, vae.FINISH), vae.SHAPE)
+    tokenizer = args.out / "tokenizer"
+    if rank == 0 and not (tokenizer / "tokenizer.json").exists():
+        text.train_tokenizer(tokenizer, text.SENTENCES)
+    decoder = dit.load_vae(args.out / "vae")
+    decoder = decoder.to(device)
+    ours = {"rank": rank, "world_size": args.processes}
+    if args.stage == "i2v":
+        store = clips.load_or_encode(
+            decoder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
+        )
+    else:
+        store = clips.load_or_encode(decoder, args.out / "clips", CLIPS, 1, **ours)
+    if args.stage == "df":
+        turns = clips.load_or_encode(decoder, args.out / "clips", TURN_CLIPS, 3, clips.TURNS, **ours)
+        store = clips.joined(store, turns)
+    model = dit.new_model(tokenizer)
+
+    def gate(trained) -> dict[str, float]:
+        from skyreels_v2_infer.pipelines import Text2VideoPipeline
+
+        return evaluate.quick(Text2VideoPipeline.from_parts(trained.transformer, decoder, trained.encoder))
+
+    if args.stage == "i2v":
+        model.load_state_dict(loop.average_of(args.out / "df"), strict=False)
+        model, done = dit.train_image_stage(args.out, store, model, device, args.minutes, size)
+    else:
+        done = dit.train_text_stage(args.stage, args.out, store, model, device, args.minutes, size, gate)
+    if done and rank == 0 and args.stage != "t2v":
+        export.write(args.out / "tiny" / args.stage, model, decoder, vae.SHAPE, dit.TOWER, dit.SHIFT)
+    return done
+
+
+def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
+    """One process of a stage.
+
+    Args:
+        meeting: a folder in which the processes find each other (a port could still be taken by a run that was
+            killed), and where a stage that is not done leaves a file.
+    """
     import torch
     import torch.distributed as dist
 
-    from training import vae
-
     torch.set_num_threads(max(1, args.threads))
     if args.processes > 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29517")
-        dist.init_process_group("gloo", rank=rank, world_size=args.processes)
+        dist.init_process_group("gloo", init_method=f"file://{meeting}/processes", rank=rank, world_size=args.processes)
     try:
-        done = vae.train(args.out / "vae", torch.device(args.device), args.minutes, args.batch)
+        done = train(args, rank)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if rank == 0:
         print("done" if done else "stopped; the same command goes on", flush=True)
+        if not done:
+            (meeting / "stopped").touch()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--out", type=Path, default=Path("training_out"), help="checkpoints, logs, what is exported")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--processes", type=int, default=2, help="on the CPU, one a core is fastest")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--batch", type=int, default=3, help="clips a process takes at a time")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; resume any time")
+    commands = parser.add_subparsers(dest="stage", required=True)
+    for stage in STAGES:
+        command = commands.add_parser(stage, help="train")
+        command.add_argument(
+            "--out", type=Path, default=Path("training_out"), help="checkpoints, logs, what is exported"
+        )
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--processes", type=int, default=2, help="on the CPU, one a core is fastest")
+        command.add_argument("--threads", type=int, default=1, help="of each process")
+        command.add_argument("--batch", type=int, help=f"clips a process takes at a time (default: {BATCH[stage]})")
+        command.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; resume any time")
+    measure = commands.add_parser("evaluate", help="measure a model with the judge")
+    measure.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/ and i2v/")
+    measure.add_argument("--out", type=Path, default=Path("training_out/figures.json"), help="gets the figures")
+    measure.add_argument("--count", type=int, help="videos of a row (default: each section's own)")
+    measure.add_argument("--threads", type=int)
+    measure.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    sheet = commands.add_parser("sheet", help="an animated picture of what a model makes")
+    sheet.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/")
+    sheet.add_argument("--out", type=Path, default=Path("docs/images/tiny.gif"))
+    curves = commands.add_parser("curves", help="a picture of how training went")
+    curves.add_argument("--runs", type=Path, default=Path("training_out"), help="--out of the stages")
+    curves.add_argument("--out", type=Path, default=Path("docs/images/tiny_training.png"))
     args = parser.parse_args()
-    if args.processes == 1:
-        worker(0, args)
-    else:
-        import torch.multiprocessing as mp
+    if args.stage == "evaluate":
+        import torch
 
-        mp.spawn(worker, args=(args,), nprocs=args.processes)
+        from training import evaluate
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        evaluate.run(args.model, args.out, args.sections, args.count)
+    elif args.stage == "sheet":
+        from training import pictures
+
+        pictures.sheet_of(args.model, args.out)
+    elif args.stage == "curves":
+        from training import pictures
+
+        pictures.curves(args.runs, args.out)
+    else:
+        return run_stage(args)
     return 0
+
+
+def run_stage(args: argparse.Namespace) -> int:
+    import torch.multiprocessing as mp
+
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder)
+        if args.processes == 1:
+            worker(0, args, meeting)
+        else:
+            mp.spawn(worker, args=(args, meeting), nprocs=args.processes)
+        return STOPPED if (meeting / "stopped").exists() else 0

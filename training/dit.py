@@ -34,8 +34,8 @@ SHAPE = {
     "freq_dim": 256,
 }
 T2V = loop.Recipe(steps=1200, muon=3e-3, adamw=2e-3, decay=0.0)
-DF = loop.Recipe(steps=4200, muon=3e-3, adamw=2e-3, seed=1)
-I2V = loop.Recipe(steps=1000, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
+DF = loop.Recipe(steps=3500, muon=3e-3, adamw=2e-3, seed=1)
+I2V = loop.Recipe(steps=700, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Mix:
 
 
 T2V_MIX = Mix(lengths=((0.75, 5), (0.15, 9)))
-DF_MIX = Mix(lengths=((0.42, 5), (0.46, 9)), falling=0.4, prefix=0.4, end=0.12, causal=0.2)
+DF_MIX = Mix(lengths=((0.52, 5), (0.38, 9)), falling=0.35, prefix=0.33, end=0.12, causal=0.15)
 I2V_MIX = Mix(lengths=((0.5, 5), (0.4, 9)))
 
 
@@ -94,8 +94,8 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
         least = int(clips.history[index])
         prefix = 0
         if least or (length > 1 and draws.random() < mix.prefix):
-            prefix = draw_prefix(draws, length, max(1, least))
-        levels[i, prefix:length] = draw_levels(draws, length - prefix, mix)
+            prefix = draw_prefix(draws, length, max(1, least), with_end)
+        levels[i, prefix:length] = draw_levels(draws, length - prefix, mix, block)
         held[i] = levels[i] == 0  # given, or done already
         if not prefix:
             continue
@@ -116,11 +116,14 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
     return Batch(latents, noise, levels, torch.from_numpy(held), prompts, block, indices)
 
 
-def draw_levels(draws: np.random.Generator, frames: int, mix: Mix) -> np.ndarray:
+def draw_levels(draws: np.random.Generator, frames: int, mix: Mix, block: int | None) -> np.ndarray:
+    """Levels ``[frames]``, or ``[1]`` where all share one."""
     if draws.random() >= mix.falling:
-        return timesteps.logit_normal(draws, 1, SHIFT)
-    kind = timesteps.fopp_levels if draws.random() < 0.6 else timesteps.staircase
-    return kind(draws, frames, SHIFT)
+        # Normal draws hardly ever come near pure noise, where every video starts.
+        return timesteps.even(draws, SHIFT) if draws.random() < 0.15 else timesteps.logit_normal(draws, 1, SHIFT)
+    if draws.random() < 0.6:
+        return timesteps.fopp_levels(draws, frames, SHIFT)
+    return timesteps.staircase(draws, frames, SHIFT, block or int(draws.choice((1, 2, 3, 5))))
 
 
 def draw_length(draws: np.random.Generator, mix: Mix) -> int:
@@ -132,10 +135,10 @@ def draw_length(draws: np.random.Generator, mix: Mix) -> int:
     return int(draws.integers(1, LENGTHS[-1] + 1))
 
 
-def draw_prefix(draws: np.random.Generator, length: int, least: int) -> int:
-    """Latents that are given: often an image, or what a window goes on from."""
+def draw_prefix(draws: np.random.Generator, length: int, least: int, with_end: bool) -> int:
+    """Latents that are given: often an image, above all where an end is given too, or what a window goes on from."""
     value = draws.random()
-    if value < 0.35 and least == 1:
+    if value < (0.7 if with_end else 0.35) and least == 1:
         return 1
     if value < 0.7 and length == LENGTHS[1]:
         return LENGTHS[0]
@@ -296,14 +299,14 @@ def train_image_stage(
     minutes: float,
     size: int,
     judge=None,
-    recipe: loop.Recipe = I2V,
+    recipe: loop.Recipe | None = None,
 ) -> tuple[Trained, bool]:
     """The image-to-video model, from the diffusion-forcing one, whose text encoder it keeps as it is."""
     torch.manual_seed(2)
     model = Trained(to_image_model(source.transformer.cpu()), source.encoder, new_tower()).to(device)
     model.encoder.requires_grad_(False)
     loss = image_loss(model, clips, size, device)
-    done = loop.fit(model, loss, recipe, folder / "i2v", minutes=minutes, every=300, judge=judge)
+    done = loop.fit(model, loss, recipe or I2V, folder / "i2v", minutes=minutes, every=300, judge=judge)
     if done:
         model.load_state_dict(loop.average_of(folder / "i2v"), strict=False)
     return model, done

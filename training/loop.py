@@ -166,7 +166,8 @@ def fit(
         state = torch.load(path, map_location="cpu", weights_only=False)
         module.load_state_dict(state["module"])
         optimizers.load_state_dict(state["optimizers"])
-        average.values, average.updates, first = state["average"], state["updates"], state["step"]
+        average.updates, first = state["updates"], state["step"]
+        average.values = {name: value.to(average.values[name].device) for name, value in state["average"].items()}
     began = saved = time.monotonic()
     sums: dict[str, float] = {}
 

@@ -64,12 +64,16 @@ def fopp_levels(rng: np.random.Generator, frames: int, shift: float) -> np.ndarr
     return shifted((rungs + within) / LEVELS, shift)
 
 
-def staircase(rng: np.random.Generator, frames: int, shift: float) -> np.ndarray:
-    """Levels ``[frames]`` as a row of the AD schedule has them: 0 where a block is done, 0.999 where it has not begun.
+def even(rng: np.random.Generator, shift: float) -> np.ndarray:
+    """One level ``[1]``, as likely at one place of inference's grid as at another."""
+    return shifted(rng.uniform(0, FIRST_SIGMA, 1), shift)
 
-    FoPP hardly ever draws such rows, in which one block is on its way and all later ones are pure noise.
+
+def staircase(rng: np.random.Generator, frames: int, shift: float, block: int) -> np.ndarray:
+    """Levels ``[frames]`` as a row of the AD schedule has them: 0 where a block is done, pure noise where it waits.
+
+    FoPP hardly ever draws such rows, in which one block of `block` frames is on its way and all later ones are noise.
     """
-    block = int(rng.choice((1, 2, 3, 5)))
     lag = rng.uniform(0.04, 0.6)
     blocks = -(-frames // block)
     first = rng.uniform(-lag * (blocks - 1), 1)

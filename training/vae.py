@@ -5,6 +5,7 @@ The class is the package's own `WanVAE`, narrower; what is learnt here loads lik
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -150,10 +151,14 @@ def export(vae: WanVAE, folder: Path) -> None:
     mean, std = latent_statistics(vae)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
     save_file(tensors, folder / "vae.safetensors")
-    (folder / "vae.json").write_text(json.dumps(SHAPE | {"latents_mean": mean, "latents_std": std}, indent=1))
+    settings = json.dumps(SHAPE | {"latents_mean": mean, "latents_std": std}, indent=1)
+    (folder / "vae.part").write_text(settings)
+    os.replace(folder / "vae.part", folder / "vae.json")  # last: it says that the stage is done
 
 
-def train(folder: Path, device: torch.device, minutes: float, size: int, recipes=(MAIN, FINISH), shape=SHAPE) -> bool:
+def train(
+    folder: Path, device: torch.device, minutes: float, size: int, recipes: tuple[loop.Recipe, loop.Recipe], shape: dict
+) -> bool:
     """Both parts, each resumed where it stopped; True when all is done and exported into `folder`."""
     torch.manual_seed(0)
     vae = WanVAE(**shape).to(device)
@@ -170,6 +175,7 @@ def train(folder: Path, device: torch.device, minutes: float, size: int, recipes
     if not loop.fit(vae, loss, finish, folder / "finish", minutes=minutes, judge=judged):
         return False
     vae.load_state_dict(loop.average_of(folder / "finish"))
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if rank == 0 and not (folder / "vae.json").exists():
         export(vae, folder)
     return True

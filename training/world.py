@@ -403,7 +403,23 @@ def sample_clip(seed: int, index: int, frames: int = 17, mix: Mix | None = None,
     history. A clip of more than SAFE_FRAMES from the start may meet a wall, too.
     """
     rng = np.random.default_rng([seed, index, split == "test"])
-    mix = mix or Mix()
+    while True:
+        clip = _any_clip(rng, frames, mix or Mix(), split)
+        if split != "train" or all(in_split(scene, split) for scene in shown(clip)):
+            return clip
+
+
+def shown(clip: Clip) -> list[Scene]:
+    """A scene for each combination that a clip shows: both of two objects, and motions before and after a turn."""
+    scenes = [clip.scene] + ([clip.scene.other] if clip.scene.other else [])
+    if clip.history:
+        times = range(clip.first_frame, clip.first_frame + clip.frames, 4)
+        motions = {heading(clip.scene, t) for t in times}
+        scenes += [replace(clip.scene, motion=motion) for motion in sorted(motions)]
+    return scenes
+
+
+def _any_clip(rng, frames, mix, split) -> Clip:
     bounce = frames > HISTORY and rng.random() < mix.bounce
     if not bounce:
         scene = sample_scene(rng, mix, split)
@@ -412,9 +428,11 @@ def sample_clip(seed: int, index: int, frames: int = 17, mix: Mix | None = None,
     lasting = replace(mix, growth=0, camera=0, pair=0)  # what grows at first does not in the middle of a long video
     while (scene := sample_scene(rng, lasting, split)).motion == "still":
         pass
-    turns = turn_times(scene, 2)
-    turn = turns[rng.integers(len(turns))]
-    first_frame = round(turn - rng.uniform(-frames / 2, frames + 4))
+    turns = turn_times(scene, 3)
+    which = rng.integers(len(turns) - 1)
+    # Up to the next turn: a slow object goes on for 80 frames against what the prompt began with.
+    until_next = turns[which + 1] - turns[which]
+    first_frame = round(turns[which] - rng.uniform(-max(frames / 2, until_next - HISTORY), frames + 4))
     told = rng.random()  # half: as before; a quarter each: as now seen, and nothing
     scene_told = scene if told < 0.5 else replace(scene, motion=heading(scene, first_frame + frames - 1))
     facts = attributes(scene_told)
