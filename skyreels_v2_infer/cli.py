@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyreels_v2_infer import video_io
+from skyreels_v2_infer import embedded, video_io
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.flags import Parser, any_text, device_name, number, one_of, some_path, some_text, whole
 from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix
@@ -22,7 +22,6 @@ from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE, check_size
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
-DEFAULT_FRAMES = 97
 # The published models that were trained at 720P; a local folder's name says nothing.
 MODELS_720P = frozenset(
     f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}" for kind in ("DF", "T2V", "I2V") for layout in ("", "-Diffusers")
@@ -38,6 +37,22 @@ DEFAULT_NEGATIVE_PROMPT = (
     "melting objects, distorted face, deformed hands, extra fingers, extra limbs, duplicated subject, crowd, "
     "subtitles, watermark, logo, border"
 )
+
+PUBLISHED = embedded.Defaults(
+    height=None,  # --resolution says it
+    width=None,
+    num_frames=97,
+    fps=24,
+    inference_steps=30,
+    guidance_scale=6.0,
+    shift=8.0,
+    prompt=DEFAULT_PROMPT,
+    negative_prompt=DEFAULT_NEGATIVE_PROMPT,
+    base_num_frames=97,
+    overlap_history=None,
+    addnoise_condition=0.0,
+)
+TINY = embedded.DEFAULTS
 
 _LATER = {
     "use_usp": "share the work among several GPUs",
@@ -114,10 +129,12 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     try:
         _refuse_later(args)
         _check_sizes(args)
-        num_frames = DEFAULT_FRAMES if args.num_frames is None else args.num_frames
-        check_lengths(num_frames)
+        _fill_in(args)
+        check_lengths(args.num_frames)
+        _check_piece(args, "num_frames", f"; {DIFFUSION_FORCING} makes longer videos")
         height, width = _size(args, _source_size(args))
-        return GenerateSettings(**_shared(args), height=height, width=width, num_frames=num_frames)
+        _place_embedded(args, image_to_video=args.image is not None)
+        return GenerateSettings(**_shared(args), height=height, width=width, num_frames=args.num_frames)
     except InputError as error:
         parser.error(str(error))
 
@@ -147,7 +164,9 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
         _check_sizes(args)
         _check_conditions(args)
         num_frames = _check_length(args)
+        _check_piece(args, "base_num_frames")
         height, width = _size(args, _source_size(args))
+        _place_embedded(args, image_to_video=False)
         return DiffusionForcingSettings(
             **_shared(args),
             height=height,
@@ -167,20 +186,27 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
         parser.error(str(error))
 
 
+def _defaults(name: str) -> str:
+    """For --help: what a flag is worth that is not given."""
+    return f"default: {getattr(PUBLISHED, name):g}; {embedded.NAME}: {getattr(TINY, name):g}"
+
+
 # ---- what the flags are called and mean -----------------------------------------------------------------------------
 
 
 def _add_content(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what is to be seen")
     group.add_argument(
-        "--prompt", type=some_text, default=DEFAULT_PROMPT, help="the scene, in words (default: a swan on a lake)"
+        "--prompt",
+        type=some_text,
+        help=f"the scene, in words (default: a swan on a lake; {embedded.NAME}: a red circle)",
     )
     group.add_argument(
         "--negative_prompt",
         metavar="PROMPT",
         type=any_text,
-        default=DEFAULT_NEGATIVE_PROMPT,
-        help='what guidance pushes away from; "" names nothing (default: a list of common defects)',
+        help='what guidance pushes away from; "" names nothing (default: a list of common defects; '
+        f"{embedded.NAME}: nothing)",
     )
     group.add_argument(
         "--image",
@@ -210,7 +236,8 @@ def _add_shape(parser: Parser) -> None:
         metavar="{540P,720P}",
         type=one_of(*RESOLUTIONS),
         help="540P is 544x960 (height x width), 720P is 720x1280, turned upright if the picture or video given "
-        "is taller than wide (default: 720P for the published 720P models, else 540P)",
+        "is taller than wide (default: 720P for the published 720P models, else 540P; "
+        f"{embedded.NAME}: {TINY.height}x{TINY.width})",
     )
     for side in ("height", "width"):
         group.add_argument(
@@ -223,15 +250,14 @@ def _add_shape(parser: Parser) -> None:
         "--num_frames",
         metavar="N",
         type=whole(),
-        help="frames of the video, 4n+1: 1, 5, ..., 97, ...; seconds are frames / fps (default: 97). "
+        help=f"frames of the video, 4n+1: 1, 5, ..., 97, ...; seconds are frames / fps ({_defaults('num_frames')}). "
         f"{DIFFUSION_FORCING} with --video_path: frames to add, a multiple of 4 (default: what one window adds)",
     )
     group.add_argument(
         "--fps",
         metavar="N",
         type=whole(1, 240),
-        default=24,
-        help="frames per second of the file; a model that knows several rates is told (default: %(default)s)",
+        help=f"frames per second of the file; a model that knows several rates is told ({_defaults('fps')})",
     )
 
 
@@ -241,24 +267,21 @@ def _add_sampling(parser: Parser) -> None:
         "--inference_steps",
         metavar="N",
         type=whole(1),
-        default=30,
-        help="denoising steps: more are slower and finer (default: %(default)s)",
+        help=f"denoising steps: more are slower and finer ({_defaults('inference_steps')})",
     )
     group.add_argument(
         "--guidance_scale",
         metavar="X",
         type=number(0),
-        default=6.0,
         help="how strongly the prompt is followed: 1 is no guidance, too much looks harsh; 5 suits an --image "
-        "(default: %(default)s)",
+        f"({_defaults('guidance_scale')})",
     )
     group.add_argument(
         "--shift",
         metavar="X",
         type=number(above=0, below=1000),
-        default=8.0,
         help="where the steps are spent: higher gives more of them to the noisy beginning, which settles layout and "
-        "motion, lower gives more to detail; 5 suits an --image (default: %(default)s)",
+        f"motion, lower gives more to detail; 5 suits an --image ({_defaults('shift')})",
     )
     group.add_argument(
         "--seed",
@@ -279,9 +302,8 @@ def _add_diffusion_forcing(parser: Parser) -> None:
         "--base_num_frames",
         metavar="N",
         type=whole(),
-        default=DEFAULT_FRAMES,
         help="frames of a window, 4n+1; decides memory and time per step. The 540P models learnt 97, the 720P models "
-        "121 (default: %(default)s)",
+        f"121 ({_defaults('base_num_frames')})",
     )
     group.add_argument(
         "--overlap_history",
@@ -289,16 +311,15 @@ def _add_diffusion_forcing(parser: Parser) -> None:
         type=whole(),
         help="frames of the window before, or of --video_path, that a window sees and follows on, 4n+1, fewer than "
         "--base_num_frames. Needed for long videos; 17 is usual; more carry the motion on better, but each window then "
-        "adds fewer new frames",
+        f"adds fewer new frames (default: none; {embedded.NAME}: {TINY.overlap_history})",
     )
     group.add_argument(
         "--addnoise_condition",
         metavar="X",
         type=number(0, below=1000),
-        default=0.0,
         help="noise laid over the frames a window follows on, in thousandths of full noise, from 0 to below 1000. A "
         "little (20) keeps small faults from growing from window to window; the more, the less those frames bind "
-        "(default: 0)",
+        f"({_defaults('addnoise_condition')})",
     )
     group.add_argument(
         "--ar_step",
@@ -331,7 +352,8 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         metavar="ID",
         type=some_text,
         default=model_id,
-        help="a published model, downloaded on first use, or a folder that holds one (default: %(default)s)",
+        help="a published model, downloaded on first use, or a folder that holds one; "
+        f"{embedded.NAME}: the one that comes with this package, for any CPU (default: %(default)s)",
     )
     group.add_argument(
         "--outdir",
@@ -393,13 +415,40 @@ def _check_conditions(args: argparse.Namespace) -> None:
         raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would look that far ahead")
 
 
+def _fill_in(args: argparse.Namespace) -> None:
+    """Flags that were not given become what suits the model; sizes are `_size`'s."""
+    defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
+    for field in dataclasses.fields(defaults):
+        if field.name not in ("height", "width") and getattr(args, field.name, ...) is None:
+            setattr(args, field.name, getattr(defaults, field.name))
+
+
+def _place_embedded(args: argparse.Namespace, image_to_video: bool) -> None:
+    if args.model_id != embedded.NAME:
+        return
+    folder = embedded.folder(image_to_video)
+    if not folder.is_dir():
+        legal = f"{embedded.NAME} has no image-to-video part yet; with {DIFFUSION_FORCING} it takes an --image"
+        raise InputError("image", args.image, legal)
+    args.model_id = str(folder)
+
+
 def _check_length(args: argparse.Namespace) -> int:
     """The number of frames to make (with --video_path: to add), after the checks of all three lengths."""
     extends, frames = args.video_path is not None, args.num_frames
+    _fill_in(args)
     if frames is None:
-        frames = args.base_num_frames - (args.overlap_history or 0) if extends else DEFAULT_FRAMES
+        frames = args.base_num_frames - (args.overlap_history or 0) if extends else args.num_frames
     check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
     return frames
+
+
+def _check_piece(args: argparse.Namespace, name: str, hint: str = "") -> None:
+    """Lengths that the embedded model never saw at once come out as noise."""
+    frames = getattr(args, name)
+    if args.model_id == embedded.NAME and frames > TINY.base_num_frames:
+        legal = f"{embedded.NAME} makes up to {TINY.base_num_frames} frames at once{hint}"
+        raise InputError(name, frames, legal)
 
 
 def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
@@ -421,6 +470,8 @@ def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
 def _size(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[int, int]:
     if args.height is not None:
         return args.height, args.width
+    if args.model_id == embedded.NAME and args.resolution is None:
+        return TINY.height, TINY.width
     height, width = RESOLUTIONS[args.resolution or ("720P" if args.model_id in MODELS_720P else "540P")]
     return (width, height) if source is not None and source[0] > source[1] else (height, width)
 

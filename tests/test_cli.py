@@ -460,7 +460,7 @@ def test_help_explains_every_flag(parse, capsys):
     read = {"video_fps"}  # of the file, no flag
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert f"\n  --{name} " in out, name
-    for word in ("97", "6.0", "8.0", "30", "24", "4n+1", "video_out", settings.model_id):
+    for word in ("97", "default: 6;", "8; tiny: 3", "30;", "24;", "4n+1", "video_out", settings.model_id):
         assert word in out
 
 
