@@ -15,7 +15,7 @@ from pathlib import Path
 
 from skyreels_v2_infer import embedded, video_io
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.flags import Parser, any_text, device_name, number, one_of, some_path, some_text, whole
+from skyreels_v2_infer.flags import Parser, any_text, device_name, number, numbers, one_of, some_path, some_text, whole
 from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix
 from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE, check_size
 
@@ -58,8 +58,6 @@ _LATER = {
     "use_usp": "share the work among several GPUs",
     "offload": "keep on the GPU only the part of the model that is at work",
     "prompt_enhancer": "let a language model write the prompt out",
-    "teacache": "skip steps that would change little",
-    "use_ret_steps": "--teacache: always compute the first steps",
 }
 
 
@@ -68,7 +66,8 @@ class GenerateSettings:
     """What `generate_video.py` was asked for, checked.
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
-    seed: 0..2**63-1, None for one drawn by the run. device, dtype: None to be chosen by the run.
+    seed: 0..2**63-1, None for one drawn by the run. device, dtype: None to be chosen by the run. teacache_thresh: at
+    least 0. teacache_coefficients: five of them, highest degree first; None for the model's own.
     """
 
     model_id: str
@@ -86,6 +85,10 @@ class GenerateSettings:
     seed: int | None
     device: str | None
     dtype: str | None
+    teacache: bool
+    teacache_thresh: float
+    use_ret_steps: bool
+    teacache_coefficients: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +127,12 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_shape(parser)
     _add_sampling(parser)
     _add_machine(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
+    _add_speed(parser)
     _add_later(parser)
     args = parser.read(argv)
     try:
         _refuse_later(args)
+        _check_teacache(args)
         _check_sizes(args)
         _fill_in(args)
         check_lengths(args.num_frames)
@@ -157,10 +162,12 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_sampling(parser)
     _add_diffusion_forcing(parser)
     _add_machine(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
+    _add_speed(parser)
     _add_later(parser)
     args = parser.read(argv)
     try:
         _refuse_later(args)
+        _check_teacache(args)
         _check_sizes(args)
         _check_conditions(args)
         num_frames = _check_length(args)
@@ -373,19 +380,40 @@ def _add_machine(parser: Parser, model_id: str) -> None:
     )
 
 
+def _add_speed(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "faster, not quite the same",
+        "TeaCache: a step that is foretold to change little reuses what the transformer's blocks added before.",
+    )
+    group.add_argument("--teacache", action="store_true", help="skip such steps (docs/knobs.md says what it costs)")
+    group.add_argument(
+        "--teacache_thresh",
+        metavar="X",
+        type=number(0),
+        default=0.2,
+        help="sum of foretold relative changes at which the blocks run again: 0 skips nothing, 0.2 and 0.3 are usual; "
+        "no effect without --teacache (default: %(default)s)",
+    )
+    group.add_argument(
+        "--use_ret_steps",
+        action="store_true",
+        help="--teacache: always compute the first 5 steps, and measure changes elsewhere, by other coefficients",
+    )
+    group.add_argument(
+        "--teacache_coefficients",
+        metavar="X,X,X,X,X",
+        type=numbers(5),
+        help="--teacache: polynomial from the change of the timestep embedding to that of the blocks' output, highest "
+        "degree first (default: those of the model)",
+    )
+
+
 def _add_later(parser: Parser) -> None:
     group = parser.add_argument_group(
         "not in this version yet", "Known from the published scripts; refused, so that none is ignored silently."
     )
     for name, meaning in _LATER.items():
         group.add_argument(f"--{name}", action="store_true", help=meaning)
-    group.add_argument(
-        "--teacache_thresh",
-        metavar="X",
-        type=number(),
-        default=0.2,
-        help="error at which --teacache computes again; no effect without it (default: %(default)s)",
-    )
 
 
 # ---- checks that need more than one flag, or the disk ----------------------------------------------------------------
@@ -395,6 +423,12 @@ def _refuse_later(args: argparse.Namespace) -> None:
     for name in _LATER:
         if getattr(args, name):
             raise InputError(name, None, "not implemented yet in this version")
+
+
+def _check_teacache(args: argparse.Namespace) -> None:
+    for name in ("use_ret_steps", "teacache_coefficients"):
+        if getattr(args, name) and not args.teacache:
+            raise InputError(name, None, "has no effect without --teacache")
 
 
 def _check_sizes(args: argparse.Namespace) -> None:

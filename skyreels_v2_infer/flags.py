@@ -57,6 +57,21 @@ def number(low: float | None = None, above: float | None = None, below: float | 
     return read
 
 
+def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """`count` of them with commas between."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(number()(word) for word in text.split(","))
+        except argparse.ArgumentTypeError:
+            values = ()
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text}: must be {count} finite numbers with commas between")
+        return values
+
+    return read
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
 from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -152,6 +153,7 @@ def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings
     """The pipeline, on the device and in the precision asked for; it calls `check` with every row."""
     from tqdm import tqdm
 
+    cache = choose_cache(checkpoint, settings)
     from skyreels_v2_infer import pipelines
     from skyreels_v2_infer.runtime import Placement
 
@@ -164,9 +166,20 @@ def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings
     seconds = time.perf_counter() - began
     say(f"loaded {settings.model_id} on {place.device} in {dtype}, {seconds:.1f} s; seed {settings.seed}")
     pipeline.progress = partial(show_rows, check)
+    if cache is not None:
+        pipeline.around_blocks = cache.branch
     if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
         say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
     return pipeline
+
+
+def choose_cache(checkpoint: Checkpoint, settings: GenerateSettings) -> TeaCache | None:
+    if not settings.teacache:
+        return None
+    coefficients = settings.teacache_coefficients or choose_coefficients(
+        checkpoint.transformer_config, checkpoint.folder, settings.height, settings.width, settings.use_ret_steps
+    )
+    return TeaCache(settings.teacache_thresh, coefficients, settings.use_ret_steps)
 
 
 @contextmanager

@@ -30,6 +30,10 @@ PUBLISHED = dict(
     width=960,
     device=None,
     dtype=None,
+    teacache=False,
+    teacache_thresh=0.2,
+    use_ret_steps=False,
+    teacache_coefficients=None,
 )
 PUBLISHED_DF = dict(
     end_image=None,
@@ -106,7 +110,8 @@ def test_every_flag_reaches_its_setting(folder):
     values = dict(model_id="my/model", outdir="out/deep", prompt="fox", negative_prompt="fog", height=64, width=128)
     values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
     values |= dict(seed=9, device="cuda:1", dtype="float16", teacache_thresh=0.3)
-    argv = [f"--{name}={value}" for name, value in values.items()]
+    values |= dict(teacache_coefficients="-1e3,2,3,4,5.5")
+    argv = ["--teacache", "--use_ret_steps", *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
     values |= dict(overlap_history=5, addnoise_condition=20.5)
     forcing = [f"--{name}={value}" for name, value in values.items()]
@@ -126,6 +131,10 @@ def test_every_flag_reaches_its_setting(folder):
         seed=9,
         device="cuda:1",
         dtype="float16",
+        teacache=True,
+        teacache_thresh=0.3,
+        use_ret_steps=True,
+        teacache_coefficients=(-1000, 2, 3, 4, 5.5),
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
@@ -162,13 +171,13 @@ def test_limits_are_legal(parse):
         "shift": [1e-3],
         "device": ["cpu", "cuda", "cuda:7", "mps"],
         "dtype": ["float32", "bfloat16", "float16"],
-        "teacache_thresh": [-1, 0, 5],
+        "teacache_thresh": [0, 5],
         "negative_prompt": ["", "-fog"],
         "prompt": ["- a list item", "白い白鳥"],
     }.items():
         for value in values:
             settings = parse([f"--{flag}", str(value)])
-            assert flag == "teacache_thresh" or getattr(settings, flag) == value
+            assert getattr(settings, flag) == value
 
 
 @pytest.mark.parametrize("kind", ["DF", "T2V", "I2V"])
@@ -242,7 +251,10 @@ REFUSED_BY_BOTH = [
     ("--shift -inf", "must be a finite number, above 0 and below 1000"),
     ("--shift -1e3", "must be a finite number, above 0 and below 1000"),
     ("--shift 1e999", "must be a finite number, above 0 and below 1000"),
-    ("--teacache_thresh nan", "must be a finite number"),
+    ("--teacache_thresh nan", "must be a finite number, at least 0"),
+    ("--teacache_thresh -1", "must be a finite number, at least 0"),
+    ("--teacache_coefficients 1,2,3,4", "must be 5 finite numbers with commas between"),
+    ("--teacache_coefficients -1,2,x,4,5", "must be 5 finite numbers with commas between"),
     ("--fps 0", "must be a whole number from 1 to 240"),
     ("--fps 241", "must be a whole number from 1 to 240"),
     ("--fps 23.976", "must be a whole number from 1 to 240"),
@@ -354,9 +366,9 @@ def test_a_prompt_that_is_no_text(folder, capsys):
         ("--use_usp", "--use_usp: not implemented yet in this version"),
         ("--offload", "--offload: not implemented yet in this version"),
         ("--prompt_enhancer", "--prompt_enhancer: not implemented yet in this version"),
-        ("--use_ret_steps", "--use_ret_steps: not implemented yet in this version"),
-        ("--teacache --teacache_thresh 0.3", "--teacache: not implemented yet in this version"),
         ("--teacache --offload", "--offload: not implemented yet in this version"),
+        ("--use_ret_steps", "--use_ret_steps: has no effect without --teacache"),
+        ("--teacache_coefficients 1,2,3,4,5", "--teacache_coefficients: has no effect without --teacache"),
         ("--offload=yes", "--offload: takes no value"),
         ("--seed", "--seed: needs a value"),
         ("--seed --fps 8", "--seed: needs a value"),
@@ -456,7 +468,7 @@ def test_help_explains_every_flag(parse, capsys):
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and err == ""
     settings = parse([])
-    switches = {"use_usp", "offload", "prompt_enhancer", "teacache", "use_ret_steps", "teacache_thresh", "resolution"}
+    switches = {"use_usp", "offload", "prompt_enhancer", "resolution"}
     read = {"video_fps"}  # of the file, no flag
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert f"\n  --{name} " in out, name

@@ -435,7 +435,7 @@ BAD_FOR_BOTH = [
     ("--model_id {unweighted}", "--model_id {unweighted}: ", "transformer", "safetensors"),
     ("--use_usp", "--use_usp", "not implemented"),
     ("--offload", "--offload", "not implemented"),
-    ("--teacache", "--teacache", "not implemented"),
+    ("--teacache", "--teacache: ", "no coefficients", "T2V and DF 1.3B", "I2V at 720P"),
     ("--prompt_enhancer", "--prompt_enhancer", "not implemented"),
 ]
 BAD_FOR_GENERATE = [

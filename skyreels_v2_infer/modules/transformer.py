@@ -5,6 +5,7 @@ Tokens are ``[B, F, S, D]`` throughout, so that what is said per frame, ``[B, F,
 ``[B, 1, 1, D]``, is broadcast and never repeated per token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch import nn
 
 from skyreels_v2_infer.modules.attention import attend, attend_block_causal
 from skyreels_v2_infer.modules.rope import rotary_table, rotate
+
+# (tokens [B, F, S, D], time [B, F or 1, D], modulation [B, F or 1, 6, D], what runs the blocks) -> tokens
+Around = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
 
 IMAGE_CHANNELS = 20  # what an image-to-video model sees beside the noise: 4 of mask, 16 of latents
 
@@ -309,6 +313,7 @@ class WanModel(nn.Module):
         y: torch.Tensor | None = None,
         fps: torch.Tensor | None = None,
         causal_block_size: int | None = None,
+        around: Around | None = None,
     ) -> torch.Tensor:
         """The velocity ``noise - data`` at x.
 
@@ -321,6 +326,8 @@ class WanModel(nn.Module):
             fps: ids ``[B]``, 0 for 16 fps and 1 for any other (models with `inject_sample_info` only).
             causal_block_size: latent frames in a block; a block then sees itself and those before it. None: what
                 `set_ar_attention` has set, at first attention without blocks.
+            around: is handed the tokens, the time embedding, its projection and what runs all blocks, and returns the
+                tokens after them.
 
         Returns:
             float32 ``[B, out_dim, F, H, W]``.
@@ -346,8 +353,12 @@ class WanModel(nn.Module):
             def attention(q, k, v):
                 return attend_block_causal(q, k, v, causal_block_size * frame_tokens)
 
-        for block, keys_values in zip(self.blocks, context.blocks, strict=True):
-            tokens = block(tokens, modulation, keys_values, rotary, attention)
+        def run(tokens: torch.Tensor) -> torch.Tensor:
+            for block, keys_values in zip(self.blocks, context.blocks, strict=True):
+                tokens = block(tokens, modulation, keys_values, rotary, attention)
+            return tokens
+
+        tokens = run(tokens) if around is None else around(tokens, time, modulation, run)
         return self.unpatchify(self.head(tokens, time), height, width)
 
     def check_shapes(self, x: torch.Tensor, t: torch.Tensor, causal_block_size: int | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.modules.transformer import Around, PromptContext
 from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
 from skyreels_v2_infer.pipelines.denoise import Guided, denoise
 from skyreels_v2_infer.plan import Plan, WindowPlan
@@ -84,6 +84,8 @@ class VideoPipeline:
 
     Attributes:
         progress: what shows how far a window is, see `Progress`; by default nothing.
+        around_blocks: makes, from the number of rows, what is called around the transformer's blocks in one window and
+            one branch of guidance (`TeaCache.branch`); None: nothing is.
     """
 
     takes_image_channels = False
@@ -129,6 +131,7 @@ class VideoPipeline:
         self.transformer, self.vae = transformer, vae
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.progress: Progress = no_progress
+        self.around_blocks: Callable[[int], Around] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +215,10 @@ class VideoPipeline:
             kw["fps"] = torch.full((prompts.batch,), 0 if fps == 16 else 1, device=self.device)
 
         def branch(context: PromptContext | None):
-            return lambda x, t: self.transformer(x, t, context, **kw)
+            if context is None:
+                return None
+            around = self.around_blocks and self.around_blocks(len(window.schedule))
+            return lambda x, t: self.transformer(x, t, context, around=around, **kw)
 
         velocity = Guided(branch(prompts.positive), branch(prompts.negative), prompts.guidance_scale)
         solver = FlowUniPCMultistepScheduler()

@@ -1,0 +1,94 @@
+"""TeaCache on a model: for several thresholds, how many steps are computed, how much faster, and how near the result.
+
+The runs with and without the cache alternate in one process; times are medians.
+
+    python benchmarks/teacache.py --model_id tiny
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from skyreels_v2_infer import Text2VideoPipeline, embedded
+from skyreels_v2_infer.checkpoint import Checkpoint
+from skyreels_v2_infer.modules.feature_cache import FeatureCache, TeaCache, choose_coefficients
+
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
+PROMPTS = (
+    "a red circle moves slowly to the right on a black background",
+    "a fast blue square moving upward, gray background",
+    "a yellow triangle glides gently to the left",
+)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:
+    """The video, and the seconds that the latents took."""
+    pipeline.around_blocks = around
+    began = time.perf_counter()
+    latents = pipeline(prompt, output_type="latent", **arguments)
+    seconds = time.perf_counter() - began
+    frames = pipeline.vae.decode(latents).add(1).mul(127.5).round()
+    return frames.cpu().numpy(), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_id", default=embedded.NAME, help="tiny, a folder or a published model")
+    parser.add_argument("--prompt", nargs="+", default=PROMPTS)
+    parser.add_argument("--seeds", type=int, default=4, help="videos for each prompt")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--use_ret_steps", action="store_true")
+    for name in ("height", "width", "num_frames", "inference_steps"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(embedded.DEFAULTS, name))
+    for name in ("guidance_scale", "shift"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(embedded.DEFAULTS, name))
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = embedded.folder(image_to_video=False) if args.model_id == embedded.NAME else args.model_id
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.transformer_config
+    found = choose_coefficients(config, checkpoint.folder, args.height, args.width, args.use_ret_steps)
+    pipeline = Text2VideoPipeline(checkpoint, device=args.device)
+    names = ("height", "width", "num_frames", "guidance_scale", "shift")
+    asked = {name: getattr(args, name) for name in names} | {"num_inference_steps": args.inference_steps}
+    jobs = [(prompt, asked | {"seed": seed}) for prompt in args.prompt for seed in range(args.seeds)]
+    timed(pipeline, None, *jobs[0])
+
+    rows = {threshold: [] for threshold in THRESHOLDS}
+    for prompt, arguments in jobs:
+        plain, whole = timed(pipeline, None, prompt, arguments)
+        for threshold in THRESHOLDS:
+            branches: list[FeatureCache] = []
+
+            def around(steps: int, threshold=threshold, branches=branches) -> FeatureCache:
+                branches.append(TeaCache(threshold, found, args.use_ret_steps).branch(steps))
+                return branches[-1]
+
+            frames, seconds = timed(pipeline, around, prompt, arguments)
+            computed = float(np.mean([branch.computed for branch in branches]))
+            rows[threshold].append((100 * computed, whole / seconds, psnr(frames, plain)))
+    print("| threshold | steps computed | speed-up | PSNR to the uncached run, median | least |\n|---|---|---|---|---|")
+    for threshold, values in rows.items():
+        computed, faster, near = zip(*values, strict=True)
+        print(
+            f"| {threshold} | {np.mean(computed):.0f} % | {statistics.median(faster):.2f} "
+            f"| {statistics.median(near):.1f} dB | {min(near):.1f} dB |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""TeaCache: steps whose timestep differs little from the last ones reuse what the transformer's blocks then added.
+
+Liu et al. 2024, "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model". The relative change of the
+timestep embedding, rescaled by a polynomial that is fitted to a model, foretells how much the blocks' output changes;
+once the foretold changes add up to a threshold, the blocks run again.
+
+As a command it fits the polynomial to a checkpoint: ``python -m skyreels_v2_infer.modules.feature_cache --help``.
+B batch, F latent frames, S tokens of a frame, D model width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skyreels_v2_infer.errors import InputError, first_line
+
+if TYPE_CHECKING:  # the coefficients are looked up before torch is needed
+    import torch
+
+RETAINED = 5  # first steps that are always computed with `use_ret_steps`
+PIXELS_720P = 640 * 1100  # between 544 x 960 and 720 x 1280
+FILE = "teacache.json"  # in a checkpoint's folder: {"coefficients": [...], "ret_steps_coefficients": [...]}
+
+# (model_type, dim, 720P): degree 4 first. Published with the method for Wan 2.1, whose architecture this is.
+COEFFICIENTS = {
+    ("t2v", 1536): (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01),
+    ("t2v", 5120): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+    ("i2v", "540P"): (-3.02331670e02, 2.23948934e02, -5.25463970e01, 5.87348440e00, -2.01973289e-01),
+    ("i2v", "720P"): (-114.36346466, 65.26524496, -18.82220707, 4.91518089, -0.23412683),
+}
+RET_STEPS_COEFFICIENTS = {
+    ("t2v", 1536): (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
+    ("t2v", 5120): (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
+    ("i2v", "540P"): (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
+    ("i2v", "720P"): (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
+}
+LABELS = {("t2v", 1536): "T2V and DF 1.3B", ("t2v", 5120): "T2V and DF 14B", ("i2v", "540P"): "I2V at 540P"}
+LABELS |= {("i2v", "720P"): "I2V at 720P"}
+PUBLISHED_WIDTHS = (1536, 5120)
+
+
+@dataclass(frozen=True)
+class TeaCache:
+    """Settings; `branch` makes what carries state.
+
+    Attributes:
+        threshold: sum of foretold relative changes at which the blocks run again; 0: in every step.
+        coefficients: of the polynomial, highest degree first.
+        use_ret_steps: measures the change on the projected embedding, and always computes the first 5 steps instead of
+            the first and the last.
+    """
+
+    threshold: float
+    coefficients: tuple[float, ...]
+    use_ret_steps: bool = False
+
+    def branch(self, steps: int) -> FeatureCache:
+        """For one window and one branch of guidance: `steps` calls of the model."""
+        return FeatureCache(self, steps)
+
+
+class FeatureCache:
+    """Decides step by step whether the blocks run, and remembers what they added; to be called around the blocks.
+
+    Attributes:
+        computed: for each step so far, whether the blocks ran.
+    """
+
+    def __init__(self, settings: TeaCache, steps: int):
+        self.settings, self.steps = settings, steps
+        self.computed: list[bool] = []
+        self._sum = 0.0
+        self._signal: torch.Tensor | None = None
+        self._added: torch.Tensor | None = None
+
+    def __call__(self, tokens: torch.Tensor, time: torch.Tensor, modulation: torch.Tensor, run) -> torch.Tensor:
+        """tokens ``[B, F, S, D]``; time ``[B, F or 1, D]`` and modulation ``[B, F or 1, 6, D]``, of whole frames."""
+        signal = modulation if self.settings.use_ret_steps else time
+        if self._must_run(signal):
+            self._sum = 0.0
+            done = run(tokens)
+            self._added = done - tokens
+            self.computed.append(True)
+        else:
+            done = tokens + self._added
+            self.computed.append(False)
+        self._signal = signal
+        return done
+
+    def _must_run(self, signal: torch.Tensor) -> bool:
+        step = len(self.computed)
+        if step < (RETAINED if self.settings.use_ret_steps else 1):
+            return True
+        if not self.settings.use_ret_steps and step == self.steps - 1:
+            return True
+        self._sum += foretold(relative_change(signal, self._signal), self.settings.coefficients)
+        return not self._sum < self.settings.threshold
+
+
+def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
+    """Mean absolute difference, relative to the old values."""
+    return float((new - old).abs().mean() / old.abs().mean())
+
+
+def foretold(change: float, coefficients: Sequence[float]) -> float:
+    """The polynomial, by Horner; below 0, where it only swings between the points of its fit, 0."""
+    value = 0.0
+    for coefficient in coefficients:
+        value = value * change + coefficient
+    return max(0.0, value)
+
+
+def choose_coefficients(config: dict, folder: Path, height: int, width: int, use_ret_steps: bool) -> tuple[float, ...]:
+    """The polynomial for a checkpoint: its own, if it has a `FILE`, or the published one for its architecture and task.
+
+    Args:
+        config: of the transformer (`Checkpoint.transformer_config`).
+        folder: the checkpoint's.
+        height, width: of the video, in pixels; image-to-video models have a polynomial for 540P and one for 720P.
+
+    Raises:
+        InputError: there is none; lists the known ones.
+    """
+    name = "ret_steps_coefficients" if use_ret_steps else "coefficients"
+    if (folder / FILE).is_file():
+        try:
+            return tuple(float(value) for value in json.loads((folder / FILE).read_bytes())[name])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError("teacache", None, f"{folder / FILE} has no usable {name}: {first_line(error)}") from error
+    kind = config["model_type"]
+    if config["dim"] in PUBLISHED_WIDTHS:
+        key = (kind, config["dim"]) if kind == "t2v" else (kind, "720P" if height * width > PIXELS_720P else "540P")
+        return (RET_STEPS_COEFFICIENTS if use_ret_steps else COEFFICIENTS)[key]
+    raise InputError(
+        "teacache",
+        None,
+        f"no coefficients are known for this {kind} transformer of width {config['dim']} "
+        f"(known: {', '.join(LABELS.values())}); fit some with python -m {__spec__.name}, or give "
+        "--teacache_coefficients",
+    )
+
+
+# Fitting the polynomial
+
+
+class Recorder:
+    """Runs the blocks in every step and notes how much changes; to be called around the blocks, as a `FeatureCache`.
+
+    Attributes:
+        changes: for every step but the first: of the time embedding, of its projection, and of what the blocks add.
+    """
+
+    def __init__(self):
+        self.changes: list[tuple[float, float, float]] = []
+        self._before: tuple[torch.Tensor, ...] | None = None
+
+    def __call__(self, tokens: torch.Tensor, time: torch.Tensor, modulation: torch.Tensor, run) -> torch.Tensor:
+        done = run(tokens)
+        now = time, modulation, (done - tokens).float()
+        if self._before is not None:
+            pairs = zip(now, self._before, strict=True)
+            self.changes.append(tuple(relative_change(new, old) for new, old in pairs))
+        self._before = now
+        return done
+
+
+def fit(changes: Sequence[tuple[float, float, float]], degree: int = 4) -> dict[str, list[float]]:
+    """What a `FILE` holds: polynomials from a change of the embedding to the change of what the blocks add."""
+    import numpy as np
+
+    time, modulation, added = np.array(changes).T
+    return {
+        "coefficients": np.polyfit(time, added, degree).tolist(),
+        "ret_steps_coefficients": np.polyfit(modulation, added, degree).tolist(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {__spec__.name}",
+        description="Fit TeaCache's coefficients to a text-to-video or diffusion-forcing checkpoint: runs some prompts "
+        f"without a cache, and writes {FILE} into the checkpoint's folder (or elsewhere).",
+    )
+    parser.add_argument("--model_id", required=True, help="a folder, a published model or tiny")
+    parser.add_argument("--prompt", nargs="+", default=["a swan on a lake", "a red kite over the dunes"])
+    parser.add_argument("--out", type=Path, help=f"file to write (default: {FILE} in the checkpoint's folder)")
+    parser.add_argument("--height", type=int, default=544)
+    parser.add_argument("--width", type=int, default=960)
+    parser.add_argument("--num_frames", type=int, default=97)
+    parser.add_argument("--inference_steps", type=int, default=30)
+    parser.add_argument("--guidance_scale", type=float, default=6.0)
+    parser.add_argument("--shift", type=float, default=8.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    args = parser.parse_args(argv)
+
+    from skyreels_v2_infer import Text2VideoPipeline, embedded
+    from skyreels_v2_infer.checkpoint import Checkpoint
+
+    try:
+        folder = embedded.folder(image_to_video=False) if args.model_id == embedded.NAME else args.model_id
+        checkpoint = Checkpoint.open(folder)
+        pipeline = Text2VideoPipeline(checkpoint, device=args.device)
+        recorders: list[Recorder] = []
+
+        def around(steps: int) -> Recorder:
+            recorders.append(Recorder())
+            return recorders[-1]
+
+        pipeline.around_blocks = around
+        asked = ("height", "width", "num_frames", "guidance_scale", "shift", "seed")
+        for prompt in args.prompt:
+            options = {name: getattr(args, name) for name in asked}
+            pipeline(prompt, "", num_inference_steps=args.inference_steps, output_type="latent", **options)
+    except ValueError as error:
+        parser.error(first_line(error))
+    found = fit([change for recorder in recorders for change in recorder.changes])
+    out = args.out or checkpoint.folder / FILE
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
