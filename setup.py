@@ -23,6 +23,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["skyreels_v2_infer", "skyreels_v2_infer.*"]),
+    package_data={"skyreels_v2_infer": [f"assets/tiny/{pattern}" for pattern in ("*.md", "*/*.json", "*/*/*")]},
     py_modules=["generate_video", "generate_video_df"],
     entry_points={
         "console_scripts": [
@@ -42,5 +43,5 @@ setup(
         "tqdm>=4.66",
         "ftfy>=6.2",
     ],
-    extras_require={"dev": ["accelerate", "diffusers>=0.41", "pytest>=8", "ruff"]},
+    extras_require={"dev": ["accelerate", "diffusers>=0.41", "matplotlib", "pytest>=8", "ruff"]},
 )

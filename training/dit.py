@@ -23,6 +23,7 @@ from training import text as texts
 from training.clips import LENGTHS, Clips
 
 SHIFT = 3.0
+FIRST = 4.0  # how much more the first latent frame counts: the VAE writes it, an image, unlike all others
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
 SHAPE = {
     "dim": 128,
@@ -34,7 +35,7 @@ SHAPE = {
     "freq_dim": 256,
 }
 T2V = loop.Recipe(steps=1200, muon=3e-3, adamw=2e-3, decay=0.0)
-DF = loop.Recipe(steps=3500, muon=3e-3, adamw=2e-3, seed=1)
+DF = loop.Recipe(steps=4000, muon=1.3e-3, adamw=9e-4, seed=1)
 I2V = loop.Recipe(steps=700, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
 
 
@@ -172,7 +173,9 @@ def flow_loss(batch: Batch, predict: Callable[[torch.Tensor, torch.Tensor], torc
     levels = batch.levels[:, None, :, None, None]
     noisy = torch.lerp(batch.latents, batch.noise, levels)
     error = predict(noisy, 1000 * batch.levels) - (batch.noise - batch.latents)
-    return error.pow(2).mean(dim=(1, 3, 4))[~batch.held].mean()
+    weights = (~batch.held).float()
+    weights[:, 0] *= FIRST
+    return (weights * error.pow(2).mean(dim=(1, 3, 4))).sum() / weights.sum()
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

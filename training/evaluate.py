@@ -88,25 +88,31 @@ class Models:
         return self._made[kind]
 
 
+def text(models: Models, count: int) -> dict:
+    """The prompts of the test at 17 and 33 frames, all frames together; and without guidance."""
+    table = {}
+    for frames in (17, 33):
+        clips = world.test_prompts(count, frames)
+        for name, other in ((f"{frames} frames", {}), (f"{frames} frames, no guidance", {"guidance_scale": 1})):
+            arguments = settings(num_frames=frames, **other)
+            table[name] = rates(in_batches(models(Text2VideoPipeline), clips, **arguments))
+    return table
+
+
 ASYNCHRONOUS = {
     "ar_step 4": {"ar_step": 4},
     "ar_step 4, causal_attention": {"ar_step": 4, "causal_attention": True},
 }
 
 
-def text(models: Models, count: int) -> dict:
-    """The prompts of the test, at 17 and 33 frames: together, one after the other, without guidance."""
-    whole, forced = models(Text2VideoPipeline), models(DiffusionForcingPipeline)
+def asynchronous(models: Models, count: int) -> dict:
+    """The same prompts, later frames behind earlier ones."""
     table = {}
     for frames in (17, 33):
         clips = world.test_prompts(count, frames)
-        table[f"{frames} frames"] = rates(in_batches(whole, clips, **settings(num_frames=frames)))
-        unguided = settings(num_frames=frames, guidance_scale=1)
-        table[f"{frames} frames, no guidance"] = rates(in_batches(whole, clips, **unguided))
-        for name, arguments in ASYNCHRONOUS.items():
-            table[f"{frames} frames, {name}"] = rates(
-                in_batches(forced, clips, **forcing(num_frames=frames, **arguments))
-            )
+        for name, other in ASYNCHRONOUS.items():
+            arguments = forcing(num_frames=frames, **other)
+            table[f"{frames} frames, {name}"] = rates(in_batches(models(DiffusionForcingPipeline), clips, **arguments))
     return table
 
 
@@ -224,6 +230,7 @@ def beyond(models: Models, count: int) -> dict:
 
 SECTIONS: dict[str, tuple[Callable[[Models, int], dict], int]] = {
     "text": (text, 200),
+    "asynchronous": (asynchronous, 200),
     "image": (image, 100),
     "windows": (windows, 100),
     "long": (long, 50),

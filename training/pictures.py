@@ -14,9 +14,9 @@ PROMPTS = (
     "a yellow triangle glides gently to the left",
     "on a gradient background, a white ball travels quickly down",
     "a purple box stays still on a navy background",
-    "a cyan star moves slowly up",
+    "a cyan triangle moves slowly up",
     "a green disc slides rapidly to the right against a gray background",
-    "an orange block and a white circle go slowly to the left",
+    "an orange block slides slowly to the left",
 )
 
 
