@@ -43,6 +43,16 @@ def test_the_loss_falls_and_is_noted(tmp_path):
     notes = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [n["step"] for n in notes] == [10, 20, 30, 40, 50, 60]
     assert notes[-1]["loss"] < notes[0]["loss"]
+    assert [n["seen"] for n in notes] == [4.5, 14.5, 24.5, 34.5, 44.5, 54.5]  # means of the steps
+
+
+def test_what_is_noted_after_a_stop_is_a_mean_too(tmp_path):
+    net = small_net()
+    for _ in range(3):
+        loop.fit(net, small_loss(net), RECIPE, tmp_path, minutes=0, log_every=100)
+    loop.fit(net, small_loss(net), RECIPE, tmp_path, log_every=10)
+    notes = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert notes[0]["seen"] == 6.0  # of the steps 3 to 9
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

@@ -169,7 +169,7 @@ def fit(
         average.updates, first = state["updates"], state["step"]
         average.values = {name: value.to(average.values[name].device) for name, value in state["average"].items()}
     began = saved = time.monotonic()
-    sums: dict[str, float] = {}
+    seen: dict[str, list[float]] = {}
 
     def checkpoint(step: int) -> None:
         if rank:
@@ -189,11 +189,12 @@ def fit(
         optimizers.step(recipe.rate(step))
         average.update(module)
         for name, figure in (figures | {"loss": value.item(), "norm": norm.item()}).items():
-            sums[name] = sums.get(name, 0.0) + figure / log_every
+            seen.setdefault(name, []).append(figure)
         if rank == 0 and (step + 1) % log_every == 0:
-            note(folder, {"step": step + 1, "seconds": time.monotonic() - began} | sums)
-            print(f"step {step + 1}/{recipe.steps} " + " ".join(f"{k} {v:.4f}" for k, v in sums.items()), flush=True)
-            sums = {}
+            means = {name: float(np.mean(values)) for name, values in seen.items()}
+            note(folder, {"step": step + 1, "seconds": time.monotonic() - began} | means)
+            print(f"step {step + 1}/{recipe.steps} " + " ".join(f"{k} {v:.4f}" for k, v in means.items()), flush=True)
+            seen = {}
         stop = torch.tensor(
             [time.monotonic() - began > 60 * minutes, time.monotonic() - saved > every], dtype=torch.int
         )
