@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from skyreels_v2_infer import Text2VideoPipeline, embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.modules.feature_cache import FeatureCache, TeaCache, choose_coefficients
+from training.evaluate import psnr
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 PROMPTS = (
@@ -26,11 +27,6 @@ PROMPTS = (
     "a fast blue square moving upward, gray background",
     "a yellow triangle glides gently to the left",
 )
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(np.float64) - b) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:

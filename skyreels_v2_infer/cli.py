@@ -170,7 +170,9 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
         _check_teacache(args)
         _check_sizes(args)
         _check_conditions(args)
-        num_frames = _check_length(args)
+        given = args.num_frames
+        _fill_in(args)
+        num_frames = _check_length(args, given)
         _check_piece(args, "base_num_frames")
         height, width = _size(args, _source_size(args))
         _place_embedded(args, image_to_video=False)
@@ -467,12 +469,14 @@ def _place_embedded(args: argparse.Namespace, image_to_video: bool) -> None:
     args.model_id = str(folder)
 
 
-def _check_length(args: argparse.Namespace) -> int:
-    """The number of frames to make (with --video_path: to add), after the checks of all three lengths."""
+def _check_length(args: argparse.Namespace, given: int | None) -> int:
+    """The number of frames to make (with --video_path: to add), after the checks of all three lengths.
+
+    `given`: --num_frames, if the user said it; what is added to a video has a default of its own.
+    """
     extends, frames = args.video_path is not None, args.num_frames
-    _fill_in(args)
-    if frames is None:
-        frames = args.base_num_frames - (args.overlap_history or 0) if extends else args.num_frames
+    if extends and given is None:
+        frames = args.base_num_frames - (args.overlap_history or 0)
     check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
     return frames
 

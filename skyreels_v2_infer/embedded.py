@@ -9,7 +9,11 @@ FOLDER = Path(__file__).parent / "assets" / "tiny"
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a flag that the user does not give is worth with a model."""
+    """What a flag that the user does not give is worth with a model.
+
+    height, width: pixels, None where --resolution decides. num_frames, base_num_frames, overlap_history: video frames,
+    4n+1; overlap_history None where the user has to say it. addnoise_condition: thousandths of full noise.
+    """
 
     height: int | None
     width: int | None

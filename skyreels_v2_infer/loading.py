@@ -206,11 +206,11 @@ def get_vae(
         if name in part.config and part.config[name] not in legal:
             raise refusal(model_id, f"vae/config.json has {name} {part.config[name]}; only {legal[0]} is supported")
     multipliers, blocks = part.config.get("dim_mult", MULTIPLIERS), part.config.get("num_res_blocks", 2)
-    if not is_size(blocks) or not isinstance(multipliers, list | tuple) or len(multipliers) != len(MULTIPLIERS):
-        sizes = f"dim_mult {multipliers} and num_res_blocks {blocks}"
-        raise refusal(model_id, f"vae/config.json has {sizes}; must be {len(MULTIPLIERS)} sizes, and one")
-    if not all(is_size(value) for value in multipliers):
-        raise refusal(model_id, f"vae/config.json has dim_mult {multipliers}; must be positive integers")
+    if not is_size(blocks):
+        raise refusal(model_id, f"vae/config.json has num_res_blocks {blocks}; it must be a positive integer")
+    stages = len(MULTIPLIERS)
+    if not isinstance(multipliers, list | tuple) or len(multipliers) != stages or not all(map(is_size, multipliers)):
+        raise refusal(model_id, f"vae/config.json has dim_mult {multipliers}; it must be {stages} positive integers")
     table = key_tables.diffusers_vae(blocks) if part.layout == "diffusers" else []
     weights = Weights(part, model_id, table)
     shapes = {key_tables.renamed(name, table): shape for name, shape in weights.shapes.items()}

@@ -198,7 +198,8 @@ def test_vae_statistics_come_from_the_config(copy):
     config["latents_mean"] = [i / 10 for i in range(16)]
     (folder / "vae" / "config.json").write_text(json.dumps(config))
     assert load("vae", folder).latents_mean == tuple(i / 10 for i in range(16))
-    for name, value in {"is_residual": True, "patch_size": 2, "dim_mult": [1, 2, 4]}.items():
+    wrong = [("is_residual", True), ("patch_size", 2), ("dim_mult", [1, 2, 4]), ("dim_mult", [1, 2, 4, 0])]
+    for name, value in [*wrong, ("num_res_blocks", 0), ("num_res_blocks", "two")]:
         (folder / "vae" / "config.json").write_text(json.dumps(config | {name: value}))
         assert name in refusal(load, "vae", folder)
     (folder / "vae" / "config.json").write_text(json.dumps(config | {"latents_std": [1.0] * 4}))

@@ -212,7 +212,7 @@ def test_what_is_exported_is_read_by_the_real_loader_and_by_diffusers(image_stor
         vae = get_vae(checkpoint, "cpu")
         encoder = get_text_encoder(checkpoint, "cpu", torch.float32)
         words = encoder.encode("a red circle moves left", transformer.text_len)
-        expected = text.embed(trained.encoder, ["a red circle moves left"])
+        expected = trained.encoder.embed(["a red circle moves left"], text.TEXT_LEN)
         torch.testing.assert_close(words[:, : expected.shape[1]], expected, rtol=0, atol=2e-2)
         assert not words[:, expected.shape[1] :].any()
 
@@ -240,6 +240,10 @@ def test_levels_reach_where_every_video_starts():
     levels = np.array([dit.draw_levels(rng, 5, dit.T2V_MIX, None)[0] for _ in range(4000)])
     assert np.median(levels) == pytest.approx(timesteps.shifted(0.5, dit.SHIFT), abs=0.03)
     assert (levels > flow_sigmas(20, dit.SHIFT)[2]).mean() > 0.01
+
+
+def test_every_section_can_be_asked_for():
+    assert tuple(evaluate.SECTIONS) == command.SECTIONS
 
 
 def test_settings_are_those_of_training():

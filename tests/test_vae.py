@@ -121,3 +121,13 @@ def test_gradients_flow():
     mean, _ = vae.encode_moments(video(5, 16, 16))
     torch.cat(list(vae.decode_stream(mean)), dim=2).pow(2).mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+
+
+def test_what_is_trained_is_what_is_used():
+    """Under gradients norms and convolutions take other kernels."""
+    vae, x = small_vae(), video(9)
+    moments, frames = vae.encode_moments(x)[0], vae.decode(vae.encode(x))
+    vae.requires_grad_(True)
+    assert vae.encode_moments(x)[0].requires_grad
+    assert apart(vae.encode_moments(x)[0], moments) <= EXACT
+    assert apart(vae.decode(vae.encode(x)), frames) <= EXACT

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.pipelines.conditioning import image_channels
+from skyreels_v2_infer.scheduler.windows import latent_length
 from training import grammar, loop, world
 from training.vae import encode as encode_whole
 
@@ -96,7 +97,7 @@ def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, 
             channels = [image_channels(vae, image[None], FRAMES)[0, 4:] for image in video[:, :, :1]]
             kept["channels"].append(torch.stack(channels).half())
         facts += [clip.facts for clip in clips]
-        history += [2 if clip.history else 0 for clip in clips]
+        history += [latent_length(clip.history) if clip.history else 0 for clip in clips]
     tensors = {name: torch.cat(values).cpu() for name, values in kept.items() if values}
     return tensors | {"facts": facts, "history": np.array(history)}
 

@@ -6,18 +6,21 @@ given beginnings and ends, block-causal attention now and then), `i2v` (a copy o
 B batch, F latent frames; latents ``[B, 16, F, 8, 8]``.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from skyreels_v2_infer.modules import WanVAE
-from skyreels_v2_infer.modules.image_encoder import ImageEncoder
+from skyreels_v2_infer.modules.image_encoder import ImageEncoder, empty_model
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.pipelines.conditioning import with_mask
 from training import loop, timesteps
 from training import text as texts
 from training.clips import LENGTHS, Clips
@@ -186,7 +189,7 @@ def to(batch: Batch, device: torch.device) -> Batch:
 def text_loss(model: Trained, clips: Clips, size: int, mix: Mix, device: torch.device) -> loop.Loss:
     def loss(step: int, draws: np.random.Generator):
         batch = to(draw(clips, draws, size, mix), device)
-        context = model.transformer.prepare_context(texts.embed(model.encoder, batch.prompts))
+        context = model.transformer.prepare_context(model.encoder.embed(batch.prompts, texts.TEXT_LEN))
 
         def predict(x, t):
             return model.transformer(x, t, context, causal_block_size=batch.block)
@@ -202,14 +205,11 @@ def image_loss(model: Trained, clips: Clips, size: int, device: torch.device) ->
     def loss(step: int, draws: np.random.Generator):
         batch = to(draw(clips, draws, size, I2V_MIX), device)
         frames = batch.latents.shape[2]
-        seen = clips.channels[batch.indices, :, :frames].float().to(device)
-        mask = torch.zeros(size, 4, *seen.shape[2:], device=device)
-        mask[:, :, 0] = 1
-        y = torch.cat([mask, seen], dim=1)
+        y = with_mask(clips.channels[batch.indices, :, :frames].float().to(device))
         images = clips.images[batch.indices].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         features = model.image_encoder.features(images)
         with torch.no_grad():
-            words = texts.embed(model.encoder, batch.prompts)
+            words = model.encoder.embed(batch.prompts, texts.TEXT_LEN)
         context = model.transformer.prepare_context(words, features)
         return flow_loss(batch, lambda x, t: model.transformer(x, t, context, y=y)), {}
 
@@ -232,8 +232,6 @@ TOWER = {
 
 def new_tower() -> nn.Module:
     """CLIP's vision tower, small and random, without its last layer, as `ImageEncoder` has it."""
-    from skyreels_v2_infer.modules.image_encoder import empty_model
-
     tower = empty_model(TOWER).to_empty(device="cpu")
     positions = torch.arange(tower.embeddings.num_positions).unsqueeze(0)
     tower.embeddings.register_buffer("position_ids", positions, persistent=False)
@@ -317,10 +315,6 @@ def train_image_stage(
 
 def load_vae(folder: Path) -> WanVAE:
     """What the stage `vae` exported."""
-    import json
-
-    from safetensors.torch import load_file
-
     vae = WanVAE(**json.loads((folder / "vae.json").read_text()))
     vae.load_state_dict(load_file(folder / "vae.safetensors"))
     return vae.eval().requires_grad_(False)

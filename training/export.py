@@ -1,7 +1,7 @@
 """Writes the embedded model as a folder in diffusers' layout, float16, with what its config files must say."""
 
+import copy
 import json
-import re
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 
-DIFFUSERS_VERSION = "0.36.0"
+DIFFUSERS_VERSION = "0.42.1"  # the release that reads what is written here in the tests
 # WanModel -> SkyReelsV2Transformer3DModel, the other way round than `key_tables`.
 TRANSFORMER: key_tables.Table = [
     (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
@@ -197,8 +197,6 @@ def write_index(folder: Path, pipeline: str, shift: float, image_size: int | Non
 
 def write_text(folder: Path, encoder) -> None:
     """The text encoder in float16 and its tokenizer."""
-    import copy
-
     copy.deepcopy(encoder.model).half().save_pretrained(folder / "text_encoder")
     encoder.tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -214,5 +212,3 @@ def write(folder: Path, trained, vae: WanVAE, vae_shape: dict, tower: dict, shif
         write_image_encoder(folder / "image_encoder", trained.image_encoder, tower)
     pipeline = "SkyReelsV2ImageToVideoPipeline" if with_image else "SkyReelsV2DiffusionForcingPipeline"
     write_index(folder, pipeline, shift, tower["image_size"] if with_image else None)
-    for file in folder.rglob("*.json"):
-        file.write_text(re.sub(r"\n?$", "\n", file.read_text()))

@@ -3,6 +3,7 @@
 A batch is a function of (seed, step, rank), so a run that was stopped and resumed equals one that was not.
 """
 
+import copy
 import json
 import math
 import os
@@ -214,8 +215,6 @@ def fit(
 
 def averaged(module: nn.Module, average: Average) -> nn.Module:
     """A copy of the module with the averaged parameters, for judging."""
-    import copy
-
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     twin.load_state_dict(average.values, strict=False)
     return twin

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from skyreels_v2_infer.modules.text_encoder import TextEncoder, clean
+from skyreels_v2_infer.modules.text_encoder import TextEncoder, clean, load_tokenizer
 from training import world
 
 VOCABULARY = 640
@@ -66,27 +63,6 @@ def new_encoder(tokenizer_folder: Path) -> TextEncoder:
     """A small umT5 with random weights, ready to be trained."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from skyreels_v2_infer.modules.text_encoder import load_tokenizer
-
     tokenizer = load_tokenizer(tokenizer_folder)
     model = UMT5EncoderModel(UMT5Config(vocab_size=-(-len(tokenizer) // 8) * 8, **CONFIG))
     return TextEncoder(model, tokenizer)
-
-
-def embed(encoder: TextEncoder, prompts: list[str]) -> torch.Tensor:
-    """As `TextEncoder.encode`, with gradients and no longer than the longest: ``[B, L, D]``, zeros after each end."""
-    batch = encoder.tokenizer(
-        [clean(prompt) for prompt in prompts],
-        padding="longest",
-        truncation=True,
-        max_length=TEXT_LEN,
-        return_tensors="pt",
-    )
-    mask = batch.attention_mask.to(encoder.device)
-    hidden = encoder.model(batch.input_ids.to(encoder.device), mask).last_hidden_state
-    return hidden * mask.unsqueeze(-1)
-
-
-def longest(encoder: TextEncoder, count: int = 2000) -> int:
-    """Tokens of the longest of so many prompts."""
-    return int(np.max([len(encoder.tokenizer(text).input_ids) for text in sentences(count, seed=12)]))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ RETAINED = 5  # first steps that are always computed with `use_ret_steps`
 PIXELS_720P = 640 * 1100  # between 544 x 960 and 720 x 1280
 FILE = "teacache.json"  # in a checkpoint's folder: {"coefficients": [...], "ret_steps_coefficients": [...]}
 
-# (model_type, dim, 720P): degree 4 first. Published with the method for Wan 2.1, whose architecture this is.
+# By width for text, by the size of the video for images; highest degree first. Published for Wan 2.1, built alike.
 COEFFICIENTS = {
     ("t2v", 1536): (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01),
     ("t2v", 5120): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
@@ -190,23 +191,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model_id", required=True, help="a folder, a published model or tiny")
     parser.add_argument("--prompt", nargs="+", default=["a swan on a lake", "a red kite over the dunes"])
     parser.add_argument("--out", type=Path, help=f"file to write (default: {FILE} in the checkpoint's folder)")
-    parser.add_argument("--height", type=int, default=544)
-    parser.add_argument("--width", type=int, default=960)
-    parser.add_argument("--num_frames", type=int, default=97)
-    parser.add_argument("--inference_steps", type=int, default=30)
-    parser.add_argument("--guidance_scale", type=float, default=6.0)
-    parser.add_argument("--shift", type=float, default=8.0)
+    names = ("height", "width", "num_frames", "inference_steps", "guidance_scale", "shift")
+    for name in names:
+        kind = float if name in ("guidance_scale", "shift") else int
+        parser.add_argument(f"--{name}", type=kind, help="default: as in generate_video.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device")
     args = parser.parse_args(argv)
 
-    from skyreels_v2_infer import Text2VideoPipeline, embedded
+    from skyreels_v2_infer import Text2VideoPipeline
     from skyreels_v2_infer.checkpoint import Checkpoint
+    from skyreels_v2_infer.cli import parse_generate
+    from skyreels_v2_infer.run import show_rows
 
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    settings = parse_generate([f"--{name}={value}" for name, value in ({"model_id": args.model_id} | given).items()])
     try:
-        folder = embedded.folder(image_to_video=False) if args.model_id == embedded.NAME else args.model_id
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = Checkpoint.open(settings.model_id)
         pipeline = Text2VideoPipeline(checkpoint, device=args.device)
+        pipeline.progress = partial(show_rows, lambda: None)
         recorders: list[Recorder] = []
 
         def around(steps: int) -> Recorder:
@@ -214,15 +217,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return recorders[-1]
 
         pipeline.around_blocks = around
-        asked = ("height", "width", "num_frames", "guidance_scale", "shift", "seed")
+        options = {name: getattr(settings, name) for name in names if name != "inference_steps"}
+        options |= {"num_inference_steps": settings.inference_steps, "seed": args.seed, "output_type": "latent"}
         for prompt in args.prompt:
-            options = {name: getattr(args, name) for name in asked}
-            pipeline(prompt, "", num_inference_steps=args.inference_steps, output_type="latent", **options)
+            pipeline(prompt, settings.negative_prompt, **options)
     except ValueError as error:
         parser.error(first_line(error))
     found = fit([change for recorder in recorders for change in recorder.changes])
     out = args.out or checkpoint.folder / FILE
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(out)
     print(out)
     return 0
 

@@ -40,7 +40,11 @@ class TextEncoder(nn.Module):
         A prompt is cleaned and cut to text_len tokens; the embeddings after its last token are exactly zero. Only as
         many tokens as the longest prompt has are computed: padding is masked out and thrown away anyway.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
+        embeddings = self.embed([prompts] if isinstance(prompts, str) else prompts, text_len)
+        return F.pad(embeddings, (0, 0, 0, text_len - embeddings.shape[1]))
+
+    def embed(self, prompts: list[str], text_len: int) -> torch.Tensor:
+        """As `encode`, but no longer than the longest prompt, and an encoder that is being trained learns from it."""
         tokens = self.tokenizer(
             [clean(prompt) for prompt in prompts],
             padding="longest",
@@ -50,8 +54,7 @@ class TextEncoder(nn.Module):
         )
         mask = tokens.attention_mask.to(self.device)  # [B, L]
         embeddings = self.model(tokens.input_ids.to(self.device), mask).last_hidden_state  # [B, L, D]
-        embeddings = embeddings.masked_fill(mask.unsqueeze(-1) == 0, 0)
-        return F.pad(embeddings, (0, 0, 0, text_len - mask.shape[1]))
+        return embeddings.masked_fill(mask.unsqueeze(-1) == 0, 0)
 
 
 def clean(prompt: str) -> str:

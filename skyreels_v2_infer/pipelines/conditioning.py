@@ -62,8 +62,12 @@ def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.T
         num_frames: of the whole video, 4n+1.
     """
     gray = image.new_zeros(1, 3, num_frames - 1, *image.shape[3:])
-    latents = vae.encode(torch.cat([image, gray], dim=2))
-    mask = latents.new_zeros(1, TEMPORAL_STRIDE, *latents.shape[2:])
+    return with_mask(vae.encode(torch.cat([image, gray], dim=2)))
+
+
+def with_mask(latents: torch.Tensor) -> torch.Tensor:
+    """``[B, 16, F, H, W]`` -> ``[B, 20, F, H, W]``: in front the mask, 1 on the first latent frame, which is given."""
+    mask = latents.new_zeros(latents.shape[0], TEMPORAL_STRIDE, *latents.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, latents], dim=1)
 
