@@ -43,5 +43,10 @@ setup(
         "tqdm>=4.66",
         "ftfy>=6.2",
     ],
-    extras_require={"dev": ["accelerate", "diffusers>=0.41", "matplotlib", "pytest>=8", "ruff"]},
+    extras_require={
+        "usp": ["yunchang>=0.6.4"],  # --use_usp
+        "offload": ["accelerate", "diffusers>=0.41"],  # --offload
+        "enhancer": ["accelerate"],  # --prompt_enhancer
+        "dev": ["accelerate", "diffusers>=0.41", "matplotlib", "pytest>=8", "ruff", "yunchang>=0.6.4"],
+    },
 )

@@ -11,9 +11,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "DiffusionForcingPipeline": "skyreels_v2_infer.pipelines",
     "Image2VideoPipeline": "skyreels_v2_infer.pipelines",
+    "PromptEnhancer": "skyreels_v2_infer.pipelines",
     "Text2VideoPipeline": "skyreels_v2_infer.pipelines",
 }
-__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "Text2VideoPipeline", "__version__"]
+__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "PromptEnhancer", "Text2VideoPipeline", "__version__"]
 
 
 def __getattr__(name: str):

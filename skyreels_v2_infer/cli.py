@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skyreels_v2_infer import embedded, video_io
+from skyreels_v2_infer.checkpoint import HUB_ID
+from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.flags import Parser, any_text, device_name, number, numbers, one_of, some_path, some_text, whole
+from skyreels_v2_infer.pipelines.prompt_enhancer import DEFAULT_MODEL as ENHANCER_MODEL
 from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix
 from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE, check_size
 
@@ -54,12 +57,6 @@ PUBLISHED = embedded.Defaults(
 )
 TINY = embedded.DEFAULTS
 
-_LATER = {
-    "use_usp": "share the work among several GPUs",
-    "offload": "keep on the GPU only the part of the model that is at work",
-    "prompt_enhancer": "let a language model write the prompt out",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
@@ -67,7 +64,8 @@ class GenerateSettings:
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
     seed: 0..2**63-1, None for one drawn by the run. device, dtype: None to be chosen by the run. teacache_thresh: at
-    least 0. teacache_coefficients: five of them, highest degree first; None for the model's own.
+    least 0. teacache_coefficients: five of them, highest degree first; None for the model's own. cfg_parallel,
+    ulysses_degree, ring_degree: None to be chosen.
     """
 
     model_id: str
@@ -89,6 +87,13 @@ class GenerateSettings:
     teacache_thresh: float
     use_ret_steps: bool
     teacache_coefficients: tuple[float, ...] | None
+    use_usp: bool
+    cfg_parallel: bool | None
+    ulysses_degree: int | None
+    ring_degree: int | None
+    offload: bool
+    prompt_enhancer: bool
+    prompt_enhancer_model: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +133,12 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_sampling(parser)
     _add_machine(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
     _add_speed(parser)
-    _add_later(parser)
+    _add_ranks(parser)
     args = parser.read(argv)
     try:
-        _refuse_later(args)
         _check_teacache(args)
+        _check_ranks(args)
+        _check_enhancer(args)
         _check_sizes(args)
         _fill_in(args)
         check_lengths(args.num_frames)
@@ -163,11 +169,12 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_diffusion_forcing(parser)
     _add_machine(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
     _add_speed(parser)
-    _add_later(parser)
+    _add_ranks(parser)
     args = parser.read(argv)
     try:
-        _refuse_later(args)
         _check_teacache(args)
+        _check_ranks(args)
+        _check_enhancer(args)
         _check_sizes(args)
         _check_conditions(args)
         given = args.num_frames
@@ -216,6 +223,18 @@ def _add_content(parser: Parser) -> argparse._ArgumentGroup:
         type=any_text,
         help='what guidance pushes away from; "" names nothing (default: a list of common defects; '
         f"{embedded.NAME}: nothing)",
+    )
+    group.add_argument(
+        "--prompt_enhancer",
+        action="store_true",
+        help="let a language model write the prompt out first, as the models know captions: shot, subject, action, "
+        "place, light, camera",
+    )
+    group.add_argument(
+        "--prompt_enhancer_model",
+        metavar="ID",
+        type=some_text,
+        help=f"chat model for that, a hub id or a folder (default: {ENHANCER_MODEL}, which wants 65 GB)",
     )
     group.add_argument(
         "--image",
@@ -380,6 +399,12 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         type=one_of("float32", "bfloat16", "float16"),
         help="number format of the weights (default: float32 on cpu, bfloat16 on a GPU)",
     )
+    group.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep weights in the host's memory, and on the GPU only what is at work: a block of the transformer, and "
+        "the next on its way; the same video with less GPU memory, slower (no effect on a cpu)",
+    )
 
 
 def _add_speed(parser: Parser) -> None:
@@ -410,27 +435,60 @@ def _add_speed(parser: Parser) -> None:
     )
 
 
-def _add_later(parser: Parser) -> None:
+def _add_ranks(parser: Parser) -> None:
     group = parser.add_argument_group(
-        "not in this version yet", "Known from the published scripts; refused, so that none is ignored silently."
+        "several GPUs",
+        "torchrun --nproc_per_node=N %(prog)s ... --use_usp: N processes make one video together, each on its GPU "
+        "(or all on the CPU, with --device cpu).",
     )
-    for name, meaning in _LATER.items():
-        group.add_argument(f"--{name}", action="store_true", help=meaning)
+    group.add_argument("--use_usp", action="store_true", help="share the work among the processes of torchrun")
+    group.add_argument(
+        "--cfg_parallel",
+        action=argparse.BooleanOptionalAction,
+        help="--use_usp: half of the processes compute what the prompt says, half what --negative_prompt says; needs "
+        "an even number (default: where that is possible)",
+    )
+    for name, meaning in (
+        ("ulysses", "exchange heads around attention, must divide them"),
+        ("ring", "pass keys and values around"),
+    ):
+        group.add_argument(
+            f"--{name}_degree",
+            metavar="N",
+            type=whole(1),
+            help=f"--use_usp: processes that {meaning} (default: chosen)",
+        )
 
 
 # ---- checks that need more than one flag, or the disk ----------------------------------------------------------------
-
-
-def _refuse_later(args: argparse.Namespace) -> None:
-    for name in _LATER:
-        if getattr(args, name):
-            raise InputError(name, None, "not implemented yet in this version")
 
 
 def _check_teacache(args: argparse.Namespace) -> None:
     for name in ("use_ret_steps", "teacache_coefficients"):
         if getattr(args, name) and not args.teacache:
             raise InputError(name, None, "has no effect without --teacache")
+
+
+def _check_ranks(args: argparse.Namespace) -> None:
+    launch = Launch.from_environment()
+    if args.use_usp and not launch.by_torchrun:
+        raise InputError("use_usp", None, "needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ... --use_usp")
+    if not args.use_usp:
+        for name in ("cfg_parallel", "ulysses_degree", "ring_degree"):
+            if getattr(args, name) is not None:
+                raise InputError(name, None, "has no effect without --use_usp")
+        if launch.size > 1:
+            legal = f"torchrun has started {launch.size} processes, which would all make the same video"
+            raise InputError("use_usp", None, f"is not given, but {legal}")
+
+
+def _check_enhancer(args: argparse.Namespace) -> None:
+    model = args.prompt_enhancer_model
+    if model is not None and not args.prompt_enhancer:
+        raise InputError("prompt_enhancer_model", model, "has no effect without --prompt_enhancer")
+    args.prompt_enhancer_model = model = model or ENHANCER_MODEL
+    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+        raise InputError("prompt_enhancer_model", model, "is neither a folder nor the name of a model (owner/name)")
 
 
 def _check_sizes(args: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from skyreels_v2_infer.distributed.team import Launch
+
 
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
     legal = "must be a whole number"
@@ -125,7 +127,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> NoReturn:
-        if match := re.match("argument (--[a-z_]+): ", message):
+        if match := re.match("argument (--[a-z_]+)(?:/--[a-z_-]+)?: ", message):
             flag, rest = match[1], message[match.end() :]
             if rest == "expected one argument":
                 message = f"{flag}: needs a value"
@@ -135,7 +137,8 @@ class Parser(argparse.ArgumentParser):
                 message = f"{flag} {rest}"
         # A line break or an undecodable byte in what the user typed must not break the line.
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        self.exit(2, f"{self.prog}: {line}\n")
+        speaks = Launch.from_environment().local_rank == 0  # of several processes that were told the same
+        self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
 
     def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:
         word = left_over[0]

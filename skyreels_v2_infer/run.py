@@ -11,15 +11,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.distributed.layout import Layout, choose_layout
+from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
+from skyreels_v2_infer.sizes import SIZE_MULTIPLE
 from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -61,8 +64,10 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-def say(message: str) -> None:
-    """A message for the person at the terminal; stdout is for results."""
+def say(message: str, from_any_rank: bool = False) -> None:
+    """A message for the person at the terminal, of several processes from the first; stdout is for results."""
+    if Launch.from_environment().rank and not from_any_rank:
+        return
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above the bars, if there are any
     else:
@@ -70,10 +75,25 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
+def silent() -> bool:
+    """Whether progress bars would disturb: where nobody looks, and on all ranks but the first."""
+    return not sys.stderr.isatty() or Launch.from_environment().rank > 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for, who does it, what is to be called now and then so that a signal ends it, and a title."""
+
+    settings: GenerateSettings
+    team: Team
+    check: Callable[[], None]
+    title: str
+
+
 def main(
     prog: str,
     parse: Callable[[Sequence[str]], GenerateSettings],
-    start: Callable[[GenerateSettings, Callable[[], None]], Iterator],
+    start: Callable[[Job], Iterator],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a script and returns its exit code: 0 done, 1 failed while running, 2 refused, 130 or 143 interrupted.
@@ -88,21 +108,52 @@ def main(
     try:
         with interrupts:
             settings = parse(sys.argv[1:] if argv is None else argv)
-            if settings.seed is None:
-                settings = replace(settings, seed=secrets.randbelow(SEEDS))
-            path = write_video(settings, start(settings, interrupts.check), interrupts.check)
+            launch = Launch.from_environment()
+            if launch.rank:  # nothing to tidy up here, and Python would not see the signal while it waits for others
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if launch.size > 1:
+                settings = replace(settings, device=own_device(settings.device, launch.local_rank))
+            with assembled(launch, settings.device) as team:
+                if settings.seed is None:
+                    settings = replace(settings, seed=team.same(secrets.randbelow(SEEDS)))
+                job = Job(enhance(settings, team), team, interrupts.check, settings.prompt)
+                path = write_video(job, start(job))
     except InputError as error:
-        say(f"{prog}: {error}")
+        say(f"{prog}: {error}", from_any_rank=True)
         return REFUSED
+    except SilencedError:
+        return interrupts.code or FAILED
     except KeyboardInterrupt:
         say(f"{prog}: interrupted; no video was written")
         return interrupts.code or INTERRUPTED
     except Exception as error:
         if not isinstance(error, OSError | MemoryError) and "out of memory" not in str(error):
             traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
-        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}; no video was written")
+        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}; no video was written", from_any_rank=True)
         return FAILED
-    return tell(prog, path)
+    return DONE if path is None else tell(prog, path)
+
+
+def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
+    """The settings with the prompt written out, if that was asked for; the language model is gone again afterwards."""
+    if not settings.prompt_enhancer:
+        return settings
+    prompt = settings.prompt
+    if not team.rank:
+        import transformers
+
+        from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
+
+        if silent():
+            transformers.logging.disable_progress_bar()
+        device_map = "cpu" if settings.device == "cpu" else "auto"
+        enhancer = PromptEnhancer(settings.prompt_enhancer_model, device_map)
+        prompt = enhancer(settings.prompt)
+        enhancer.free()
+        say(f"prompt: {settings.prompt}")
+        unusable = "not enhanced: the language model had no usable answer"
+        say(unusable if prompt == settings.prompt else f"enhanced: {prompt}")
+    return replace(settings, prompt=team.same(prompt))
 
 
 def tell(prog: str, path: Path) -> int:
@@ -116,44 +167,74 @@ def tell(prog: str, path: Path) -> int:
     return DONE
 
 
-def write_video(settings: GenerateSettings, pieces: Iterator, check: Callable[[], None]) -> Path:
-    """Streams frames, uint8 ``[t, H, W, 3]``, into a video in `settings.outdir` -> its path."""
+def write_video(job: Job, pieces: Iterator) -> Path | None:
+    """Streams frames, uint8 ``[t, H, W, 3]``, into a video in the job's outdir -> its path.
+
+    On other ranks than the first, only goes through what is made; None.
+    """
+    if job.team.rank:
+        for _ in pieces:
+            job.check()
+        return None
     from tqdm import tqdm
 
-    began = time.perf_counter()
+    settings, began = job.settings, time.perf_counter()
     try:
         settings.outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
-    stem = output_stem(settings.prompt, settings.seed)
+    stem = output_stem(job.title, settings.seed)
     with (
         VideoWriter(settings.outdir, stem, settings.height, settings.width, settings.fps) as writer,
-        tqdm(desc="finished", unit=" frames", leave=False, disable=not sys.stderr.isatty()) as bar,
+        tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar,
     ):
         frames = 0
         for piece in pieces:
             writer.write(piece)
             frames += len(piece)
             bar.update(len(piece))
-            check()
+            job.check()
     say(f"{frames} frame{'s' * (frames != 1)}, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
     return writer.path
 
 
-def open_checkpoint(model_id: str, image_to_video: bool, otherwise: InputError) -> Checkpoint:
+def open_checkpoint(job: Job, image_to_video: bool, otherwise: InputError) -> Checkpoint:
     """A model's files, all there and whole; raises `otherwise` if it is not of the kind that the job needs."""
-    if (read_transformer_config(model_id)["model_type"] == "i2v") != image_to_video:
-        raise otherwise
-    checkpoint = Checkpoint.open(model_id)
-    check_files(checkpoint)
+    model_id = job.settings.model_id
+    with job.team.first_rank_first():  # which downloads what is missing; the others find it there
+        config = read_transformer_config(model_id)
+        if (config["model_type"] == "i2v") != image_to_video:
+            raise otherwise
+        choose_sharing(job, config)  # before gigabytes are fetched
+        checkpoint = Checkpoint.open(model_id)
+    if not job.team.rank:
+        check_files(checkpoint)
     return checkpoint
 
 
-def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings, check: Callable[[], None]):
-    """The pipeline, on the device and in the precision asked for; it calls `check` with every row."""
+def choose_sharing(job: Job, config: dict) -> Layout:
+    """How the ranks share the work."""
+    settings = job.settings
+    if job.team.size == 1:
+        return Layout()
+    return choose_layout(
+        job.team.size,
+        config["num_heads"],
+        settings.height // SIZE_MULTIPLE * (settings.width // SIZE_MULTIPLE),
+        guided=settings.guidance_scale != 1,
+        cfg_parallel=settings.cfg_parallel,
+        ulysses=settings.ulysses_degree,
+        ring=settings.ring_degree,
+    )
+
+
+def load(pipeline_class: str, checkpoint: Checkpoint, job: Job):
+    """The pipeline, on the device and in the precision asked for; it lets signals through with every row."""
     from tqdm import tqdm
 
+    settings = job.settings
     cache = choose_cache(checkpoint, settings)
+    layout = choose_sharing(job, checkpoint.transformer_config)
     from skyreels_v2_infer import pipelines
     from skyreels_v2_infer.runtime import Placement
 
@@ -161,11 +242,20 @@ def load(pipeline_class: str, checkpoint: Checkpoint, settings: GenerateSettings
     dtype = str(place.dtype).removeprefix("torch.")
     began = time.perf_counter()
     # Gone again when it is done: a checkpoint that does not fit is refused in one line.
-    with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=not sys.stderr.isatty()):
-        pipeline = getattr(pipelines, pipeline_class)(checkpoint, device=place.device, weight_dtype=place.dtype)
+    with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=silent()):
+        pipeline = getattr(pipelines, pipeline_class)(
+            checkpoint, device=place.device, weight_dtype=place.dtype, offload=settings.offload
+        )
     seconds = time.perf_counter() - began
     say(f"loaded {settings.model_id} on {place.device} in {dtype}, {seconds:.1f} s; seed {settings.seed}")
-    pipeline.progress = partial(show_rows, check)
+    pipeline.progress = partial(show_rows, job.check)
+    if layout.ranks > 1:
+        from skyreels_v2_infer.distributed.xdit_context_parallel import share
+
+        job.team.meet()  # loading takes its time; groups can only be made while all are there
+        pipeline.share(share(layout))
+        halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
+        say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
     if cache is not None:
         pipeline.around_blocks = cache.branch
     if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
@@ -189,7 +279,7 @@ def show_rows(check: Callable[[], None], window: int, windows: int, rows: int) -
 
     name = f"window {window + 1}/{windows}"
     began = time.perf_counter()
-    with tqdm(total=rows, desc=name, unit="row", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=rows, desc=name, unit="row", leave=False, disable=silent()) as bar:
 
         def advance() -> None:
             bar.update()
@@ -205,36 +295,42 @@ def shared_arguments(settings: GenerateSettings) -> dict:
     return {name: getattr(settings, name) for name in names} | {"num_inference_steps": settings.inference_steps}
 
 
-def generate(settings: GenerateSettings, check: Callable[[], None]) -> Iterator:
+def frames_from(pipeline, job: Job, **arguments) -> Iterator:
+    """The frames as they are made; on other ranks than the first, what they come from: nobody wants them twice."""
+    return (pipeline.generate if job.team.rank else pipeline.stream)(**shared_arguments(job.settings), **arguments)
+
+
+def generate(job: Job) -> Iterator:
     """Text or image to video: loads what is needed, then the frames as they are made."""
+    settings = job.settings
     if settings.image is None:
         otherwise = InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
-        pipeline = load("Text2VideoPipeline", open_checkpoint(settings.model_id, False, otherwise), settings, check)
-        return pipeline.stream(**shared_arguments(settings))
+        return frames_from(load("Text2VideoPipeline", open_checkpoint(job, False, otherwise), job), job)
     otherwise = InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
-    checkpoint = open_checkpoint(settings.model_id, True, otherwise)
+    checkpoint = open_checkpoint(job, True, otherwise)
     image = read_image(settings.image, settings.height, settings.width)
-    pipeline = load("Image2VideoPipeline", checkpoint, settings, check)
-    return pipeline.stream(image=image, **shared_arguments(settings))
+    return frames_from(load("Image2VideoPipeline", checkpoint, job), job, image=image)
 
 
-def generate_df(settings: DiffusionForcingSettings, check: Callable[[], None]) -> Iterator:
+def generate_df(job: Job) -> Iterator:
     """Diffusion forcing: loads what is needed, then the frames as they are made."""
+    settings: DiffusionForcingSettings = job.settings
     otherwise = InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
-    checkpoint = open_checkpoint(settings.model_id, False, otherwise)
+    checkpoint = open_checkpoint(job, False, otherwise)
     images = {
         name: read_image(path, settings.height, settings.width, name)
         for name in ("image", "end_image")
         if (path := getattr(settings, name)) is not None
     }
     names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
-    pipeline = load("DiffusionForcingPipeline", checkpoint, settings, check)
+    pipeline = load("DiffusionForcingPipeline", checkpoint, job)
     if settings.addnoise_condition > MUCH_NOISE:
         say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
     if settings.video_fps and abs(settings.video_fps / settings.fps - 1) > 0.01:
         say(f"--fps {settings.fps}: {settings.video_path} has {settings.video_fps:g}; all will play at the new rate")
-    return pipeline.stream(
-        **shared_arguments(settings),
+    return frames_from(
+        pipeline,
+        job,
         **images,
         **{name: getattr(settings, name) for name in names},
         addnoise_condition=settings.addnoise_condition,

@@ -1,10 +1,13 @@
-"""Where a job runs, in what precision, and where its randomness comes from."""
+"""Where a job runs, in what precision, what of it is on the device, and where its randomness comes from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from skyreels_v2_infer.errors import InputError, first_line
 
@@ -31,6 +34,58 @@ class Placement:
         if dtype is None:
             dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
         return cls(chosen, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+
+
+class Offload:
+    """Weights stay in the host's memory, and only those that compute now are on the device.
+
+    On a CPU there is nothing to do, and nothing is done.
+
+    Args:
+        device: what computes.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    @contextmanager
+    def at_work(self, module: nn.Module) -> Iterator[None]:
+        """The module's weights are on the device inside the block. They are constant, so nothing is copied back."""
+        if self.device.type == "cpu":
+            yield
+            return
+        tensors = [*module.parameters(), *module.buffers()]
+        at_rest = [tensor.data for tensor in tensors]
+        try:
+            for tensor in tensors:
+                tensor.data = tensor.data.to(self.device)
+            yield
+        finally:
+            for tensor, data in zip(tensors, at_rest, strict=True):
+                tensor.data = data
+
+    def by_blocks(self, model: nn.Module) -> None:
+        """From now on the model's forward has one block on the device at a time, and the next one on its way.
+
+        Raises:
+            InputError: the library that does it is not installed.
+        """
+        if self.device.type == "cpu":
+            return
+        try:
+            from diffusers.hooks import apply_group_offloading
+        except ImportError:
+            raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate") from None
+        streams = self.device.type == "cuda"
+        apply_group_offloading(
+            model,
+            onload_device=self.device,
+            offload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+            use_stream=streams,
+            record_stream=streams,
+        )
 
 
 class Noise(Protocol):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -34,6 +35,13 @@ PUBLISHED = dict(
     teacache_thresh=0.2,
     use_ret_steps=False,
     teacache_coefficients=None,
+    use_usp=False,
+    cfg_parallel=None,
+    ulysses_degree=None,
+    ring_degree=None,
+    offload=False,
+    prompt_enhancer=False,
+    prompt_enhancer_model="Qwen/Qwen2.5-32B-Instruct",
 )
 PUBLISHED_DF = dict(
     end_image=None,
@@ -106,12 +114,16 @@ def test_defaults_are_the_published_ones():
         assert values == defaults
 
 
-def test_every_flag_reaches_its_setting(folder):
+def test_every_flag_reaches_its_setting(folder, monkeypatch):
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4}.items():  # --use_usp needs them
+        monkeypatch.setenv(name, str(value))
     values = dict(model_id="my/model", outdir="out/deep", prompt="fox", negative_prompt="fog", height=64, width=128)
     values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
     values |= dict(seed=9, device="cuda:1", dtype="float16", teacache_thresh=0.3)
-    values |= dict(teacache_coefficients="-1e3,2,3,4,5.5")
-    argv = ["--teacache", "--use_ret_steps", *(f"--{name}={value}" for name, value in values.items())]
+    values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
+    values |= dict(prompt_enhancer_model="some/one")
+    switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
+    argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
     values |= dict(overlap_history=5, addnoise_condition=20.5)
     forcing = [f"--{name}={value}" for name, value in values.items()]
@@ -135,6 +147,13 @@ def test_every_flag_reaches_its_setting(folder):
         teacache_thresh=0.3,
         use_ret_steps=True,
         teacache_coefficients=(-1000, 2, 3, 4, 5.5),
+        use_usp=True,
+        cfg_parallel=True,
+        ulysses_degree=1,
+        ring_degree=2,
+        offload=True,
+        prompt_enhancer=True,
+        prompt_enhancer_model="some/one",
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
@@ -148,7 +167,7 @@ def test_every_flag_reaches_its_setting(folder):
         overlap_history=5,
         addnoise_condition=20.5,
     )
-    extension = ["--video_path", "../inputs/wide.mp4", "--overlap_history", "17", "--causal_attention"]
+    extension = ["--use_usp", "--video_path", "../inputs/wide.mp4", "--overlap_history", "17", "--causal_attention"]
     settings = cli.parse_diffusion_forcing(extension)
     assert settings.video_path == Path("../inputs/wide.mp4") and settings.causal_attention is True
     assert settings.video_fps == pytest.approx(video_io.probe_video("../inputs/wide.mp4").fps)
@@ -363,10 +382,15 @@ def test_a_prompt_that_is_no_text(folder, capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ("--use_usp", "--use_usp: not implemented yet in this version"),
-        ("--offload", "--offload: not implemented yet in this version"),
-        ("--prompt_enhancer", "--prompt_enhancer: not implemented yet in this version"),
-        ("--teacache --offload", "--offload: not implemented yet in this version"),
+        ("--use_usp", "--use_usp: needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ... --use_usp"),
+        ("--ulysses_degree 2", "--ulysses_degree: has no effect without --use_usp"),
+        ("--no-cfg_parallel", "--cfg_parallel: has no effect without --use_usp"),
+        ("--cfg_parallel=2", "--cfg_parallel: takes no value"),
+        ("--prompt_enhancer_model a/b", "--prompt_enhancer_model a/b: has no effect without --prompt_enhancer"),
+        (
+            "--prompt_enhancer --prompt_enhancer_model nowhere",
+            "--prompt_enhancer_model nowhere: is neither a folder nor the name of a model (owner/name)",
+        ),
         ("--use_ret_steps", "--use_ret_steps: has no effect without --teacache"),
         ("--teacache_coefficients 1,2,3,4,5", "--teacache_coefficients: has no effect without --teacache"),
         ("--offload=yes", "--offload: takes no value"),
@@ -468,10 +492,10 @@ def test_help_explains_every_flag(parse, capsys):
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and err == ""
     settings = parse([])
-    switches = {"use_usp", "offload", "prompt_enhancer", "resolution"}
+    switches = {"use_usp", "offload", "prompt_enhancer", "cfg_parallel", "resolution"}
     read = {"video_fps"}  # of the file, no flag
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
-        assert f"\n  --{name} " in out, name
+        assert re.search(f"\n  --{name}[ ,]", out), name
     for word in ("97", "default: 6;", "8; tiny: 3", "30;", "24;", "4n+1", "video_out", settings.model_id):
         assert word in out
 

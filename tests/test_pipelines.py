@@ -450,11 +450,6 @@ class TestCalls:
         with pytest.raises(ValueError, match="needs a text-to-video"):
             Text2VideoPipeline(str(folder("i2v")), device="cpu")
 
-    @pytest.mark.parametrize("option", ["use_usp", "offload"])
-    def test_what_is_not_there_yet_says_so(self, option):
-        with pytest.raises(ValueError, match=f"{option} True: not implemented"):
-            Text2VideoPipeline(str(folder("t2v")), **{option: True})
-
     def test_autocast_around_a_call_changes_nothing(self):
         """Published code has it, and so lowers the VAE and the solver to bfloat16."""
         settings = SMALL | {"num_frames": 9}

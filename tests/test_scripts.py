@@ -433,10 +433,9 @@ BAD_FOR_BOTH = [
     ("--model_id {empty}", "--model_id {empty}: ", "config.json"),
     ("--model_id {cut}", "--model_id {cut}: ", "model.safetensors", "interrupted download"),
     ("--model_id {unweighted}", "--model_id {unweighted}: ", "transformer", "safetensors"),
-    ("--use_usp", "--use_usp", "not implemented"),
-    ("--offload", "--offload", "not implemented"),
+    ("--use_usp", "--use_usp", "torchrun"),
     ("--teacache", "--teacache: ", "no coefficients", "T2V and DF 1.3B", "I2V at 720P"),
-    ("--prompt_enhancer", "--prompt_enhancer", "not implemented"),
+    ("--prompt_enhancer --prompt_enhancer_model no/where/at/all", "--prompt_enhancer_model no/where/at/all", "folder"),
 ]
 BAD_FOR_GENERATE = [
     ("--model_id {i2v}", "--image", "{i2v}", "image-to-video"),

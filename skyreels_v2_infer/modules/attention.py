@@ -27,6 +27,35 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return out.transpose(1, 2)
 
 
+def attend_with_log_sum(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `attend`, and the log of the sum of exponentials, float32 ``[B, H, L]``, by which parts of M are combined."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if q.is_cuda:
+        out, log_sum, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
+    else:
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out.transpose(1, 2), log_sum
+
+
+class WholeSequence:
+    """All tokens of a frame are here; one rank of several has a part of them and overrides these."""
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, F, S, D]`` -> this rank's part of S."""
+        return x
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """The parts of all ranks -> ``[B, F, S, D]``."""
+        return x
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """As `attend`, over the keys of all ranks."""
+        return attend(q, k, v)
+
+
+WHOLE = WholeSequence()
+
+
 def attend_block_causal(q, k, v, block_tokens: int, attend=attend) -> torch.Tensor:
     """Attention in which a block of tokens sees itself and the blocks before it.
 

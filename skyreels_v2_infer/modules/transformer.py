@@ -6,13 +6,14 @@ Tokens are ``[B, F, S, D]`` throughout, so that what is said per frame, ``[B, F,
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skyreels_v2_infer.modules.attention import attend, attend_block_causal
+from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence, attend, attend_block_causal
 from skyreels_v2_infer.modules.rope import rotary_table, rotate
 
 # (tokens [B, F, S, D], time [B, F or 1, D], modulation [B, F or 1, 6, D], what runs the blocks) -> tokens
@@ -248,12 +249,15 @@ class WanModel(nn.Module):
         """Makes block-causal attention the default of `forward`, as published code asks for it."""
         self.causal_block_size = causal_block_size
 
-    def prepare_context(self, context: torch.Tensor, clip_fea: torch.Tensor | None = None) -> PromptContext:
+    def prepare_context(
+        self, context: torch.Tensor, clip_fea: torch.Tensor | None = None, at_work=nullcontext
+    ) -> PromptContext:
         """Keys and values of a prompt for every block, to be made once per prompt and handed to `forward`.
 
         Args:
             context: text embeddings ``[B, L, text_dim]``, ``L <= text_len``; zeros are appended up to text_len.
             clip_fea: CLIP features of the image ``[B, tokens, img_dim]``; for image-to-video models only.
+            at_work: is handed each layer that computes and returns a context to do it in.
         """
         if context.ndim != 3 or context.shape[2] != self.text_dim or context.shape[1] > self.text_len:
             raise ValueError(
@@ -265,9 +269,16 @@ class WanModel(nn.Module):
         padding = self.text_len - text.shape[1]
         if padding:  # all its tokens are alike, so one is computed, and repeated in the end
             text = F.pad(text, (0, 0, 0, 1))
-        text = self.text_embedding(text)
-        image = None if clip_fea is None else self.img_emb(clip_fea.to(self.dtype))
-        blocks = [block.cross_attn.keys_values(text, image) for block in self.blocks]
+        with at_work(self.text_embedding):
+            text = self.text_embedding(text)
+        image = None
+        if clip_fea is not None:
+            with at_work(self.img_emb):
+                image = self.img_emb(clip_fea.to(self.dtype))
+        blocks = []
+        for block in self.blocks:
+            with at_work(block.cross_attn):
+                blocks.append(block.cross_attn.keys_values(text, image))
         if padding > 1:
             blocks = [[tuple(repeat_last(x, padding - 1) for x in words), *images] for words, *images in blocks]
         return PromptContext(blocks)
@@ -314,6 +325,7 @@ class WanModel(nn.Module):
         fps: torch.Tensor | None = None,
         causal_block_size: int | None = None,
         around: Around | None = None,
+        sequence: WholeSequence = WHOLE,
     ) -> torch.Tensor:
         """The velocity ``noise - data`` at x.
 
@@ -328,6 +340,7 @@ class WanModel(nn.Module):
                 `set_ar_attention` has set, at first attention without blocks.
             around: is handed the tokens, the time embedding, its projection and what runs all blocks, and returns the
                 tokens after them.
+            sequence: what splits tokens over ranks, joins them, and attends to those of all ranks.
 
         Returns:
             float32 ``[B, out_dim, F, H, W]``.
@@ -342,16 +355,18 @@ class WanModel(nn.Module):
         height, width = x.shape[3:]
         _, ph, pw = self.patch_size
 
-        tokens = self.embed_patches(x.to(self.dtype))  # [B, F, S, D]
+        tokens = self.embed_patches(x.to(self.dtype))
         frames, frame_tokens = tokens.shape[1:3]
+        tokens = sequence.split(tokens)  # [B, F, S, D]
         time, modulation = self.embed_time(t.reshape(t.shape[0], -1), fps)
-        rotary = self.rotary(frames, height // ph, width // pw)
+        rotary = self.rotary(frames, height // ph, width // pw).view(1, frames, frame_tokens, -1)
+        rotary = sequence.split(rotary).flatten(0, 2).unsqueeze(1)
 
-        attention = attend
+        attention = sequence.attend
         if causal_block_size is not None:
 
             def attention(q, k, v):
-                return attend_block_causal(q, k, v, causal_block_size * frame_tokens)
+                return attend_block_causal(q, k, v, causal_block_size * tokens.shape[2], sequence.attend)
 
         def run(tokens: torch.Tensor) -> torch.Tensor:
             for block, keys_values in zip(self.blocks, context.blocks, strict=True):
@@ -359,7 +374,7 @@ class WanModel(nn.Module):
             return tokens
 
         tokens = run(tokens) if around is None else around(tokens, time, modulation, run)
-        return self.unpatchify(self.head(tokens, time), height, width)
+        return self.unpatchify(sequence.join(self.head(tokens, time)), height, width)
 
     def check_shapes(self, x: torch.Tensor, t: torch.Tensor, causal_block_size: int | None) -> None:
         pt, ph, pw = self.patch_size

@@ -1,14 +1,15 @@
-"""The three pipelines and the published `resizecrop`, imported when they are first used."""
+"""The three pipelines, the prompt enhancer and the published `resizecrop`, imported when they are first used."""
 
 from importlib import import_module
 
 _HOMES = {
     "DiffusionForcingPipeline": "diffusion_forcing_pipeline",
     "Image2VideoPipeline": "image2video_pipeline",
+    "PromptEnhancer": "prompt_enhancer",
     "Text2VideoPipeline": "text2video_pipeline",
     "resizecrop": "conditioning",
 }
-__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "Text2VideoPipeline", "resizecrop"]
+__all__ = ["DiffusionForcingPipeline", "Image2VideoPipeline", "PromptEnhancer", "Text2VideoPipeline", "resizecrop"]
 
 
 def __getattr__(name: str):

@@ -9,17 +9,22 @@ import numpy as np
 import torch
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.attention import WHOLE
 from skyreels_v2_infer.modules.transformer import Around, PromptContext
 from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
-from skyreels_v2_infer.pipelines.denoise import Guided, denoise
+from skyreels_v2_infer.pipelines.denoise import Guided, both_branches, denoise
 from skyreels_v2_infer.plan import Plan, WindowPlan
-from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Placement
+from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
 
 OUTPUT_TYPES = ("np", "pt", "latent")
 
 # (index of the window, windows, rows) -> a context whose value is called after every row
 Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
+
+
+def itself(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[Callable[[], None]]:
@@ -80,12 +85,18 @@ class VideoPipeline:
         dit_path: folder or hub id of the transformer, if it is another.
         device: None: a GPU if there is one, else the CPU.
         weight_dtype: of the transformer and the encoders; None: float32 on the CPU, else bfloat16. The VAE is float32.
-        use_usp, offload: not implemented in this version.
+        use_usp: share the work with the other ranks of torch.distributed's default group, which has to be there.
+        offload: keep weights in the host's memory, and on the device only what computes now.
 
     Attributes:
+        device: what computes; the latents are there.
         progress: what shows how far a window is, see `Progress`; by default nothing.
         around_blocks: makes, from the number of rows, what is called around the transformer's blocks in one window and
             one branch of guidance (`TeaCache.branch`); None: nothing is.
+        sequence: what splits tokens over ranks. branches: what asks both branches of guidance. agree: makes a tensor
+            the same on all ranks. See `share`; by default there are no other ranks.
+        at_work: is handed a part and returns a context inside which it computes, see `Offload`; by default nothing is
+            done, since all parts are on the device.
     """
 
     takes_image_channels = False
@@ -96,20 +107,25 @@ class VideoPipeline:
         from skyreels_v2_infer.checkpoint import Checkpoint
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
 
-        for name, value in (("use_usp", use_usp), ("offload", offload)):
-            if value:
-                raise ValueError(f"{name} {value}: not implemented in this version")
         place = Placement.choose(device, weight_dtype)
+        home = torch.device("cpu") if offload else place.device
         checkpoint = Checkpoint.open(model_path)
         dit = checkpoint if dit_path in (None, model_path) else Checkpoint.open(dit_path, ("transformer",))
         if dit.is_image_to_video != self.takes_image_channels:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
         self._set_parts(
-            get_transformer(dit, place.device, place.dtype),
-            get_vae(checkpoint, place.device),
-            get_text_encoder(checkpoint, place.device, place.dtype),
-            get_image_encoder(checkpoint, place.device, place.dtype) if self.takes_image_channels else None,
+            get_transformer(dit, home, place.dtype),
+            get_vae(checkpoint, home),
+            get_text_encoder(checkpoint, home, place.dtype),
+            get_image_encoder(checkpoint, home, place.dtype) if self.takes_image_channels else None,
+            place.device,
         )
+        if offload:
+            offloading = Offload(place.device)
+            offloading.by_blocks(self.transformer)
+            self.at_work = offloading.at_work
+        if use_usp:
+            self._share_with_all()
 
     @classmethod
     def from_parts(cls, transformer, vae, text_encoder=None, image_encoder=None):
@@ -122,21 +138,32 @@ class VideoPipeline:
             image_encoder: an `ImageEncoder`; for image-to-video models.
         """
         pipeline = cls.__new__(cls)
-        pipeline._set_parts(transformer, vae, text_encoder, image_encoder)
+        pipeline._set_parts(transformer, vae, text_encoder, image_encoder, transformer.device)
         return pipeline
 
-    def _set_parts(self, transformer, vae, text_encoder, image_encoder) -> None:
+    def _set_parts(self, transformer, vae, text_encoder, image_encoder, device: torch.device) -> None:
         if (transformer.model_type == "i2v") != self.takes_image_channels:
             raise ValueError(f"transformer: {self._needs(transformer.model_type)}")
         self.transformer, self.vae = transformer, vae
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
+        self.device = device
         self.progress: Progress = no_progress
         self.around_blocks: Callable[[int], Around] | None = None
+        self.sequence, self.branches, self.agree = WHOLE, both_branches, itself
+        self.at_work: Callable[[torch.nn.Module], AbstractContextManager] = nullcontext
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is, and the latents are."""
-        return self.transformer.device
+    def share(self, shared) -> None:
+        """Works with other ranks from now on; `shared` is what `xdit_context_parallel.share` returns."""
+        self.sequence, self.agree = shared.sequence, shared.agree
+        self.branches = shared.branches or both_branches
+
+    def _share_with_all(self) -> None:
+        from skyreels_v2_infer.distributed.layout import choose_layout
+        from skyreels_v2_infer.distributed.xdit_context_parallel import share
+
+        ranks = torch.distributed.get_world_size()
+        # Whether the tokens of a frame can be split is known with the video's size; see `SharedSequence.split`.
+        self.share(share(choose_layout(ranks, self.transformer.num_heads, ranks, guided=True)))
 
     @classmethod
     def _needs(cls, model_type: str) -> str:
@@ -183,12 +210,13 @@ class VideoPipeline:
             raise ValueError(f"{name}: give it as text, or as {name}_embeds")
         if self.text_encoder is None:
             raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
-        return self.text_encoder.encode(prompt, self.transformer.text_len).to(self.device)
+        with self.at_work(self.text_encoder):
+            return self.text_encoder.encode(prompt, self.transformer.text_len).to(self.device)
 
     def _context(self, embeds: torch.Tensor, clip_fea: torch.Tensor | None) -> PromptContext:
         if clip_fea is not None:
             clip_fea = clip_fea.to(self.device).expand(len(embeds), -1, -1)
-        return self.transformer.prepare_context(embeds, clip_fea)
+        return self.transformer.prepare_context(embeds, clip_fea, self.at_work)
 
     # One window
 
@@ -218,9 +246,10 @@ class VideoPipeline:
             if context is None:
                 return None
             around = self.around_blocks and self.around_blocks(len(window.schedule))
-            return lambda x, t: self.transformer(x, t, context, around=around, **kw)
+            return lambda x, t: self.transformer(x, t, context, around=around, sequence=self.sequence, **kw)
 
-        velocity = Guided(branch(prompts.positive), branch(prompts.negative), prompts.guidance_scale)
+        latents = self.agree(latents)
+        velocity = Guided(branch(prompts.positive), branch(prompts.negative), prompts.guidance_scale, self.branches)
         solver = FlowUniPCMultistepScheduler()
         solver.set_timesteps(plan.num_inference_steps, shift=plan.shift)
         rows = window.schedule.timesteps
@@ -240,12 +269,13 @@ class VideoPipeline:
     def _decode(self, window: WindowPlan, latents: torch.Tensor, history: History) -> Iterator[torch.Tensor]:
         """The new frames of a window's latents ``[B, 16, F, H/8, W/8]``, piece by piece; `history` sees them pass."""
         skip = window.window.history_frames
-        for piece in self.vae.decode_stream(latents):
-            new = piece[:, :, skip:]
-            skip = max(0, skip - piece.shape[2])
-            if new.shape[2]:
-                history.add(new)
-                yield new
+        with self.at_work(self.vae):
+            for piece in self.vae.decode_stream(latents):
+                new = piece[:, :, skip:]
+                skip = max(0, skip - piece.shape[2])
+                if new.shape[2]:
+                    history.add(new)
+                    yield new
 
 
 def collect(finished: Iterator[Finished], output_type: str):

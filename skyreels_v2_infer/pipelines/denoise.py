@@ -10,6 +10,11 @@ from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def both_branches(positive: Velocity, negative: Velocity, x: torch.Tensor, t: torch.Tensor):
+    """(velocity under the prompt, velocity under the negative prompt), one after the other."""
+    return positive(x, t), negative(x, t)
+
+
 class Guided:
     """Classifier-free guidance (Ho and Salimans 2022): ``negative + scale * (positive - negative)``.
 
@@ -17,16 +22,16 @@ class Guided:
         positive, negative: the velocity under the prompt and under the negative prompt; negative is not asked for
             (and can be None) if scale is 1, which leaves nothing of it.
         scale: 1 is no guidance.
+        branches: asks both, see `both_branches`.
     """
 
-    def __init__(self, positive: Velocity, negative: Velocity | None, scale: float):
-        self.positive, self.negative, self.scale = positive, negative, scale
+    def __init__(self, positive: Velocity, negative: Velocity | None, scale: float, branches=both_branches):
+        self.positive, self.negative, self.scale, self.branches = positive, negative, scale, branches
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        positive = self.positive(x, t)
         if self.scale == 1:
-            return positive
-        negative = self.negative(x, t)
+            return self.positive(x, t)
+        positive, negative = self.branches(self.positive, self.negative, x, t)
         return negative.add(positive - negative, alpha=self.scale)
 
 

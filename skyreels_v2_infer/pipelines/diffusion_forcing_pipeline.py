@@ -158,6 +158,10 @@ class DiffusionForcingPipeline(VideoPipeline):
             if window is not plan.windows[-1]:
                 exhaust(pieces)
 
+    def _encode_video(self, video: torch.Tensor) -> torch.Tensor:
+        with self.at_work(self.vae):
+            return self.vae.encode(video)
+
     @torch.no_grad()
     def _prefix(self, given: Conditions, batch: int, history: History) -> Iterator[torch.Tensor]:
         for piece in prefix_pieces(given.prefix, given.height, given.width, self.device):
@@ -171,11 +175,11 @@ class DiffusionForcingPipeline(VideoPipeline):
         """Puts history or image in front of the noise, and an end image behind it."""
         if window.window.history_frames:
             past = history.newest(window.window.history_frames).to(self.device)
-            latents[:, :, : window.given_latents] = self.vae.encode(past)
+            latents[:, :, : window.given_latents] = self._encode_video(past)
         elif window.given_latents:
-            latents[:, :, : window.given_latents] = self.vae.encode(given.image)
+            latents[:, :, : window.given_latents] = self._encode_video(given.image)
         if window.end_latents:
-            latents[:, :, -window.end_latents :] = self.vae.encode(given.end_image)
+            latents[:, :, -window.end_latents :] = self._encode_video(given.end_image)
         return latents
 
 

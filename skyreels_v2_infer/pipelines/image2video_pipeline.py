@@ -55,9 +55,12 @@ class Image2VideoPipeline(VideoPipeline):
     def _run(self, plan: Plan, texts, noise: Noise, picture, latents, **options) -> Iterator[Finished]:
         if self.image_encoder is None:
             raise ValueError("image_encoder: this pipeline has none, and cannot see the image")
-        prompts = self._encode_prompts(*texts, clip_fea=self.image_encoder.encode(picture[:, :, 0]))
+        with self.at_work(self.image_encoder):
+            features = self.image_encoder.encode(picture[:, :, 0])
+        prompts = self._encode_prompts(*texts, clip_fea=features)
         window = plan.windows[0]
-        channels = image_channels(self.vae, picture, plan.num_frames).to(self.device)
+        with self.at_work(self.vae):
+            channels = image_channels(self.vae, picture, plan.num_frames).to(self.device)
         channels = channels.expand(prompts.batch, -1, -1, -1, -1)
         latents = self._initial_latents(prompts, window, *picture.shape[3:], noise, latents)
         latents = self._denoise_window(plan, window, prompts, latents, y=channels, **options)

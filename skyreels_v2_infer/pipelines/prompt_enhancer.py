@@ -1,0 +1,152 @@
+"""Short prompts written out by a language model, as the captions were that SkyReels-V2 learnt from.
+
+The model's captions (SkyReels-V2, section 3.1) name the shot, the subject with its looks, what happens in which order,
+the surroundings, the light, and how the camera moves; the instruction asks for these.
+
+Alone: ``python skyreels_v2_infer/pipelines/prompt_enhancer.py --prompt "A dog in the park"`` prints the result.
+"""
+
+import argparse
+import gc
+import re
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file, from a folder where the package need not be installed
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from skyreels_v2_infer.errors import InputError, first_line
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-32B-Instruct"
+MOST_TOKENS = 400  # of an answer; with the words below it stays within the 512 tokens that the video models read
+MOST_WORDS = 220
+FEWEST_WORDS = 5
+FEWEST_DIFFERENT = 0.25  # share of different words; below it the answer goes in circles
+
+INSTRUCTION = """\
+You turn a short idea for a video into the caption that a careful viewer of the finished video would write.
+
+Cover, in flowing English sentences and in this order:
+1. the type of shot: close-up, medium, wide or aerial, and the angle of the camera;
+2. the subject: what or who it is, with visible attributes such as age, colours, clothes, material, expression;
+3. the action over a few seconds: what moves first, what follows, how fast, and where things end up;
+4. the surroundings: the place, what is in front and behind, weather or season where they can be seen;
+5. the light and the look: where the light comes from, its colour, the mood, the visual style;
+6. the movement of the camera: still, panning, following, rising, approaching; only one, and simple.
+
+Keep everything that the idea says, its subject, number and style above all; add only what can be seen and goes with
+it. No sounds, no text on screen, no names of persons or brands that the idea does not have. Answer with the caption
+alone, one paragraph of 80 to 150 words, without a title, quotation marks or remarks. If the idea is in another
+language, translate it."""
+
+
+class PromptEnhancer:
+    """A language model that writes prompts out.
+
+    Args:
+        model_name: a chat model of transformers, as a hub id or a folder.
+        device_map: where transformers puts it; "auto" spreads it over all GPUs, and the rest over the host's memory.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+
+    def __init__(self, model_name: str = DEFAULT_MODEL, device_map: str = "auto"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(model_name)
+            self.model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto", device_map=device_map).eval()
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(
+                "prompt_enhancer_model", model_name, f"cannot be loaded ({first_line(error, 150)})"
+            ) from error
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                "prompt_enhancer_model", model_name, "is no chat model: its tokenizer has no chat template"
+            )
+
+    def __call__(self, prompt: str) -> str:
+        """The prompt written out, in one paragraph; the prompt as it is where nothing usable was answered.
+
+        The likeliest words are taken, so that the same prompt always becomes the same.
+        """
+        import torch
+
+        talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
+        asked = self.tokenizer.apply_chat_template(
+            talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self.model.device)
+        with torch.no_grad():
+            told = self.model.generate(
+                **asked,
+                max_new_tokens=MOST_TOKENS,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
+        answer = self.tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        return cleaned(answer) or prompt
+
+    def free(self) -> None:
+        """Gives the memory back; the enhancer cannot be used any more."""
+        import torch
+
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def cleaned(answer: str) -> str | None:
+    """The caption in an answer, in whole sentences, without thoughts, title and quotation marks, or None."""
+    text = re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.DOTALL)
+    text = re.sub(r"```\w*|\*\*|^#+ .*$", " ", text, flags=re.MULTILINE)
+    # "Here is the caption:", "Caption:" and the like, at the beginning of a line of its own or of the first sentence
+    text = re.sub(
+        r"^\s*((sure|certainly|of course|here)\b[^\n.:!]*[.:!]|[\w ]{0,30}(caption|prompt|description):)",
+        " ",
+        text,
+        flags=re.IGNORECASE,
+    )
+    text = re.sub(r"\s+", " ", text).strip(" \"'`“”‘’«»")
+    words = text.split()
+    if len(words) > MOST_WORDS:
+        words, text = words[:MOST_WORDS], " ".join(words[:MOST_WORDS])
+    # An answer that was cut off ends with its last whole sentence, if there is one.
+    if text and text[-1] not in ".!?。！？":
+        ends = [match.end() for match in re.finditer(r"[.!?。！？](?=\s|$|[\"”’])", text)]
+        text = text[: ends[-1]] if ends else text
+    return text if is_text(text) else None
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be a caption: enough words, made of letters, that do not go in circles."""
+    letters = sum(c.isalpha() for c in text)
+    words = text.lower().split()
+    if "\N{REPLACEMENT CHARACTER}" in text or letters < 0.6 * len(text.replace(" ", "")):
+        return False
+    if all(c.isascii() for c in text) and len(words) < FEWEST_WORDS:
+        return False
+    return len(set(words)) >= FEWEST_DIFFERENT * len(words) and letters >= FEWEST_WORDS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write a short prompt out, as --prompt_enhancer does.")
+    parser.add_argument("--prompt", required=True, help="the idea, in any language")
+    parser.add_argument(
+        "--prompt_enhancer_model", metavar="ID", default=DEFAULT_MODEL, help="chat model (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    try:
+        print(PromptEnhancer(args.prompt_enhancer_model)(args.prompt))
+    except InputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

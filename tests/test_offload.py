@@ -1,0 +1,151 @@
+"""Offloading: what computes is at work, nothing else is, and the video is the same."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import small_checkpoints
+import torch
+from PIL import Image
+from torch import nn
+
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline
+from skyreels_v2_infer.runtime import Offload
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+SIZE = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 1, "output_type": "pt"}
+LONG = SIZE | {"num_frames": 9, "base_num_frames": 5, "overlap_history": 1, "ar_step": 0, "image": PICTURE}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("offload")
+    for task in ("df", "i2v"):
+        small_checkpoints.write_original(folder / task, task)
+    return folder
+
+
+class Shift:
+    """Stands in for `Offload.at_work`: notes what is at work, and who computes without being."""
+
+    def __init__(self, parts: dict[str, nn.Module]):
+        self.names = {id(layer): name for name, part in parts.items() for layer in part.modules()}
+        self.working: list[nn.Module] = []
+        self.log: list[str] = []
+        self.faults: set[str] = set()
+        self.most = 0
+        for part in parts.values():
+            for layer in part.modules():
+                if next(layer.parameters(recurse=False), None) is not None:
+                    layer.register_forward_pre_hook(self.computes)
+
+    @contextmanager
+    def at_work(self, module: nn.Module):
+        self.working.append(module)
+        self.log.append(self.names[id(module)])
+        self.most = max(self.most, len(self.working))
+        yield
+        self.working.remove(module)
+
+    def computes(self, layer: nn.Module, args) -> None:
+        if not any(layer is part for module in self.working for part in module.modules()):
+            self.faults.add(self.names[id(layer)])
+
+
+def parts_of(pipeline) -> dict[str, nn.Module]:
+    names = ("text_encoder", "image_encoder", "vae")
+    return {name: part for name in names if (part := getattr(pipeline, name)) is not None}
+
+
+def test_encoders_and_vae_compute_only_while_they_are_at_work_and_one_at_a_time(checkpoints):
+    pipeline = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
+    shift = Shift(parts_of(pipeline) | {"transformer": pipeline.transformer})
+    pipeline.at_work = shift.at_work
+    pipeline(prompt="a swan", end_image=PICTURE, **LONG)
+    assert shift.most == 1 and not shift.working
+    # Outside of `at_work` only the transformer computes, whose blocks the library's hooks bring.
+    assert shift.faults == {"transformer"}
+    parts = [name for name in shift.log if name != "transformer"]
+    windows = ["vae", "vae"], ["vae", "vae", "vae"]  # image, decode; history, end image, decode
+    assert parts == ["text_encoder", "text_encoder", *windows[0], *windows[1]]
+
+    pipeline = Image2VideoPipeline(checkpoints / "i2v", device="cpu")
+    shift = Shift(parts_of(pipeline))
+    shift.names |= {id(layer): "transformer" for layer in pipeline.transformer.modules()}
+    pipeline.at_work = shift.at_work
+    pipeline(PICTURE, "a swan", num_frames=5, **SIZE)
+    assert (shift.most, shift.working, shift.faults) == (1, [], set())
+    assert next(name for name in shift.log if name != "transformer") == "image_encoder"
+    assert {"text_encoder", "vae"} < set(shift.log)
+
+
+def test_on_a_cpu_nothing_changes(checkpoints):
+    plain = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
+    offloaded = DiffusionForcingPipeline(checkpoints / "df", device="cpu", offload=True)
+    assert torch.equal(plain(prompt="a swan", **LONG), offloaded(prompt="a swan", **LONG))
+
+
+def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):
+    layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    at_rest = {name: tensor.data_ptr() for name, tensor in layer.state_dict().items()}
+    real = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device: real(x, "cpu", copy=True))  # there is no GPU here
+    offload = Offload(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="inside"), offload.at_work(layer):
+        there = {name: tensor.data_ptr() for name, tensor in layer.state_dict().items()}
+        assert not set(there.values()) & set(at_rest.values())
+        raise RuntimeError("inside")
+    assert {name: tensor.data_ptr() for name, tensor in layer.state_dict().items()} == at_rest
+
+
+def test_the_transformer_has_one_block_at_a_time(checkpoints, monkeypatch):
+    """The library's hooks, on the CPU: a block is brought before it computes and sent away after it."""
+    import diffusers.hooks.group_offloading as library
+
+    pipeline = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
+    expected = pipeline(prompt="a swan", **LONG)
+    here, most, brought, blocks = set(), 0, 0, set(pipeline.transformer.blocks)
+    bring, send = library.ModuleGroup.onload_, library.ModuleGroup.offload_
+
+    def onload(group):
+        nonlocal most, brought
+        if group.onload_leader in blocks:
+            brought += 1
+            here.add(id(group))
+        most = max(most, len(here))
+        bring(group)
+
+    def offload(group):
+        here.discard(id(group))
+        send(group)
+
+    monkeypatch.setattr(library.ModuleGroup, "onload_", onload)
+    monkeypatch.setattr(library.ModuleGroup, "offload_", offload)
+    apply = library.apply_group_offloading
+
+    def on_cpu(model, onload_device, **settings):
+        apply(model, onload_device=torch.device("cpu"), **settings)
+
+    monkeypatch.setattr("diffusers.hooks.apply_group_offloading", on_cpu)
+    Offload(torch.device("meta")).by_blocks(pipeline.transformer)
+    here.clear()
+    most = brought = 0
+    made = pipeline(prompt="a swan", **LONG)
+    assert torch.equal(made, expected)
+    assert most == 1
+    forwards = 2 * 2 * 2  # windows, steps, branches
+    assert brought == forwards * small_checkpoints.LAYERS
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_latents_are_the_same_in_less_memory(checkpoints):
+    latents, peaks = [], []
+    for offload in (False, True):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        pipeline = DiffusionForcingPipeline(checkpoints / "df", device="cuda", offload=offload)
+        latents.append(pipeline(prompt="a swan", **LONG | {"output_type": "latent"}).cpu())
+        peaks.append(torch.cuda.max_memory_allocated())
+        del pipeline
+    assert torch.equal(*latents)
+    assert peaks[1] < peaks[0]
