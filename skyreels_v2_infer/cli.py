@@ -94,21 +94,23 @@ class GenerateSettings:
     offload: bool
     prompt_enhancer: bool
     prompt_enhancer_model: str
+    dry_run: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionForcingSettings(GenerateSettings):
     """What `generate_video_df.py` was asked for, checked.
 
-    video_fps is the rate of video_path. With video_path, num_frames counts the frames to add and is a multiple of 4
-    (else 4n+1). base_num_frames and overlap_history are video frames, 4n+1; overlap_history can be None only where a
-    single window is made. causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in
-    thousandths of full noise, 0 <= a < 1000.
+    video_fps is the rate of video_path, video_frames its length (0 without one). With video_path, num_frames counts the
+    frames to add and is a multiple of 4 (else 4n+1). base_num_frames and overlap_history are video frames, 4n+1;
+    overlap_history can be None only where a single window is made. causal_block_size is in latent frames, ar_step in
+    denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000.
     """
 
     end_image: Path | None
     video_path: Path | None
     video_fps: float | None
+    video_frames: int
     ar_step: int
     causal_attention: bool
     causal_block_size: int
@@ -191,6 +193,7 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
             end_image=args.end_image,
             video_path=args.video_path,
             video_fps=args.video_fps,
+            video_frames=args.video_frames,
             ar_step=args.ar_step,
             causal_attention=args.causal_attention,
             causal_block_size=args.causal_block_size,
@@ -391,6 +394,15 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         help="folder for the video, made if it is missing; existing files are never overwritten (default: %(default)s)",
     )
     group.add_argument(
+        "--dry_run",
+        metavar="json",
+        nargs="?",
+        const="table",
+        type=one_of("table", "json"),
+        help="only show what would be done: windows, steps, arithmetic, memory, numbers of GPUs; no weights are needed "
+        "(--dry_run json: for programs)",
+    )
+    group.add_argument(
         "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: the GPU if there is one, else cpu)"
     )
     group.add_argument(
@@ -549,7 +561,7 @@ def _check_piece(args: argparse.Namespace, name: str, hint: str = "") -> None:
 
 def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     """(height, width) of what the video follows, after checking every file and folder that was named."""
-    args.video_fps = None
+    args.video_fps, args.video_frames = None, 0
     image = video_io.image_size(args.image, "image") if args.image is not None else None
     end_image = video = None
     if getattr(args, "end_image", None) is not None:
@@ -559,7 +571,7 @@ def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     if getattr(args, "video_path", None) is not None:
         info = video_io.probe_video(args.video_path, "video_path")
         check_prefix(info.frames, args.overlap_history)
-        video, args.video_fps = (info.height, info.width), info.fps
+        video, args.video_fps, args.video_frames = (info.height, info.width), info.fps, info.frames
     return image or video or end_image
 
 

@@ -18,11 +18,12 @@ from types import MappingProxyType
 
 from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.cost import frame_tokens
 from skyreels_v2_infer.distributed.layout import Layout, choose_layout
 from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, assembled, own_device
+from skyreels_v2_infer.dry_run import check_kind, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
-from skyreels_v2_infer.sizes import SIZE_MULTIPLE
 from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -108,6 +109,8 @@ def main(
     try:
         with interrupts:
             settings = parse(sys.argv[1:] if argv is None else argv)
+            if settings.dry_run:
+                return tell(prog, show(settings))
             launch = Launch.from_environment()
             if launch.rank:  # nothing to tidy up here, and Python would not see the signal while it waits for others
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -156,13 +159,14 @@ def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
     return replace(settings, prompt=team.same(prompt))
 
 
-def tell(prog: str, path: Path) -> int:
-    """Prints the result; where it cannot be printed, the video is still there."""
+def tell(prog: str, result: Path | str) -> int:
+    """Prints the result; where it cannot be printed, a video is still there."""
     try:
-        print(path, flush=True)
+        print(result, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit
-        say(f"{prog}: stdout cannot be written ({error.strerror}), but the video is complete: {path}")
+        complete = f", but the video is complete: {result}" if isinstance(result, Path) else ""
+        say(f"{prog}: stdout cannot be written ({error.strerror}){complete}")
         return FAILED
     return DONE
 
@@ -198,13 +202,12 @@ def write_video(job: Job, pieces: Iterator) -> Path | None:
     return writer.path
 
 
-def open_checkpoint(job: Job, image_to_video: bool, otherwise: InputError) -> Checkpoint:
-    """A model's files, all there and whole; raises `otherwise` if it is not of the kind that the job needs."""
+def open_checkpoint(job: Job) -> Checkpoint:
+    """A model's files, all there and whole, of the kind that the job needs."""
     model_id = job.settings.model_id
     with job.team.first_rank_first():  # which downloads what is missing; the others find it there
         config = read_transformer_config(model_id)
-        if (config["model_type"] == "i2v") != image_to_video:
-            raise otherwise
+        check_kind(job.settings, config)
         choose_sharing(job, config)  # before gigabytes are fetched
         checkpoint = Checkpoint.open(model_id)
     if not job.team.rank:
@@ -220,7 +223,7 @@ def choose_sharing(job: Job, config: dict) -> Layout:
     return choose_layout(
         job.team.size,
         config["num_heads"],
-        settings.height // SIZE_MULTIPLE * (settings.width // SIZE_MULTIPLE),
+        frame_tokens(settings.height, settings.width),
         guided=settings.guidance_scale != 1,
         cfg_parallel=settings.cfg_parallel,
         ulysses=settings.ulysses_degree,
@@ -304,10 +307,8 @@ def generate(job: Job) -> Iterator:
     """Text or image to video: loads what is needed, then the frames as they are made."""
     settings = job.settings
     if settings.image is None:
-        otherwise = InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
-        return frames_from(load("Text2VideoPipeline", open_checkpoint(job, False, otherwise), job), job)
-    otherwise = InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
-    checkpoint = open_checkpoint(job, True, otherwise)
+        return frames_from(load("Text2VideoPipeline", open_checkpoint(job), job), job)
+    checkpoint = open_checkpoint(job)
     image = read_image(settings.image, settings.height, settings.width)
     return frames_from(load("Image2VideoPipeline", checkpoint, job), job, image=image)
 
@@ -315,8 +316,7 @@ def generate(job: Job) -> Iterator:
 def generate_df(job: Job) -> Iterator:
     """Diffusion forcing: loads what is needed, then the frames as they are made."""
     settings: DiffusionForcingSettings = job.settings
-    otherwise = InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
-    checkpoint = open_checkpoint(job, False, otherwise)
+    checkpoint = open_checkpoint(job)
     images = {
         name: read_image(path, settings.height, settings.width, name)
         for name in ("image", "end_image")

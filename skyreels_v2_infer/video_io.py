@@ -234,7 +234,7 @@ class VideoWriter:
             self._part.unlink(missing_ok=True)
 
 
-def output_stem(prompt: str, seed: int) -> str:
+def output_stem(prompt: str, seed: int | str) -> str:
     """A file name without extension, at most 60 characters of ``a-z 0-9 - _``, that tells the prompt and the seed.
 
     Ends in ``_seed``, so that it is neither a name that Windows reserves nor one that ends in a dot.

@@ -42,11 +42,13 @@ PUBLISHED = dict(
     offload=False,
     prompt_enhancer=False,
     prompt_enhancer_model="Qwen/Qwen2.5-32B-Instruct",
+    dry_run=None,
 )
 PUBLISHED_DF = dict(
     end_image=None,
     video_path=None,
     video_fps=None,
+    video_frames=0,
     ar_step=0,
     causal_attention=False,
     causal_block_size=1,
@@ -121,7 +123,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
     values |= dict(seed=9, device="cuda:1", dtype="float16", teacache_thresh=0.3)
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
-    values |= dict(prompt_enhancer_model="some/one")
+    values |= dict(prompt_enhancer_model="some/one", dry_run="json")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
@@ -154,12 +156,14 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         offload=True,
         prompt_enhancer=True,
         prompt_enhancer_model="some/one",
+        dry_run="json",
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
         end_image=Path("../inputs/tall.png"),
         video_path=None,
         video_fps=None,
+        video_frames=0,
         ar_step=2,
         causal_attention=False,
         causal_block_size=5,
@@ -493,7 +497,7 @@ def test_help_explains_every_flag(parse, capsys):
     assert stop.value.code == 0 and err == ""
     settings = parse([])
     switches = {"use_usp", "offload", "prompt_enhancer", "cfg_parallel", "resolution"}
-    read = {"video_fps"}  # of the file, no flag
+    read = {"video_fps", "video_frames"}  # of the file, no flag
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert re.search(f"\n  --{name}[ ,]", out), name
     for word in ("97", "default: 6;", "8; tiny: 3", "30;", "24;", "4n+1", "video_out", settings.model_id):

@@ -1,0 +1,151 @@
+"""What a plan costs: arithmetic of the transformer, and the most memory; numbers alone, no torch.
+
+N tokens of a window, S tokens of a frame, D model width, M text tokens.
+"""
+
+from dataclasses import dataclass
+
+from skyreels_v2_infer.plan import Plan
+from skyreels_v2_infer.sizes import SIZE_MULTIPLE
+
+GIB = 2**30
+TEXT_ENCODER = 5_680_910_336  # parameters of umT5-xxl's encoder
+IMAGE_ENCODER = 632_000_000  # of CLIP's vision tower
+VAE = 126_892_531
+IMAGE_TOKENS = 257
+VAE_CHANNELS = 96  # at full resolution, where its activations are largest
+VAE_CHUNK = 4  # frames that it decodes at once
+VAE_LIVE = 6  # tensors of that size that live at once
+
+# Published models by what their names say; see `architecture`.
+SIZES = {
+    "14B": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
+    "1.3B": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
+}
+PUBLISHED = {
+    f"Skywork/SkyReels-V2-{kind}-{size}-{resolution}{layout}": (kind, size)
+    for kind, size, resolution in (
+        ("DF", "1.3B", "540P"),
+        ("I2V", "1.3B", "540P"),
+        *((kind, "14B", resolution) for kind in ("DF", "T2V", "I2V") for resolution in ("540P", "720P")),
+    )
+    for layout in ("", "-Diffusers")
+}
+
+
+def architecture(model_id: str) -> dict | None:
+    """`WanModel`'s arguments for a published model, by its full name on the hub; None: it is none of them."""
+    if model_id not in PUBLISHED:
+        return None
+    kind, size = PUBLISHED[model_id]
+    config = {"model_type": "i2v" if kind == "I2V" else "t2v", **SIZES[size]}
+    if (kind, size) == ("DF", "1.3B"):
+        config["inject_sample_info"] = True
+    return config
+
+
+def parameters(config: dict) -> int:
+    """Of a transformer; `config` as `WanModel` takes it."""
+    d, f, layers = config["dim"], config["ffn_dim"], config["num_layers"]
+    image = config["model_type"] == "i2v"
+    text, freq, out = config.get("text_dim", 4096), config.get("freq_dim", 256), config.get("out_dim", 16)
+    channels, picture = config.get("in_dim", 36 if image else 16), config.get("img_dim", 1280)
+    attention = 4 * (d * d + d) + 2 * d  # q, k, v, o and the norms of q and k
+    block = 2 * attention + 2 * d * f + f + d + 6 * d
+    if config.get("cross_attn_norm", True):
+        block += 2 * d
+    if image:
+        block += 2 * (d * d + d) + d
+    total = layers * block
+    total += 4 * channels * d + d  # patches
+    total += text * d + d + d * d + d
+    total += freq * d + d + d * d + d + 6 * (d * d + d)  # time
+    total += 4 * out * (d + 1) + 2 * d  # head
+    if config.get("inject_sample_info"):
+        total += 2 * d + d * d + d + 6 * (d * d + d)
+    if image:
+        total += 2 * picture + picture * picture + picture + picture * d + d + 2 * d
+    return total
+
+
+def forward_flop(config: dict, frames: int, frame_tokens: int, block_frames: int | None = None) -> float:
+    """Operations of one forward, two for each multiplication with its addition.
+
+    Args:
+        frames: latent frames.
+        block_frames: of a block of causal attention, which leaves out the blocks after it; None: all see all.
+    """
+    d, f, layers = config["dim"], config["ffn_dim"], config["num_layers"]
+    tokens = frames * frame_tokens
+    read = config.get("text_len", 512) + (IMAGE_TOKENS if config["model_type"] == "i2v" else 0)
+    linear = 2 * tokens * (6 * d * d + 2 * d * f)  # q, k, v, o; q and o of cross attention; feed-forward
+    pairs = tokens * tokens
+    if block_frames is not None:
+        ends = [min(start + block_frames, frames) for start in range(0, frames, block_frames)]
+        pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False)) * frame_tokens**2
+    return float(layers * (linear + 4 * pairs * d + 4 * tokens * read * d))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole run.
+
+    Attributes:
+        forwards: calls of the transformer, both branches of guidance counted.
+        tokens: of the longest window.
+        pflop: of the transformer in all forwards, in 10**15 operations.
+        weights_gib, activations_gib: estimates of what is on the device at the most.
+    """
+
+    forwards: int
+    tokens: int
+    pflop: float
+    weights_gib: float
+    activations_gib: float
+
+
+def frame_tokens(height: int, width: int) -> int:
+    return (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
+
+
+def cost_of(
+    plan: Plan,
+    config: dict,
+    height: int,
+    width: int,
+    *,
+    guided: bool,
+    weight_bytes: int,
+    offload: bool = False,
+    block_frames: int | None = None,
+) -> Cost:
+    """The cost of a plan on one device.
+
+    Args:
+        config: of the transformer.
+        guided: whether there are two branches of guidance.
+        weight_bytes: of a number of the transformer and the encoders; the VAE has 4.
+        offload: only what computes is on the device.
+        block_frames: see `forward_flop`.
+    """
+    size, branches = frame_tokens(height, width), 1 + guided
+    longest = max(window.latents for window in plan.windows)
+    tokens, d = longest * size, config["dim"]
+    flop = sum(
+        len(window.schedule) * branches * forward_flop(config, window.latents, size, block_frames)
+        for window in plan.windows
+    )
+    transformer = parameters(config) * weight_bytes
+    published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
+    encoders = published * (TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")) * weight_bytes
+    if offload:
+        block = transformer / config["num_layers"]
+        weights = max(encoders, 3 * block)  # the rest of the transformer is about one block more
+    else:
+        weights = transformer + encoders + published * 4 * VAE
+    # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward.
+    stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
+    decoder = VAE_CHUNK * height * width * VAE_CHANNELS * 4 * VAE_LIVE
+    return Cost(
+        plan.rows * branches, tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1)
+    )

@@ -1,0 +1,162 @@
+"""What a command would do, as a table or as JSON: the plan that would be executed and what it would cost."""
+
+import json
+from pathlib import Path
+
+from skyreels_v2_infer import cost, embedded
+from skyreels_v2_infer.checkpoint import local_folder, read_transformer_config
+from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.distributed.layout import MOST_RANKS, layouts
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan import Plan, make_plan
+from skyreels_v2_infer.video_io import output_stem
+
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SHOWN_RANKS = 8  # in the table; the JSON has all
+PROMPT_WIDTH = 40
+
+
+def plan_of(settings: GenerateSettings) -> Plan:
+    """The plan that the pipelines make of these settings and execute."""
+    if not isinstance(settings, DiffusionForcingSettings):
+        return make_plan(settings.num_frames, settings.inference_steps, settings.shift)
+    return make_plan(
+        settings.num_frames,
+        settings.inference_steps,
+        settings.shift,
+        base_num_frames=settings.base_num_frames,
+        overlap_history=settings.overlap_history,
+        ar_step=settings.ar_step,
+        causal_block_size=settings.causal_block_size,
+        prefix_frames=settings.video_frames,
+        image=settings.image is not None,
+        end_image=settings.end_image is not None,
+    )
+
+
+def known_config(settings: GenerateSettings) -> dict | None:
+    """The transformer's arguments, as far as they are known without a download."""
+    config = cost.architecture(settings.model_id)
+    if config is None and local_folder(settings.model_id) is not None:
+        config = read_transformer_config(settings.model_id)
+    return config
+
+
+def check_kind(settings: GenerateSettings, config: dict) -> None:
+    """Raises an `InputError` if a model is not of the kind that the job needs."""
+    image_to_video = config["model_type"] == "i2v"
+    if isinstance(settings, DiffusionForcingSettings):
+        if image_to_video:
+            raise InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
+    elif image_to_video and settings.image is None:
+        raise InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
+    elif settings.image is not None and not image_to_video:
+        raise InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
+
+
+def describe(settings: GenerateSettings) -> dict:
+    """What the command would do, as plain data; what only the weights would tell is None."""
+    plan, config = plan_of(settings), known_config(settings)
+    guided = settings.guidance_scale != 1
+    forcing = isinstance(settings, DiffusionForcingSettings)
+    seed = "SEED" if settings.seed is None else settings.seed
+    model = settings.model_id
+    if Path(model).parent == embedded.FOLDER:
+        model = embedded.NAME
+    about = {
+        "model": model,
+        "height": settings.height,
+        "width": settings.width,
+        "num_frames": settings.num_frames,
+        "prefix_frames": settings.video_frames if forcing else 0,
+        "fps": settings.fps,
+        "seed": settings.seed,
+        "mode": "asynchronous" if forcing and settings.ar_step else "synchronous",
+        "inference_steps": settings.inference_steps,
+        "windows": [
+            {
+                "first_frame": window.window.first_frame,
+                "last_frame": window.window.first_frame + window.window.new_frames - 1,
+                "new_frames": window.window.new_frames,
+                "history_frames": window.window.history_frames,
+                "image": window.given_latents > window.window.history_latents,
+                "end_image": window.end_latents > 0,
+                "latents": window.latents,
+                "rows": len(window.schedule),
+                "prompt": settings.prompt,
+            }
+            for window in plan.windows
+        ],
+        "rows": plan.rows,
+        "forwards": plan.rows * (1 + guided),
+        "output": str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
+    }
+    if config is None:
+        return about | dict.fromkeys(("tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
+    check_kind(settings, config)
+    dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
+    spent = cost.cost_of(
+        plan,
+        config,
+        settings.height,
+        settings.width,
+        guided=guided,
+        weight_bytes=WEIGHT_BYTES[dtype],
+        offload=settings.offload,
+        block_frames=settings.causal_block_size if forcing and settings.causal_attention else None,
+    )
+    tokens = cost.frame_tokens(settings.height, settings.width)
+    ranks = [n for n in range(1, MOST_RANKS + 1) if layouts(n, config["num_heads"], tokens, guided)]
+    return about | {
+        "tokens": spent.tokens,
+        "pflop": spent.pflop,
+        "weights_gib": spent.weights_gib,
+        "activations_gib": spent.activations_gib,
+        "gpus": ranks,
+    }
+
+
+def table(about: dict) -> str:
+    """The same for reading."""
+    seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
+    frames = f"{about['num_frames']} frames"
+    if about["prefix_frames"]:
+        frames = f"{about['prefix_frames']} + {frames}"
+    seed = "seed drawn by the run" if about["seed"] is None else f"seed {about['seed']}"
+    lines = [
+        f"{about['model']}   {about['height']}x{about['width']}, {frames} ({seconds:.1f} s at {about['fps']} fps), "
+        f"{seed}, {about['mode']}"
+    ]
+    rows = [("window", "frames", "new", "history", "latents", "rows", "prompt")]
+    prompt = None
+    for number, window in enumerate(about["windows"], start=1):
+        history = str(window["history_frames"] or ("image" if window["image"] else "-"))
+        latents = f"{window['latents'] - 1}+end" if window["end_image"] else str(window["latents"])
+        words = '"' if window["prompt"] == prompt else shortened(window["prompt"])
+        prompt = window["prompt"]
+        extent = f"{window['first_frame']}-{window['last_frame']}"
+        rows.append((str(number), extent, str(window["new_frames"]), history, latents, str(window["rows"]), words))
+    widths = [max(len(row[i]) for row in rows) + 3 for i in range(len(rows[0]) - 1)]
+    lines += ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + row[-1] for row in rows]
+    total = f"{about['rows']} rows, {about['forwards']} forwards"
+    if about["pflop"] is None:
+        lines.append(f"{total}; the model is not known here, so neither is the cost")
+    else:
+        weights, activations = about["weights_gib"], about["activations_gib"]
+        gpus = ", ".join(str(count) for count in about["gpus"] if count <= SHOWN_RANKS)
+        lines.append(
+            f"{total}, {about['pflop']:.3g} PFLOP; peak memory about {weights + activations:.3g} GiB "
+            f"(weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
+        )
+    return "\n".join([*lines, f"-> {about['output']}"])
+
+
+def shortened(prompt: str) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= PROMPT_WIDTH else f"{line[: PROMPT_WIDTH - 3]}..."
+
+
+def show(settings: GenerateSettings) -> str:
+    """What --dry_run prints."""
+    about = describe(settings)
+    return json.dumps(about, indent=2, ensure_ascii=False) if settings.dry_run == "json" else table(about)
