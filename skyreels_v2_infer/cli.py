@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyreels_v2_infer import embedded, video_io
+from skyreels_v2_infer import embedded, manifest, video_io
 from skyreels_v2_infer.checkpoint import HUB_ID
 from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.flags import Parser, any_text, device_name, number, numbers, one_of, some_path, some_text, whole
 from skyreels_v2_infer.pipelines.prompt_enhancer import DEFAULT_MODEL as ENHANCER_MODEL
-from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix
+from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix, plan_windows
 from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE, check_size
+from skyreels_v2_infer.story import Scene, of_prompts, read_story, scenes_of
 
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
@@ -95,6 +96,8 @@ class GenerateSettings:
     prompt_enhancer: bool
     prompt_enhancer_model: str
     dry_run: str | None
+    resume: bool
+    no_preview: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ class DiffusionForcingSettings(GenerateSettings):
     video_fps is the rate of video_path, video_frames its length (0 without one). With video_path, num_frames counts the
     frames to add and is a multiple of 4 (else 4n+1). base_num_frames and overlap_history are video frames, 4n+1;
     overlap_history can be None only where a single window is made. causal_block_size is in latent frames, ar_step in
-    denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000.
+    denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000. story: scenes, the first of which
+    has `prompt`; None: `prompt` holds throughout.
     """
 
     end_image: Path | None
@@ -117,6 +121,7 @@ class DiffusionForcingSettings(GenerateSettings):
     base_num_frames: int
     overlap_history: int | None
     addnoise_condition: float
+    story: tuple[Scene, ...] | None
 
 
 def parse_generate(argv: Sequence[str]) -> GenerateSettings:
@@ -136,7 +141,7 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_machine(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
     _add_speed(parser)
     _add_ranks(parser)
-    args = parser.read(argv)
+    args = _read(parser, argv)
     try:
         _check_teacache(args)
         _check_ranks(args)
@@ -165,14 +170,14 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
         "5 more seconds of a video: %(prog)s --video_path kite.mp4 --num_frames 120 --overlap_history 17",
         elsewhere={},
     )
-    _add_diffusion_forcing_content(_add_content(parser))
+    _add_diffusion_forcing_content(_add_content(parser, several_prompts=True))
     _add_shape(parser)
     _add_sampling(parser)
     _add_diffusion_forcing(parser)
     _add_machine(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
     _add_speed(parser)
     _add_ranks(parser)
-    args = parser.read(argv)
+    args = _read(parser, argv)
     try:
         _check_teacache(args)
         _check_ranks(args)
@@ -184,6 +189,7 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
         num_frames = _check_length(args, given)
         _check_piece(args, "base_num_frames")
         height, width = _size(args, _source_size(args))
+        _settle_story(args, num_frames)
         _place_embedded(args, image_to_video=False)
         return DiffusionForcingSettings(
             **_shared(args),
@@ -200,9 +206,24 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
             base_num_frames=args.base_num_frames,
             overlap_history=args.overlap_history,
             addnoise_condition=args.addnoise_condition,
+            story=args.story,
         )
     except InputError as error:
         parser.error(str(error))
+
+
+def _read(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """The flags in `argv`, behind those of the video that --replay names."""
+    args = parser.read(argv)
+    if args.replay is None:
+        return args
+    try:
+        written = manifest.read(args.replay)
+        if written["script"] != parser.prog:
+            raise InputError("replay", args.replay, f"was made by {written['script']}")
+    except InputError as error:
+        parser.error(str(error))
+    return parser.read([*manifest.flags_of(written["settings"]), *argv])
 
 
 def _defaults(name: str) -> str:
@@ -213,12 +234,14 @@ def _defaults(name: str) -> str:
 # ---- what the flags are called and mean -----------------------------------------------------------------------------
 
 
-def _add_content(parser: Parser) -> argparse._ArgumentGroup:
+def _add_content(parser: Parser, several_prompts: bool = False) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what is to be seen")
     group.add_argument(
         "--prompt",
         type=some_text,
-        help=f"the scene, in words (default: a swan on a lake; {embedded.NAME}: a red circle)",
+        nargs="+" if several_prompts else None,
+        help=f"the scene, in words (default: a swan on a lake; {embedded.NAME}: a red circle)"
+        + "; several: one for each window, the last one stays" * several_prompts,
     )
     group.add_argument(
         "--negative_prompt",
@@ -251,6 +274,13 @@ def _add_content(parser: Parser) -> argparse._ArgumentGroup:
 def _add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--end_image", metavar="FILE", type=some_path, help="picture that the video runs towards; fitted like --image"
+    )
+    group.add_argument(
+        "--story",
+        metavar="FILE",
+        type=some_text,
+        help="prompts that change: a list, as JSON or YAML, of start (a frame, or seconds as 4.5s), prompt, and if "
+        "wanted negative_prompt, guidance_scale, seed; each takes effect where a window begins",
     )
     group.add_argument(
         "--video_path",
@@ -392,6 +422,19 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         type=some_path,
         default=Path("video_out"),
         help="folder for the video, made if it is missing; existing files are never overwritten (default: %(default)s)",
+    )
+    group.add_argument("--no_preview", action="store_true", help="no picture beside the video of its windows' ends")
+    group.add_argument(
+        "--replay",
+        metavar="FILE",
+        type=some_path,
+        help="make a video of this program once more, from what is written in it or in the .json beside it; flags "
+        "given as well replace what is written there",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the interrupted run of the same settings in --outdir; without one, begin",
     )
     group.add_argument(
         "--dry_run",
@@ -549,6 +592,23 @@ def _check_length(args: argparse.Namespace, given: int | None) -> int:
         frames = args.base_num_frames - (args.overlap_history or 0)
     check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
     return frames
+
+
+def _settle_story(args: argparse.Namespace, num_frames: int) -> None:
+    """Scenes, from --story or from several prompts, checked against the windows; and the first prompt as the prompt."""
+    windows = plan_windows(num_frames, args.base_num_frames, args.overlap_history, args.video_frames)
+    prompts = [args.prompt] if isinstance(args.prompt, str) else args.prompt  # text: the default
+    if args.story is not None:
+        if not isinstance(args.prompt, str):
+            raise InputError("story", args.story, "give either --prompt or --story")
+        args.story = read_story(args.story, args.fps)
+        scenes_of(args.story, windows)
+        prompts = [args.story[0].prompt]
+    elif len(prompts) > 1:
+        args.story = of_prompts(prompts, windows)
+    if args.story is not None and args.prompt_enhancer:
+        raise InputError("prompt_enhancer", None, "writes one prompt out, not several or those of --story")
+    args.prompt = prompts[0]
 
 
 def _check_piece(args: argparse.Namespace, name: str, hint: str = "") -> None:

@@ -3,6 +3,7 @@
 N tokens of a window, S tokens of a frame, D model width, M text tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skyreels_v2_infer.plan import Plan
@@ -114,7 +115,7 @@ def cost_of(
     height: int,
     width: int,
     *,
-    guided: bool,
+    guided: Sequence[bool],
     weight_bytes: int,
     offload: bool = False,
     block_frames: int | None = None,
@@ -123,17 +124,18 @@ def cost_of(
 
     Args:
         config: of the transformer.
-        guided: whether there are two branches of guidance.
+        guided: for each window, whether there are two branches of guidance.
         weight_bytes: of a number of the transformer and the encoders; the VAE has 4.
         offload: only what computes is on the device.
         block_frames: see `forward_flop`.
     """
-    size, branches = frame_tokens(height, width), 1 + guided
+    size = frame_tokens(height, width)
     longest = max(window.latents for window in plan.windows)
     tokens, d = longest * size, config["dim"]
+    calls = [len(window.schedule) * (1 + two) for window, two in zip(plan.windows, guided, strict=True)]
     flop = sum(
-        len(window.schedule) * branches * forward_flop(config, window.latents, size, block_frames)
-        for window in plan.windows
+        count * forward_flop(config, window.latents, size, block_frames)
+        for count, window in zip(calls, plan.windows, strict=True)
     )
     transformer = parameters(config) * weight_bytes
     published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
@@ -146,6 +148,4 @@ def cost_of(
     # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward.
     stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
     decoder = VAE_CHUNK * height * width * VAE_CHANNELS * 4 * VAE_LIVE
-    return Cost(
-        plan.rows * branches, tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1)
-    )
+    return Cost(sum(calls), tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1))

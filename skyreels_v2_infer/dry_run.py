@@ -9,6 +9,7 @@ from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.distributed.layout import MOST_RANKS, layouts
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import Plan, make_plan
+from skyreels_v2_infer.story import Scene, scenes_of
 from skyreels_v2_infer.video_io import output_stem
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -57,8 +58,12 @@ def check_kind(settings: GenerateSettings, config: dict) -> None:
 def describe(settings: GenerateSettings) -> dict:
     """What the command would do, as plain data; what only the weights would tell is None."""
     plan, config = plan_of(settings), known_config(settings)
-    guided = settings.guidance_scale != 1
     forcing = isinstance(settings, DiffusionForcingSettings)
+    scenes = [Scene(0, settings.prompt)] * len(plan.windows)
+    if forcing and settings.story is not None:
+        scenes = scenes_of(settings.story, [window.window for window in plan.windows])
+    scales = [settings.guidance_scale if s.guidance_scale is None else s.guidance_scale for s in scenes]
+    guided = [scale != 1 for scale in scales]
     seed = "SEED" if settings.seed is None else settings.seed
     model = settings.model_id
     if Path(model).parent == embedded.FOLDER:
@@ -83,12 +88,13 @@ def describe(settings: GenerateSettings) -> dict:
                 "end_image": window.end_latents > 0,
                 "latents": window.latents,
                 "rows": len(window.schedule),
-                "prompt": settings.prompt,
+                "guidance_scale": scale,
+                "prompt": scene.prompt,
             }
-            for window in plan.windows
+            for window, scene, scale in zip(plan.windows, scenes, scales, strict=True)
         ],
         "rows": plan.rows,
-        "forwards": plan.rows * (1 + guided),
+        "forwards": sum(len(w.schedule) * (1 + two) for w, two in zip(plan.windows, guided, strict=True)),
         "output": str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
     }
     if config is None:
@@ -106,7 +112,7 @@ def describe(settings: GenerateSettings) -> dict:
         block_frames=settings.causal_block_size if forcing and settings.causal_attention else None,
     )
     tokens = cost.frame_tokens(settings.height, settings.width)
-    ranks = [n for n in range(1, MOST_RANKS + 1) if layouts(n, config["num_heads"], tokens, guided)]
+    ranks = [n for n in range(1, MOST_RANKS + 1) if layouts(n, config["num_heads"], tokens, any(guided))]
     return about | {
         "tokens": spent.tokens,
         "pflop": spent.pflop,

@@ -129,7 +129,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.match("argument (--[a-z_]+)(?:/--[a-z_-]+)?: ", message):
             flag, rest = match[1], message[match.end() :]
-            if rest == "expected one argument":
+            if rest in ("expected one argument", "expected at least one argument"):
                 message = f"{flag}: needs a value"
             elif rest.startswith("ignored explicit argument"):
                 message = f"{flag}: takes no value"

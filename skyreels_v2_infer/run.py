@@ -3,6 +3,7 @@
 What needs no weights is checked first, so that a wrong command ends within a second; torch is imported after that.
 """
 
+import json
 import os
 import secrets
 import signal
@@ -10,34 +11,39 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
-from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
-from skyreels_v2_infer.cost import frame_tokens
-from skyreels_v2_infer.distributed.layout import Layout, choose_layout
+from skyreels_v2_infer import manifest as manifests
+from skyreels_v2_infer import preview
+from skyreels_v2_infer.checkpoint import Checkpoint
+from skyreels_v2_infer.cli import GenerateSettings
+from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, assembled, own_device
-from skyreels_v2_infer.dry_run import check_kind, show
+from skyreels_v2_infer.dry_run import plan_of, show
 from skyreels_v2_infer.errors import InputError, first_line
-from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
-from skyreels_v2_infer.video_io import VideoWriter, output_stem, read_image
+from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint
+from skyreels_v2_infer.journal import DamagedError, Journal, digest_of, fingerprint
+from skyreels_v2_infer.manifest import Look
+from skyreels_v2_infer.video_io import output_stem
+
+__all__ = ["generate", "generate_df", "main"]
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
-KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
-MUCH_NOISE = 60
+# Settings that change where and how a video is made, but not what is in it.
+WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
+WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview"}
+OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
 
 
 class Interrupts:
     """SIGINT and SIGTERM raise KeyboardInterrupt where they arrive, so that files are tidied up on the way out.
 
     Python drops an exception that is raised in a finalizer. So whoever works for long calls `check` now and then, which
-    raises again what was dropped.
+    raises again what was dropped. A second signal ends the process at once.
 
     Attributes:
         code: the exit code for the signal that has arrived; None: none has.
@@ -57,6 +63,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _arrived(self, number: int, frame) -> None:
+        if self.code is not None:
+            os._exit(self.code)
         self.code = self.CODES[number]
         raise KeyboardInterrupt
 
@@ -65,30 +73,19 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-def say(message: str, from_any_rank: bool = False) -> None:
-    """A message for the person at the terminal, of several processes from the first; stdout is for results."""
-    if Launch.from_environment().rank and not from_any_rank:
-        return
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above the bars, if there are any
-    else:
-        print(message, file=sys.stderr)
-    sys.stderr.flush()
+class Run:
+    """A job on its way: its journal, and what of it would be kept if it ended now."""
 
+    def __init__(self, prog: str, settings: GenerateSettings):
+        self.prog, self.began = prog, time.perf_counter()
+        self.journal: Journal | None = None
+        self.pieces = len(plan_of(settings).windows) + bool(getattr(settings, "video_path", None))
 
-def silent() -> bool:
-    """Whether progress bars would disturb: where nobody looks, and on all ranks but the first."""
-    return not sys.stderr.isatty() or Launch.from_environment().rank > 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What was asked for, who does it, what is to be called now and then so that a signal ends it, and a title."""
-
-    settings: GenerateSettings
-    team: Team
-    check: Callable[[], None]
-    title: str
+    def left(self) -> str:
+        """What a message about an early end says of the files."""
+        if self.journal is None or not self.journal.worth_keeping:
+            return "no video was written"
+        return f"{len(self.journal.pieces)} of {self.pieces} pieces are kept; the same command with --resume goes on"
 
 
 def main(
@@ -105,7 +102,7 @@ def main(
         start: `generate` or `generate_df`.
         argv: arguments; None: the process's own.
     """
-    interrupts = Interrupts()
+    interrupts, run = Interrupts(), None
     try:
         with interrupts:
             settings = parse(sys.argv[1:] if argv is None else argv)
@@ -116,25 +113,84 @@ def main(
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if launch.size > 1:
                 settings = replace(settings, device=own_device(settings.device, launch.local_rank))
+            run = Run(prog, settings)
             with assembled(launch, settings.device) as team:
-                if settings.seed is None:
-                    settings = replace(settings, seed=team.same(secrets.randbelow(SEEDS)))
-                job = Job(enhance(settings, team), team, interrupts.check, settings.prompt)
-                path = write_video(job, start(job))
+                try:
+                    path = execute(run, settings, team, start, interrupts.check)
+                finally:
+                    if run.journal is not None:
+                        run.journal.close()
     except InputError as error:
         say(f"{prog}: {error}", from_any_rank=True)
         return REFUSED
     except SilencedError:
         return interrupts.code or FAILED
     except KeyboardInterrupt:
-        say(f"{prog}: interrupted; no video was written")
+        say(f"{prog}: interrupted; {'no video was written' if run is None else run.left()}")
         return interrupts.code or INTERRUPTED
     except Exception as error:
         if not isinstance(error, OSError | MemoryError) and "out of memory" not in str(error):
             traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
-        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}; no video was written", from_any_rank=True)
+        left = "no video was written" if run is None else run.left()
+        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}; {left}", from_any_rank=True)
         return FAILED
     return DONE if path is None else tell(prog, path)
+
+
+def execute(
+    run: Run, settings: GenerateSettings, team: Team, start: Callable[[Job], Iterator], check: Callable[[], None]
+) -> Path | None:
+    """Does the job -> the video's path; None on other ranks than the first."""
+    checkpoint = open_checkpoint(settings, team)
+    identity = identity_of(settings, checkpoint)
+    found = None
+    if settings.resume and not team.rank:
+        run.journal = Journal.resume(settings.outdir, identity)
+        found = where_to_go_on(run, settings)
+    found = team.same(found)
+    if found is None:
+        seed = team.same(secrets.randbelow(SEEDS)) if settings.seed is None else settings.seed
+        identity |= {"seed": seed}
+        settings = enhance(replace(settings, seed=seed), team)
+    else:
+        settings = replace(settings, seed=found["seed"], prompt=found["prompt"])
+        if found["complete"]:
+            return None if team.rank else finish(run, settings)
+    job = Job(settings, team, check, checkpoint, found and found["resume"])
+    return write_video(run, job, start(job), identity)
+
+
+def identity_of(settings: GenerateSettings, checkpoint: Checkpoint) -> dict:
+    """What makes a run the same run: settings with an effect on the frames, and the files that they name."""
+    identity = {name: value for name, value in asdict(settings).items() if name not in WITHOUT_EFFECT}
+    for name, value in identity.items():
+        if isinstance(value, Path):
+            identity[name] = fingerprint(value)
+    files = [file for part in checkpoint.parts.values() for file in part.files if file.is_file()]
+    identity["model_id"] = {str(file.relative_to(checkpoint.folder)): fingerprint(file) for file in sorted(files)}
+    return json.loads(json.dumps(identity))  # as it comes back from a file
+
+
+def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
+    """What all ranks have to know of an interrupted run."""
+    journal = run.journal
+    if journal is None:
+        say(f"--resume: nothing to go on with in {settings.outdir}; this run begins with the first frame")
+        return None
+    done = len(journal.pieces)
+    latents, history = journal.state()
+    if history is None and 0 < done < run.pieces:
+        raise DamagedError(journal.folder, "the newest frames are missing")
+    prefix = run.pieces - len(plan_of(settings).windows)
+    # Without a piece a prefix has to be read first; there are no latents then.
+    resume = (done - prefix, latents, history) if done or latents is not None else None
+    say(f"--resume: {done} of {run.pieces} pieces are there{', and the next one is denoised' * (latents is not None)}")
+    return {
+        "seed": journal.identity["seed"],
+        "prompt": journal.prompt,
+        "resume": resume,
+        "complete": done == run.pieces,
+    }
 
 
 def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
@@ -171,168 +227,94 @@ def tell(prog: str, result: Path | str) -> int:
     return DONE
 
 
-def write_video(job: Job, pieces: Iterator) -> Path | None:
-    """Streams frames, uint8 ``[t, H, W, 3]``, into a video in the job's outdir -> its path.
+def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | None:
+    """Makes what is left of a video -> its path.
 
     On other ranks than the first, only goes through what is made; None.
+
+    Args:
+        parts: what is finished, stretch by stretch, decoded while it is written.
+        identity: of the run, for its journal.
     """
     if job.team.rank:
-        for _ in pieces:
+        for _ in parts:
             job.check()
         return None
     from tqdm import tqdm
 
     settings, began = job.settings, time.perf_counter()
+    journal = run.journal or begin(run, settings, identity)
+    known = job.resume is not None and job.resume[1] is not None  # latents that are on the disk already
+    frames = 0
+    with tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar:
+        for part in parts:
+            look, started = Look(), time.perf_counter()
+            if part.whole is not None and not known:
+                journal.keep_latents(part.whole.cpu().numpy())
+            known = False
+            with journal.segment(settings.height, settings.width, settings.fps) as writer:
+                for piece in frames_of([part]):
+                    writer.write(piece)
+                    look.add(piece)
+                    bar.update(len(piece))
+                    job.check()
+            last = len(journal.pieces) + 1 == run.pieces
+            ends = preview.pair(look.first, look.last)
+            about = {"frames": look.frames, "seconds": round(time.perf_counter() - started, 3), **look.figures()}
+            about["seam"] = round(seam(journal, ends), 4)
+            journal.done(writer, None if last else part.history.all().numpy(), about, ends)
+            frames += look.frames
+            job.check()
+    path = finish(run, settings)
+    say(f"{frames} frame{'s' * (frames != 1)}, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
+    return path
+
+
+def seam(journal: Journal, ends) -> float:
+    """How much the picture changes from the piece before to the one at hand, 0 to 1."""
+    if not journal.pieces:
+        return 0.0
+    return preview.difference(preview.parted(journal.ends()[-1])[1], preview.parted(ends)[0])
+
+
+def finish(run: Run, settings: GenerateSettings) -> Path:
+    """Puts the pieces together, with the manifest and the preview -> the video's path."""
+    journal = run.journal
+    pieces = [{name: piece[name] for name in OF_A_PIECE} for piece in journal.pieces]
+    manifest = {
+        "format": manifests.FORMAT,
+        "script": run.prog,
+        "settings": manifests.settings_of(settings),
+        "run": digest_of(journal.identity),
+        "weights": journal.identity["model_id"],
+        "versions": manifests.versions(),
+        "pieces": pieces,
+    }
+    lasting = manifest | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
+    manifest |= {"seconds": round(time.perf_counter() - run.began, 3), "peak_memory_gib": manifests.peak_memory()}
+    firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
+    total = sum(piece["frames"] for piece in pieces)
+    moved = manifests.drift(pieces)
+    if moved is not None:
+        say(moved)
+
+    def page(ends):
+        return preview.sheet(ends, firsts, total)
+
+    return journal.finish(manifest, lasting, None if settings.no_preview else page)
+
+
+def frames_of(parts) -> Iterator:
+    from skyreels_v2_infer.pipelines import base
+
+    return base.frames_of(parts)
+
+
+def begin(run: Run, settings: GenerateSettings, identity: dict) -> Journal:
     try:
         settings.outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
-    stem = output_stem(job.title, settings.seed)
-    with (
-        VideoWriter(settings.outdir, stem, settings.height, settings.width, settings.fps) as writer,
-        tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar,
-    ):
-        frames = 0
-        for piece in pieces:
-            writer.write(piece)
-            frames += len(piece)
-            bar.update(len(piece))
-            job.check()
-    say(f"{frames} frame{'s' * (frames != 1)}, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
-    return writer.path
-
-
-def open_checkpoint(job: Job) -> Checkpoint:
-    """A model's files, all there and whole, of the kind that the job needs."""
-    model_id = job.settings.model_id
-    with job.team.first_rank_first():  # which downloads what is missing; the others find it there
-        config = read_transformer_config(model_id)
-        check_kind(job.settings, config)
-        choose_sharing(job, config)  # before gigabytes are fetched
-        checkpoint = Checkpoint.open(model_id)
-    if not job.team.rank:
-        check_files(checkpoint)
-    return checkpoint
-
-
-def choose_sharing(job: Job, config: dict) -> Layout:
-    """How the ranks share the work."""
-    settings = job.settings
-    if job.team.size == 1:
-        return Layout()
-    return choose_layout(
-        job.team.size,
-        config["num_heads"],
-        frame_tokens(settings.height, settings.width),
-        guided=settings.guidance_scale != 1,
-        cfg_parallel=settings.cfg_parallel,
-        ulysses=settings.ulysses_degree,
-        ring=settings.ring_degree,
-    )
-
-
-def load(pipeline_class: str, checkpoint: Checkpoint, job: Job):
-    """The pipeline, on the device and in the precision asked for; it lets signals through with every row."""
-    from tqdm import tqdm
-
-    settings = job.settings
-    cache = choose_cache(checkpoint, settings)
-    layout = choose_sharing(job, checkpoint.transformer_config)
-    from skyreels_v2_infer import pipelines
-    from skyreels_v2_infer.runtime import Placement
-
-    place = Placement.choose(settings.device, settings.dtype)
-    dtype = str(place.dtype).removeprefix("torch.")
-    began = time.perf_counter()
-    # Gone again when it is done: a checkpoint that does not fit is refused in one line.
-    with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=silent()):
-        pipeline = getattr(pipelines, pipeline_class)(
-            checkpoint, device=place.device, weight_dtype=place.dtype, offload=settings.offload
-        )
-    seconds = time.perf_counter() - began
-    say(f"loaded {settings.model_id} on {place.device} in {dtype}, {seconds:.1f} s; seed {settings.seed}")
-    pipeline.progress = partial(show_rows, job.check)
-    if layout.ranks > 1:
-        from skyreels_v2_infer.distributed.xdit_context_parallel import share
-
-        job.team.meet()  # loading takes its time; groups can only be made while all are there
-        pipeline.share(share(layout))
-        halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
-        say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
-    if cache is not None:
-        pipeline.around_blocks = cache.branch
-    if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
-        say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
-    return pipeline
-
-
-def choose_cache(checkpoint: Checkpoint, settings: GenerateSettings) -> TeaCache | None:
-    if not settings.teacache:
-        return None
-    coefficients = settings.teacache_coefficients or choose_coefficients(
-        checkpoint.transformer_config, checkpoint.folder, settings.height, settings.width, settings.use_ret_steps
-    )
-    return TeaCache(settings.teacache_thresh, coefficients, settings.use_ret_steps)
-
-
-@contextmanager
-def show_rows(check: Callable[[], None], window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
-    """A progress bar for a window where stderr is a terminal, and a line when it is done."""
-    from tqdm import tqdm
-
-    name = f"window {window + 1}/{windows}"
-    began = time.perf_counter()
-    with tqdm(total=rows, desc=name, unit="row", leave=False, disable=silent()) as bar:
-
-        def advance() -> None:
-            bar.update()
-            check()
-
-        yield advance
-    say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")
-
-
-def shared_arguments(settings: GenerateSettings) -> dict:
-    """What every pipeline is asked in the same words."""
-    names = ("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale", "shift", "seed", "fps")
-    return {name: getattr(settings, name) for name in names} | {"num_inference_steps": settings.inference_steps}
-
-
-def frames_from(pipeline, job: Job, **arguments) -> Iterator:
-    """The frames as they are made; on other ranks than the first, what they come from: nobody wants them twice."""
-    return (pipeline.generate if job.team.rank else pipeline.stream)(**shared_arguments(job.settings), **arguments)
-
-
-def generate(job: Job) -> Iterator:
-    """Text or image to video: loads what is needed, then the frames as they are made."""
-    settings = job.settings
-    if settings.image is None:
-        return frames_from(load("Text2VideoPipeline", open_checkpoint(job), job), job)
-    checkpoint = open_checkpoint(job)
-    image = read_image(settings.image, settings.height, settings.width)
-    return frames_from(load("Image2VideoPipeline", checkpoint, job), job, image=image)
-
-
-def generate_df(job: Job) -> Iterator:
-    """Diffusion forcing: loads what is needed, then the frames as they are made."""
-    settings: DiffusionForcingSettings = job.settings
-    checkpoint = open_checkpoint(job)
-    images = {
-        name: read_image(path, settings.height, settings.width, name)
-        for name in ("image", "end_image")
-        if (path := getattr(settings, name)) is not None
-    }
-    names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
-    pipeline = load("DiffusionForcingPipeline", checkpoint, job)
-    if settings.addnoise_condition > MUCH_NOISE:
-        say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
-    if settings.video_fps and abs(settings.video_fps / settings.fps - 1) > 0.01:
-        say(f"--fps {settings.fps}: {settings.video_path} has {settings.video_fps:g}; all will play at the new rate")
-    return frames_from(
-        pipeline,
-        job,
-        **images,
-        **{name: getattr(settings, name) for name in names},
-        addnoise_condition=settings.addnoise_condition,
-        prefix_video=settings.video_path,
-    )
+    stem = output_stem(identity["prompt"], settings.seed)
+    run.journal = Journal.begin(settings.outdir, stem, identity, settings.prompt, settings.fps)
+    return run.journal

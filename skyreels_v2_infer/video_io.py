@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -208,7 +208,7 @@ class VideoWriter:
                 raise self._died()
             with self._part.open("rb+") as file:
                 os.fsync(file.fileno())
-            self.path = _publish(self._part, self._outdir, self._stem)
+            self.path = publish(self._part, self._outdir, self._stem)
         except BaseException:
             self._end(discard=True)
             raise
@@ -335,21 +335,78 @@ def _last_words(ffmpeg: subprocess.Popen, log: BinaryIO) -> str:
     return f"ffmpeg was ended by signal {-code}" if code < 0 else f"ffmpeg ended with code {code}"
 
 
-def _publish(part: Path, outdir: Path, stem: str) -> Path:
-    """Move the finished file to the first free name; exclusive creation claims it, so two processes never share one."""
+def publish(
+    part: Path, outdir: Path, stem: str, announce: Callable[[str], object] = str, beside: Sequence[str] = ()
+) -> Path:
+    """Move the finished file to the first free name ``stem.mp4``, ``stem-2.mp4``, ...; two processes never share one.
+
+    Args:
+        announce: is told the name that will be tried next.
+        beside: suffixes of files that belong to it, which have to be free as well.
+    """
     for number in itertools.count(1):
         path = outdir / (f"{stem}.mp4" if number == 1 else f"{stem}-{number}.mp4")
+        if any(os.path.lexists(path.with_suffix(suffix)) for suffix in (".mp4", *beside)):
+            continue
+        announce(path.name)
         try:
-            path.open("xb").close()
+            os.link(part, path)  # gives a name only where there is none
         except FileExistsError:
             continue
-        try:
-            os.replace(part, path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        except OSError:  # a file system without such links: exclusive creation claims the name
+            try:
+                path.open("xb").close()
+            except FileExistsError:
+                continue
+            try:
+                os.replace(part, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+            return path
+        part.unlink()
         return path
     raise AssertionError("unreachable")
+
+
+def join_videos(paths: Sequence[Path], out: Path, fps: float, metadata: Path | None = None) -> None:
+    """One video of several with the same size and rate, frame after frame, without coding them anew.
+
+    Args:
+        metadata: a file of metadata for it, as ffmpeg writes them.
+
+    Raises:
+        OSError: ffmpeg is missing or could not; nothing is left of `out`.
+    """
+    part = out.with_name(f".{out.name}.part")
+    quoted = (str(path.absolute()).replace("'", r"'\''") for path in paths)
+    names = "ffconcat version 1.0\n" + "".join(f"file 'file:{name}'\n" for name in quoted)
+    arguments = ["-y", "-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe,fd", "-i", "-"]
+    if metadata is not None:
+        arguments += ["-f", "ffmetadata", "-i", f"file:{metadata}", "-map", "0", "-map_metadata", "1"]
+    # x264 reorders over up to two frames, but not in a video of one: without the same lead everywhere the times of
+    # decoding would stumble at the seams, and players would read another rate from them.
+    arguments += ["-bsf:v", f"setts=pts=PTS:dts=(N-2)/({fps}*TB):duration=1/({fps}*TB)"]
+    with tempfile.TemporaryFile() as log:
+        ffmpeg = _start_ffmpeg(
+            [*arguments, "-c", "copy", "-f", "mp4", f"file:{part}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        try:
+            with suppress(BrokenPipeError):
+                ffmpeg.communicate(names.encode())
+            if ffmpeg.returncode != 0 or not part.exists() or part.stat().st_size == 0:
+                raise OSError(f"{out} could not be written: {_last_words(ffmpeg, log)}")
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, out)
+        except BaseException:
+            ffmpeg.kill()
+            ffmpeg.wait()
+            part.unlink(missing_ok=True)
+            raise
 
 
 def _check_file(path: Path | str, name: str) -> None:

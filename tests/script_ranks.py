@@ -6,29 +6,36 @@ or enlarges small differences. With FAILING_RANK in the environment that rank fa
 
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 
 from skyreels_v2_infer import cli, run
+from skyreels_v2_infer.pipelines.conditioning import to_frames
 
 PARSE = {"generate_video.py": cli.parse_generate, "generate_video_df.py": cli.parse_diffusion_forcing}
 START = {"generate_video.py": run.generate, "generate_video_df.py": run.generate_df}
 script, *argv = sys.argv[1:]
 
 
-def watched(pieces):
+def watched(parts):
     seen = []
-    for piece in pieces:
-        seen.append(piece)
-        yield piece
+
+    def noted(pieces):
+        for piece in pieces:
+            seen.append(to_frames(piece[:1])[0])
+            yield piece
+
+    for part in parts:
+        yield replace(part, pieces=noted(part.pieces))
     np.save("frames.npy", np.concatenate(seen))
 
 
 def start(job):
-    pieces = START[script](job)
+    parts = START[script](job)
     if str(job.team.rank) == os.environ.get("FAILING_RANK"):
         raise RuntimeError(f"a fault of rank {job.team.rank}")
-    return pieces if job.team.rank else watched(pieces)
+    return parts if job.team.rank else watched(parts)
 
 
 sys.exit(run.main(script, PARSE[script], start, argv))

@@ -43,12 +43,15 @@ PUBLISHED = dict(
     prompt_enhancer=False,
     prompt_enhancer_model="Qwen/Qwen2.5-32B-Instruct",
     dry_run=None,
+    resume=False,
+    no_preview=False,
 )
 PUBLISHED_DF = dict(
     end_image=None,
     video_path=None,
     video_fps=None,
     video_frames=0,
+    story=None,
     ar_step=0,
     causal_attention=False,
     causal_block_size=1,
@@ -125,6 +128,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
     values |= dict(prompt_enhancer_model="some/one", dry_run="json")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
+    switches += ["--resume", "--no_preview"]
     argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
     values |= dict(overlap_history=5, addnoise_condition=20.5)
@@ -157,6 +161,8 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         prompt_enhancer=True,
         prompt_enhancer_model="some/one",
         dry_run="json",
+        resume=True,
+        no_preview=True,
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
@@ -164,6 +170,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         video_path=None,
         video_fps=None,
         video_frames=0,
+        story=None,
         ar_step=2,
         causal_attention=False,
         causal_block_size=5,
@@ -403,7 +410,7 @@ def test_a_prompt_that_is_no_text(folder, capsys):
         ("--num_frame 97", "--num_frame 97: unknown flag, did you mean --num_frames?"),
         ("--promt=fox", "--promt=fox: unknown flag, did you mean --prompt?"),
         ("--xyzzy", "--xyzzy: unknown flag, --help lists all"),
-        ("--prompt red fox", "fox: stands without a flag in front of it (a prompt with spaces needs quotes)"),
+        ("--image red.png fox", "fox: stands without a flag in front of it (a prompt with spaces needs quotes)"),
     ],
 )
 def test_bad_command(parse, argv, line, folder, capsys):
@@ -496,7 +503,7 @@ def test_help_explains_every_flag(parse, capsys):
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and err == ""
     settings = parse([])
-    switches = {"use_usp", "offload", "prompt_enhancer", "cfg_parallel", "resolution"}
+    switches = {"use_usp", "offload", "prompt_enhancer", "cfg_parallel", "resume", "no_preview", "replay", "resolution"}
     read = {"video_fps", "video_frames"}  # of the file, no flag
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert re.search(f"\n  --{name}[ ,]", out), name

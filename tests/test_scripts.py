@@ -88,8 +88,9 @@ def checked(made: Run, frames: int, size: tuple[int, int], windows: int, seed: i
     """What holds of every run that ends well -> its frames."""
     assert made.frames.shape == (frames, *size, 3)
     assert made.meta["source_size"] == size[::-1] and made.meta["fps"] == fps
-    # The file, its folder and nothing else: no part file, no log.
-    assert contents(made.folder) == ["video_out", f"video_out/{made.path.name}"]
+    # The file, what tells about it, its folder and nothing else: no part file, no log.
+    files = [f"video_out/{made.path.stem}.{suffix}" for suffix in ("json", "mp4", "png")]
+    assert contents(made.folder) == ["video_out", *files]
     for word in ("Traceback", "Warning", "warn", "Error", "\r"):
         assert word not in made.err, made.err
     shown = [line for line in made.lines if line.startswith("window ")]
@@ -500,13 +501,18 @@ def test_a_checkpoint_of_another_shape_is_refused(model, named, broken_models, t
 # ---- what fails, and who interrupts ----------------------------------------------------------------------------------
 
 
-def gave_up(made: Run, script: str, kept: list[str]) -> None:
-    """One last line after those of the finished windows, and of the video nothing is left."""
+def gave_up(made: Run, script: str, kept: str | None = None) -> None:
+    """One last line after those of the finished windows; left is what it says: `kept` ("1 of 2") pieces or nothing."""
     *before, last = made.lines
     assert made.out == "" and "Traceback" not in made.err
-    assert last.startswith(f"{script}: ") and "no video was written" in last
+    left = "no video was written"
+    if kept is not None:
+        left = f"{kept} pieces are kept; the same command with --resume goes on"
+    assert last.startswith(f"{script}: ") and last.endswith(left)
     assert all(line.startswith(("loaded ", "window ")) for line in before), made.err
-    assert contents(made.folder) == kept
+    folders = list((made.folder / "video_out").iterdir())
+    assert [folder.suffix for folder in folders] == ([] if kept is None else [".parts"])
+    assert not list(made.folder.glob("**/*.part*.mp4"))
 
 
 def test_a_writer_that_dies_fails_the_run(models, tmp_path):
@@ -520,7 +526,7 @@ def test_a_writer_that_dies_fails_the_run(models, tmp_path):
     script, *argv = t2v(models, "--seed", 5)
     made = run(script, *argv, cwd=tmp_path / "here", IMAGEIO_FFMPEG_EXE=str(ffmpeg))
     assert made.code == 1
-    gave_up(made, script, kept=["video_out"])
+    gave_up(made, script, kept="0 of 1")  # it is denoised
     assert "No space left on device" in made.lines[-1]
 
 
@@ -530,7 +536,7 @@ def test_a_video_whose_name_cannot_be_said_is_not_denied(models, tmp_path):
     script, *argv = t2v(models, "--seed", 5)
     made = run(script, *argv, cwd=tmp_path, stdout_to=Path("/dev/full"))
     assert made.code == 1
-    (path,) = (tmp_path / "video_out").iterdir()
+    (path,) = (tmp_path / "video_out").glob("*.mp4")
     assert "Traceback" not in made.err and "no video was written" not in made.err
     assert path.name in made.lines[-1]
 
@@ -558,16 +564,16 @@ def test_interrupted_while_denoising(models, tmp_path, number, code):
     part_seen = []
 
     def stop(err: Path) -> int | None:
-        # The temporary file is there from the start of the work on; an interrupt has to tidy it away. What is first
+        # The run's folder is there from the start of the work on; an interrupt has to tidy it away. What is first
         # done then is to import things for the prompt, see the next test; some time later the loop is running.
-        if not part_seen and list(tmp_path.glob("video_out/.*.part.mp4")):
+        if not part_seen and list(tmp_path.glob("video_out/*.parts")):
             part_seen.append(time.monotonic())
         return number if part_seen and time.monotonic() > part_seen[0] + 1.5 else None
 
     script, *argv = t2v(models, "--seed", 5, "--inference_steps", 20_000)
     made = run(script, *argv, cwd=tmp_path, stop=stop)
     assert made.code == code, made.err
-    gave_up(made, script, kept=["video_out"])
+    gave_up(made, script)
     assert "interrupted" in made.lines[-1] and "window" not in made.err
 
 
@@ -595,22 +601,25 @@ def test_an_interrupt_that_falls_into_a_finalizer_is_not_lost(models, tmp_path, 
     (tmp_path / "sitecustomize.py").write_text(SWALLOW.format(number=int(number)))
     here = tmp_path / "here"
     here.mkdir()
-    script, *argv = t2v(models, "--seed", 5, "--inference_steps", 2000)
+    script, *argv = t2v(models, "--seed", 5)
     made = run(script, *argv, cwd=here, PYTHONPATH=str(tmp_path))
     assert "Exception ignored in" in made.err, "nothing was swallowed, so that nothing was tried"
     assert made.code == code, made.err
-    assert made.lines[-1] == f"{script}: interrupted; no video was written"
-    assert contents(here) == ["video_out"]
+    message = "interrupted; 0 of 1 pieces are kept; the same command with --resume goes on"
+    assert made.lines[-1] == f"{script}: {message}"
 
 
 def test_interrupted_in_the_middle_of_a_long_video(models, tmp_path):
-    """After the first window its frames are in ffmpeg's hands."""
+    """Windows that are done are kept."""
 
     def stop(err: Path) -> int | None:
-        return signal.SIGTERM if "window 1/" in err.read_text() else None
+        return signal.SIGTERM if "window 2/" in err.read_text() else None
 
     frames = ("--num_frames", 25 + 16 * 1000, "--base_num_frames", 25, "--overlap_history", 9)
     script, *argv = df(models, frames=frames)
     made = run(script, *argv, cwd=tmp_path, stop=stop)
     assert made.code == 143, made.err
-    gave_up(made, script, kept=["video_out"])
+    windows = sum(line.startswith("window ") for line in made.lines)
+    pieces = int(made.lines[-1].split("interrupted; ")[1].split(" of ")[0])
+    assert pieces in (windows, windows - 1) and pieces >= 1
+    gave_up(made, script, kept=f"{pieces} of 1001")

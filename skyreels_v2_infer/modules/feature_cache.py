@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from skyreels_v2_infer import Text2VideoPipeline
     from skyreels_v2_infer.checkpoint import Checkpoint
     from skyreels_v2_infer.cli import parse_generate
-    from skyreels_v2_infer.run import show_rows
+    from skyreels_v2_infer.jobs import show_rows
 
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = parse_generate([f"--{name}={value}" for name, value in ({"model_id": args.model_id} | given).items()])

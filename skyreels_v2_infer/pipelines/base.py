@@ -60,7 +60,11 @@ class History:
 
     def newest(self, frames: int) -> torch.Tensor:
         """float32 ``[B, 3, frames, H, W]`` in -1..1."""
-        return torch.cat(list(self.pieces), dim=2)[:, :, -frames:]
+        return self.all()[:, :, -frames:]
+
+    def all(self) -> torch.Tensor:
+        """All that is kept, float32 ``[B, 3, t, H, W]``."""
+        return torch.cat(list(self.pieces), dim=2)
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,31 @@ class Finished:
         latents: float32 ``[B, 16, F, H/8, W/8]`` of the frames that are new, an image in front among them; None for
             the video before.
         pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while it is iterated over.
+        window: index of the window; None for the video before.
+        whole: float32 ``[B, 16, F, H/8, W/8]``, what is decoded: new latents and those of the history in front.
+        history: the newest frames, up to this stretch's once `pieces` are exhausted; None where no window goes on.
     """
 
     latents: torch.Tensor | None
     pieces: Iterator[torch.Tensor]
+    window: int | None = None
+    whole: torch.Tensor | None = None
+    history: History | None = None
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on that was stopped, with what `Finished` told of it.
+
+    Attributes:
+        window: index of the first window that is made.
+        latents: `Finished.whole` of that window, if it was denoised already.
+        history: float32 ``[B, 3, t, H, W]``, the newest frames before it; None before the first window.
+    """
+
+    window: int = 0
+    latents: torch.Tensor | None = None
+    history: torch.Tensor | None = None
 
 
 class VideoPipeline:

@@ -1,17 +1,18 @@
 """Diffusion forcing: windows that go on from one another, from an image or from a video, towards an end image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, Prompts, VideoPipeline, choose_noise
+from skyreels_v2_infer.pipelines.base import Finished, History, Prompts, Resume, VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, image_video, prefix_pieces
 from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
-from skyreels_v2_infer.runtime import Noise
+from skyreels_v2_infer.runtime import Noise, NoiseSource
 from skyreels_v2_infer.sizes import check_size
+from skyreels_v2_infer.story import Scene, scenes_of
 from skyreels_v2_infer.video_io import probe_video
 
 
@@ -56,6 +57,8 @@ class DiffusionForcingPipeline(VideoPipeline):
         latents: torch.Tensor | None = None,
         callback_on_step_end=None,
         prefix_video: str | Path | np.ndarray | None = None,
+        resume: Resume | None = None,
+        story: Sequence[Scene] | None = None,
     ) -> Iterator[Finished]:
         """Plans a video, checks the arguments, and yields what is finished, window by window.
 
@@ -82,6 +85,8 @@ class DiffusionForcingPipeline(VideoPipeline):
             callback_on_step_end: ``(pipeline, row, timesteps [F], {"latents": ...}) -> dict or None``; latents in the
                 dict replace those of the run.
             prefix_video: path of a video, or frames uint8 ``[T, H, W, 3]``, to go on from; its frames come first.
+            resume: where a run that was stopped goes on; what it has made does not come again.
+            story: scenes in place of `prompt`; each begins with a window.
 
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
@@ -114,12 +119,17 @@ class DiffusionForcingPipeline(VideoPipeline):
             prefix_video,
             addnoise_condition,
         )
+        if story is not None and prompt_embeds is not None:
+            raise ValueError("story: scenes have prompts of their own; give it or prompt_embeds")
+        scenes = None if story is None else scenes_of(story, [window.window for window in plan.windows])
         return self._run(
             plan,
             (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale),
             conditions,
             choose_noise(generator, seed),
             latents,
+            resume,
+            scenes,
             fps=fps,
             callback=callback_on_step_end,
             causal_block_size=causal_block_size if causal_attention else None,
@@ -135,26 +145,47 @@ class DiffusionForcingPipeline(VideoPipeline):
 
     @torch.no_grad()
     def _run(
-        self, plan: Plan, texts, given: Conditions, noise: Noise, latents: torch.Tensor | None, **options
+        self,
+        plan: Plan,
+        texts,
+        given: Conditions,
+        noise: Noise,
+        latents: torch.Tensor | None,
+        resume: Resume | None,
+        scenes: list[Scene] | None,
+        **options,
     ) -> Iterator[Finished]:
-        prompts = self._encode_prompts(*texts)
+        first = 0 if resume is None else resume.window
+        scene = None if scenes is None else scenes[first]
+        prompts = self._encode_prompts(*told(scene, texts))
         history = History(plan.longest_history)
-        if given.prefix is not None:
-            pieces = self._prefix(given, prompts.batch, history)
-            yield Finished(None, pieces)
-            exhaust(pieces)
-        for window in plan.windows:
-            fresh = self._initial_latents(prompts, window, given.height, given.width, noise, latents)
-            latents = None
-            fresh = self._place_given(window, prompts, fresh, given, history)
-            show = None
-            if given.addnoise and window.given_latents:
-                show = NoisedHistory(noise, window.window.index, window.given_latents, given.addnoise)
-            done = self._denoise_window(plan, window, prompts, fresh, show=show, **options)
-            done = done[:, :, : window.latents - window.end_latents]
+        if resume is None:
+            resume = Resume()
+            if given.prefix is not None:
+                pieces = self._prefix(given, prompts.batch, history)
+                yield Finished(None, pieces, history=history)
+                exhaust(pieces)
+        if resume.history is not None:
+            history.add(resume.history)
+        for window in plan.windows[resume.window :]:
+            index, done = window.window.index, resume.latents if window.window.index == resume.window else None
+            if scenes is not None and scenes[index] != scene:
+                scene = scenes[index]
+                prompts = self._encode_prompts(*told(scene, texts))
+            drawn = noise if scene is None or scene.seed is None else NoiseSource(scene.seed)
+            if done is None:
+                fresh = self._initial_latents(
+                    prompts, window, given.height, given.width, drawn, None if index else latents
+                )
+                fresh = self._place_given(window, prompts, fresh, given, history)
+                show = None
+                if given.addnoise and window.given_latents:
+                    show = NoisedHistory(drawn, index, window.given_latents, given.addnoise)
+                done = self._denoise_window(plan, window, prompts, fresh, show=show, **options)
+                done = done[:, :, : window.latents - window.end_latents]
             new = done[:, :, window.window.history_latents :]
             pieces = self._decode(window, done, history)
-            yield Finished(new, pieces)
+            yield Finished(new, pieces, index, done, history)
             if window is not plan.windows[-1]:
                 exhaust(pieces)
 
@@ -181,6 +212,18 @@ class DiffusionForcingPipeline(VideoPipeline):
         if window.end_latents:
             latents[:, :, -window.end_latents :] = self._encode_video(given.end_image)
         return latents
+
+
+def told(scene: Scene | None, texts: tuple) -> tuple:
+    """Prompts and guidance of a scene, in the order of `_encode_prompts`; what it leaves open is the video's."""
+    if scene is None:
+        return texts
+    _, negative, _, negative_embeds, scale = texts
+    if scene.negative_prompt is not None:
+        negative, negative_embeds = scene.negative_prompt, None
+    if scene.guidance_scale is not None:
+        scale = scene.guidance_scale
+    return scene.prompt, negative, None, negative_embeds, scale
 
 
 def exhaust(pieces: Iterator[torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, VideoPipeline, choose_noise
+from skyreels_v2_infer.pipelines.base import Finished, History, Resume, VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import image_channels, image_video, resizecrop
 from skyreels_v2_infer.plan import Plan, make_plan
 from skyreels_v2_infer.runtime import Noise
@@ -36,6 +36,7 @@ class Image2VideoPipeline(VideoPipeline):
         latents: torch.Tensor | None = None,
         callback_on_step_end=None,
         fps: int = 24,
+        resume: Resume | None = None,
     ) -> Iterator[Finished]:
         """Plans a video, checks the arguments, and yields its one window.
 
@@ -49,10 +50,17 @@ class Image2VideoPipeline(VideoPipeline):
         picture = image_video(image, height, width, self.device)
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
         noise = choose_noise(generator, seed)
-        return self._run(plan, texts, noise, picture, latents, callback=callback_on_step_end, fps=fps)
+        options = {"callback": callback_on_step_end, "fps": fps}
+        return self._run(plan, texts, noise, picture, latents, resume or Resume(), **options)
 
     @torch.no_grad()
-    def _run(self, plan: Plan, texts, noise: Noise, picture, latents, **options) -> Iterator[Finished]:
+    def _run(self, plan: Plan, texts, noise: Noise, picture, latents, resume: Resume, **options) -> Iterator[Finished]:
+        window, done = plan.windows[0], resume.latents
+        if done is None:
+            done = self._denoise(plan, texts, noise, picture, latents, **options)
+        yield Finished(done, self._decode(window, done, History(0)), 0, done)
+
+    def _denoise(self, plan: Plan, texts, noise: Noise, picture, latents, **options) -> torch.Tensor:
         if self.image_encoder is None:
             raise ValueError("image_encoder: this pipeline has none, and cannot see the image")
         with self.at_work(self.image_encoder):
@@ -63,5 +71,4 @@ class Image2VideoPipeline(VideoPipeline):
             channels = image_channels(self.vae, picture, plan.num_frames).to(self.device)
         channels = channels.expand(prompts.batch, -1, -1, -1, -1)
         latents = self._initial_latents(prompts, window, *picture.shape[3:], noise, latents)
-        latents = self._denoise_window(plan, window, prompts, latents, y=channels, **options)
-        yield Finished(latents, self._decode(window, latents, History(0)))
+        return self._denoise_window(plan, window, prompts, latents, y=channels, **options)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, VideoPipeline, choose_noise
+from skyreels_v2_infer.pipelines.base import Finished, History, Resume, VideoPipeline, choose_noise
 from skyreels_v2_infer.plan import Plan, make_plan
 from skyreels_v2_infer.runtime import Noise
 from skyreels_v2_infer.sizes import check_size
@@ -30,6 +30,7 @@ class Text2VideoPipeline(VideoPipeline):
         latents: torch.Tensor | None = None,
         callback_on_step_end=None,
         fps: int = 24,
+        resume: Resume | None = None,
     ) -> Iterator[Finished]:
         """Plans a video, checks the arguments, and yields its one window.
 
@@ -46,6 +47,7 @@ class Text2VideoPipeline(VideoPipeline):
             callback_on_step_end: ``(pipeline, step, timesteps, {"latents": ...}) -> dict or None``; latents in the
                 dict replace those of the run.
             fps: told to models that know about it.
+            resume: where a run that was stopped goes on.
 
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
@@ -54,12 +56,14 @@ class Text2VideoPipeline(VideoPipeline):
         plan = make_plan(num_frames, num_inference_steps, shift)
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
         noise = choose_noise(generator, seed)
-        return self._run(plan, texts, noise, (height, width), latents, callback=callback_on_step_end, fps=fps)
+        options = {"callback": callback_on_step_end, "fps": fps}
+        return self._run(plan, texts, noise, (height, width), latents, resume or Resume(), **options)
 
     @torch.no_grad()
-    def _run(self, plan: Plan, texts, noise: Noise, size, latents, **options) -> Iterator[Finished]:
-        prompts = self._encode_prompts(*texts)
-        window = plan.windows[0]
-        latents = self._initial_latents(prompts, window, *size, noise, latents)
-        latents = self._denoise_window(plan, window, prompts, latents, **options)
-        yield Finished(latents, self._decode(window, latents, History(0)))
+    def _run(self, plan: Plan, texts, noise: Noise, size, latents, resume: Resume, **options) -> Iterator[Finished]:
+        window, done = plan.windows[0], resume.latents
+        if done is None:
+            prompts = self._encode_prompts(*texts)
+            latents = self._initial_latents(prompts, window, *size, noise, latents)
+            done = self._denoise_window(plan, window, prompts, latents, **options)
+        yield Finished(done, self._decode(window, done, History(0)), 0, done)

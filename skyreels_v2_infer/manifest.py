@@ -1,0 +1,162 @@
+"""What made a video, written beside it and into it, from which it can be made again (`--replay`).
+
+Torch is asked for its version only once it is loaded anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from skyreels_v2_infer import __version__, embedded
+from skyreels_v2_infer.errors import InputError, first_line
+
+FORMAT = 1
+LUMA = (0.2126, 0.7152, 0.0722)
+DRIFT, SEAM = 0.1, 0.1  # from where on a difference is worth a line
+# Not flags, or flags that say how a run is carried out and not what it makes.
+LEFT_OUT = {"outdir", "dry_run", "resume", "video_fps", "video_frames", "use_usp", "cfg_parallel", "ulysses_degree"}
+LEFT_OUT |= {"ring_degree", "offload", "prompt_enhancer", "prompt_enhancer_model", "device", "no_preview"}
+
+
+def settings_of(settings) -> dict:
+    """Flags and values that make the same video, as JSON has them; paths are absolute, the prompt is as it was used."""
+    values = {name: value for name, value in asdict(settings).items() if name not in LEFT_OUT and value is not None}
+    if "story" in values:
+        del values["prompt"]
+        scenes = [{k: v for k, v in scene.items() if v is not None} for scene in values["story"]]
+        values["story"] = json.dumps(scenes, ensure_ascii=False)
+    model = Path(settings.model_id)
+    if model.parent == embedded.FOLDER:
+        values["model_id"] = embedded.NAME
+    elif model.is_dir():
+        values["model_id"] = model
+    return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def flags_of(settings: dict) -> list[str]:
+    """The same as a command line."""
+    flags = []
+    for name, value in settings.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flags.append(f"--{name}={text}")
+    return flags
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the frames depend on."""
+    import imageio_ffmpeg
+    import numpy
+
+    found = {"skyreels_v2_infer": __version__, "python": platform.python_version(), "numpy": numpy.__version__}
+    for name in ("torch", "transformers"):
+        if name in sys.modules:
+            found[name] = sys.modules[name].__version__
+    found["ffmpeg"] = imageio_ffmpeg.get_ffmpeg_version()
+    found["machine"] = f"{platform.system()} {platform.machine()}"
+    return found
+
+
+def peak_memory() -> dict[str, float]:
+    """The most that this process has had so far, in GiB: of the host, and of the GPU if one is in use."""
+    import resource
+
+    scale = 2**30 if sys.platform == "darwin" else 2**20
+    found = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 3)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    return found
+
+
+def text_of(manifest: dict) -> str:
+    return json.dumps(manifest, indent=1, ensure_ascii=False)
+
+
+def read(path: Path) -> dict:
+    """The manifest in a file: a video, or the JSON beside one.
+
+    Raises:
+        InputError: there is none that can be used.
+    """
+    try:
+        text = path.read_text("utf-8") if path.suffix == ".json" else comment_of(path)
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT or not isinstance(manifest["settings"], dict):
+            raise ValueError("of another version")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
+        raise InputError("replay", path, legal) from None
+    return manifest
+
+
+def comment_of(video: Path) -> str:
+    """The comment in a video's metadata.
+
+    Raises:
+        ValueError: it has none.
+    """
+    import imageio_ffmpeg
+
+    if not video.is_file():
+        raise ValueError("no such file")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", f"file:{video}", "-f", "ffmetadata", "-"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    # A line break in a value is a backslash before it, as is every other character with a meaning.
+    found = re.search(rb"^comment=((?:\\.|[^\\\n])*)$", done.stdout, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError("it has no comment")
+    return re.sub(rb"\\(.)", rb"\1", found[1], flags=re.DOTALL).decode()
+
+
+def as_ffmetadata(comment: str) -> str:
+    """A file of metadata as ffmpeg reads it."""
+    return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"
+
+
+class Look:
+    """Mean brightness and saturation of a stretch of frames, and its ends."""
+
+    def __init__(self):
+        self.frames = 0
+        self._brightness = self._saturation = 0.0
+        self.first = self.last = None
+
+    def add(self, frames) -> None:
+        """uint8 ``[t, H, W, 3]``."""
+        import numpy as np
+
+        for frame in frames:  # one by one: a long piece of a large video is not copied as a whole
+            values = frame.astype(np.float32) / 255
+            self._brightness += float((values @ LUMA).mean())
+            self._saturation += float((values.max(axis=-1) - values.min(axis=-1)).mean())
+        self.first = frames[0].copy() if self.first is None else self.first
+        self.last = frames[-1].copy()
+        self.frames += len(frames)
+
+    def figures(self) -> dict[str, float]:
+        """brightness: mean luma (BT.709). saturation: mean of largest minus smallest channel. Both 0 to 1."""
+        return {
+            "brightness": round(self._brightness / self.frames, 4),
+            "saturation": round(self._saturation / self.frames, 4),
+        }
+
+
+def drift(pieces: list[dict]) -> str | None:
+    """One line if the look of a video moves away from how it began, or jumps at a seam; pieces as in a manifest."""
+    for name in ("brightness", "saturation"):
+        begun, ended = pieces[0][name], pieces[-1][name]
+        if abs(ended - begun) > DRIFT:
+            return f"{name} moved from {begun:.2f} to {ended:.2f} (of 1) between the first and the last window"
+    for number, piece in enumerate(pieces[1:], start=2):
+        if piece["seam"] > SEAM:
+            return f"the picture jumps where window {number} begins (mean difference {piece['seam']:.2f} of 1)"
+    return None

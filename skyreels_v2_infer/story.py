@@ -1,0 +1,130 @@
+"""Stories: prompts that change in the course of a long video, at the edges between its windows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.scheduler.windows import Window
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What holds from a frame on, until another scene begins.
+
+    Attributes:
+        start: frame of the video; the scene begins with the first window whose new frames do not begin before it.
+        prompt: the scene, in words.
+        negative_prompt, guidance_scale, seed: those of the whole video, if None.
+    """
+
+    start: int
+    prompt: str
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+
+
+def read_story(text: str, fps: float) -> tuple[Scene, ...]:
+    """The scenes in a file (.json, .yaml or .yml), or in JSON itself.
+
+    Args:
+        text: a path, or a JSON list.
+        fps: frames per second, for starts in seconds ("4.5s").
+
+    Raises:
+        InputError: names the scene and what is wrong with it.
+    """
+    path = Path(text)
+    try:
+        if text.lstrip().startswith("["):
+            scenes = json.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            scenes = yaml.safe_load(path.read_text("utf-8"))
+        else:
+            scenes = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _refused(text, f"cannot be read ({first_line(error, 100)})") from None
+    except ImportError:
+        raise _refused(text, "needs PyYAML: pip install pyyaml; or write it as JSON") from None
+    except Exception as error:  # PyYAML's errors have no common base among Python's own
+        raise _refused(text, f"is no YAML ({first_line(error, 100)})") from None
+    if not isinstance(scenes, list) or not scenes:
+        raise _refused(text, "must be a list of scenes, each with start and prompt")
+    story = tuple(_scene(text, number, scene, fps) for number, scene in enumerate(scenes, start=1))
+    if story[0].start != 0:
+        raise _refused(text, "scene 1: start must be 0")
+    for number, (before, after) in enumerate(pairwise(story), start=2):
+        if after.start <= before.start:
+            raise _refused(text, f"scene {number}: start must be after that of the scene before")
+    return story
+
+
+def _refused(text: str, reason: str) -> InputError:
+    shown = " ".join(text.split())
+    return InputError("story", shown if len(shown) < 80 else f"{shown[:77]}...", reason)
+
+
+def _scene(text: str, number: int, scene: object, fps: float) -> Scene:
+    def wrong(reason: str) -> InputError:
+        return _refused(text, f"scene {number}: {reason}")
+
+    if not isinstance(scene, dict):
+        raise wrong("must be a mapping with start and prompt")
+    unknown = set(scene) - set(Scene.__dataclass_fields__)
+    if unknown:
+        raise wrong(f"{sorted(map(str, unknown))[0]} is none of {', '.join(Scene.__dataclass_fields__)}")
+    start = scene.get("start")
+    if isinstance(start, str) and start.endswith("s"):
+        try:
+            start = round(float(start[:-1]) * fps)
+        except (ValueError, OverflowError):
+            start = None
+    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
+        raise wrong('start must be a frame (24) or seconds ("1.5s"), at least 0')
+    prompt, negative = scene.get("prompt"), scene.get("negative_prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise wrong("prompt must be text")
+    if negative is not None and not isinstance(negative, str):
+        raise wrong("negative_prompt must be text")
+    scale, seed = scene.get("guidance_scale"), scene.get("seed")
+    if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale < 1e6):
+        raise wrong("guidance_scale must be a number, at least 0")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        raise wrong(f"seed must be a whole number from 0 to {2**63 - 1}")
+    return Scene(start, prompt, negative, None if scale is None else float(scale), seed)
+
+
+def of_prompts(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Scene, ...]:
+    """A prompt for each window; the last one stays to the end.
+
+    Raises:
+        InputError: there are more prompts than windows.
+    """
+    if len(prompts) > len(windows):
+        many = f"{len(windows)} window{'s' * (len(windows) != 1)}"
+        legal = f"{len(prompts)} prompts for {many}; at most one each (a prompt with spaces needs quotes)"
+        raise InputError("prompt", None, legal)
+    starts = [0, *(window.first_frame for window in windows[1:])]
+    return tuple(Scene(start, prompt) for start, prompt in zip(starts, prompts, strict=False))
+
+
+def scenes_of(story: Sequence[Scene], windows: Sequence[Window]) -> list[Scene]:
+    """The scene of each window.
+
+    Raises:
+        InputError: no window begins while a scene holds; names where windows begin.
+    """
+    chosen = [[scene for scene in story if scene.start <= window.first_frame][-1] for window in windows]
+    for scene in story:
+        if scene not in chosen:
+            edges = ", ".join(str(window.first_frame) for window in windows[1:]) or "0 only, there is one"
+            legal = f"the scene from frame {scene.start} on would never begin; windows begin at frames {edges}"
+            raise InputError("story", None, legal)
+    return chosen

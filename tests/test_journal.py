@@ -1,0 +1,349 @@
+"""Runs that go on: the journal's files by themselves, and whole runs that are stopped in every way."""
+
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from script_runs import FORCING, ROOT, contents, environment, read_frames, run
+
+from skyreels_v2_infer import journal, manifest, preview
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.journal import DamagedError, Journal
+from skyreels_v2_infer.video_io import VideoWriter, join_videos
+
+IDENTITY = {"prompt": "a swan", "seed": 7, "shift": 8.0, "model_id": {"weights": "12-ab"}}
+
+
+def frames(count: int, start: int = 0) -> np.ndarray:
+    """Frames that tell their number by their grey."""
+    return np.stack([np.full((32, 32, 3), 3 * (start + i) % 250, np.uint8) for i in range(count)])
+
+
+def add_piece(run: Journal, count: int, start: int, history: bool = True) -> None:
+    run.keep_latents(np.full(4, start, np.float32))
+    made = frames(count, start)
+    with run.segment(32, 32, 24) as writer:
+        writer.write(made)
+    about, ends = {"frames": count}, preview.pair(made[0], made[-1])
+    run.done(writer, np.full(3, start + count, np.float32) if history else None, about, ends)
+
+
+def finish(run: Journal) -> Path:
+    firsts = [sum(piece["frames"] for piece in run.pieces[:i]) for i in range(len(run.pieces))]
+    total = sum(piece["frames"] for piece in run.pieces)
+    return run.finish({"all": "é=;#\n"}, {"lasting": "é=;#\\\n"}, lambda ends: preview.sheet(ends, firsts, total))
+
+
+@pytest.fixture
+def begun(tmp_path) -> Journal:
+    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan, written out", 24)
+    add_piece(made, 5, 0)
+    add_piece(made, 8, 5)
+    return made
+
+
+# The files
+
+
+def test_pieces_are_joined_frame_after_frame_and_nothing_else_is_left(begun, tmp_path):
+    add_piece(begun, 1, 13, history=False)
+    path = finish(begun)
+    assert path.name == "a-swan_7.mp4"
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+    assert json.loads(path.with_suffix(".json").read_text()) == {"all": "é=;#\n"}
+    assert json.loads(manifest.comment_of(path)) == {"lasting": "é=;#\\\n"}
+    page = np.array(Image.open(path.with_suffix(".png")).convert("L")).astype(int)
+    # First and last frames of the pieces: 0, 4, 5, 12 and 13, which is a piece of its own.
+    shown = [page[preview.GAP + preview.LABEL + 16, preview.GAP + 16 + i * (32 + preview.GAP)] for i in range(5)]
+    assert np.abs(np.array(shown) - 3 * np.array([0, 4, 5, 12, 13])).max() <= 1
+    made = read_frames(path)
+    assert len(made) == 14
+    assert np.abs(made.astype(int) - frames(14)).max() <= 2
+
+
+def test_segments_are_not_coded_anew_and_their_times_follow_on(tmp_path):
+    import imageio_ffmpeg
+
+    paths, start = [], 0
+    for count in (1, 32, 5, 2):
+        with VideoWriter(tmp_path, f"it's {count}", 64, 48, 24) as writer:
+            noise = np.random.default_rng(count).integers(0, 255, (count, 64, 48, 3), np.uint8)
+            writer.write(noise)
+        paths.append(writer.path)
+        start += count
+    join_videos(paths, tmp_path / "joined.mp4", 24)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(tmp_path / "joined.mp4")]
+    command += ["-c", "copy", "-copyts", "-f", "framecrc", "-"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [[int(value) for value in line.split(",")[1:4]] for line in lines if not line.startswith("#")]
+    decoded, shown, lasts = np.array(rows).T  # in units of the file
+    step = lasts[0]
+    assert set(lasts) == set(np.diff(decoded)) == {step}
+    assert sorted(shown) == [i * step for i in range(start)]
+    pieces = np.concatenate([read_frames(path) for path in paths])
+    assert np.array_equal(read_frames(tmp_path / "joined.mp4"), pieces)
+
+
+def test_a_video_that_cannot_be_joined_leaves_nothing(tmp_path):
+    (tmp_path / "broken.mp4").write_text("no video")
+    with pytest.raises(OSError, match=r"joined\.mp4 could not be written: "):
+        join_videos([tmp_path / "broken.mp4"], tmp_path / "joined.mp4", 24)
+    assert contents(tmp_path) == ["broken.mp4"]
+
+
+def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
+    begun.keep_latents(np.arange(6, dtype=np.float32))
+    begun.close()
+    for wanted in (IDENTITY, IDENTITY | {"seed": None}):
+        found = Journal.resume(tmp_path, wanted)
+        assert (len(found.pieces), found.identity, found.prompt) == (2, IDENTITY, "a swan, written out")
+        latents, history = found.state()
+        assert latents.tolist() == list(range(6)) and history.tolist() == [13, 13, 13]
+        found.close()
+    assert Journal.resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
+    assert Journal.resume(tmp_path, IDENTITY | {"seed": 8}) is None
+    found = Journal.resume(tmp_path, IDENTITY)
+    add_piece(found, 4, 13, history=False)
+    assert len(read_frames(finish(found))) == 17
+
+
+def test_other_settings_are_refused_and_named(begun, tmp_path):
+    begun.close()
+    with pytest.raises(InputError, match=r"--resume: the interrupted run in .* has other settings: ") as caught:
+        Journal.resume(tmp_path, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
+    assert "--shift was 8.0, now is 3.0; --model_id was {'weights': '12-ab'}" in str(caught.value)
+
+
+def test_two_runs_never_touch_each_other(begun, tmp_path):
+    other = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    assert other.folder != begun.folder
+    with pytest.raises(InputError, match="is being worked on by another process"):
+        Journal.resume(tmp_path, IDENTITY)
+    add_piece(other, 5, 0, history=False)
+    add_piece(begun, 1, 13, history=False)
+    assert [finish(begun).name, finish(other).name] == ["a-swan_7.mp4", "a-swan_7-2.mp4"]
+
+
+def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
+    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    with pytest.raises(ValueError, match="stop"), made.segment(32, 32, 24) as writer:
+        writer.write(frames(2))
+        raise ValueError("stop")
+    made.close()
+    assert contents(tmp_path) == []
+
+
+def test_folders_of_runs_that_did_not_begin_are_tidied_up(tmp_path):
+    (tmp_path / "a-swan_7-0123.parts").mkdir()
+    assert Journal.resume(tmp_path, IDENTITY) is None
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["run.json", "segment-0001.mp4", "history-0002.npz", "latents-0002.npz"])
+@pytest.mark.parametrize("damage", ["cut", "one byte"])
+def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
+    begun.keep_latents(np.arange(600, dtype=np.float32))
+    begun.close()
+    path = begun.folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2 if name.endswith(("mp4", "npz")) else 0] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=f"--resume: .*{name} is damaged"):
+        found = Journal.resume(tmp_path, IDENTITY)
+        try:
+            found.state()
+        finally:
+            found.close()
+
+
+def test_what_was_being_written_is_removed(begun, tmp_path):
+    begun.close()
+    for name in (".history-0003.npz.part", "segment-0002.mp4", "history-0001.npz", ".segment-0002.12.part.mp4"):
+        (begun.folder / name).write_bytes(b"half")
+    found = Journal.resume(tmp_path, IDENTITY)
+    assert contents(found.folder) == sorted(
+        [
+            "ends-0000.png",
+            "ends-0001.png",
+            "history-0002.npz",
+            "lock",
+            "run.json",
+            "segment-0000.mp4",
+            "segment-0001.mp4",
+        ]
+    )
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(24))
+def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch, step):
+    """Every change of the file system from the last piece on is made or not made; then the run is taken up again."""
+    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    add_piece(made, 5, 0)
+    count = 0
+    with monkeypatch.context() as patch:
+        for real in (os.replace, os.link, os.unlink):
+
+            def dying(*args, real=real, **kw):
+                nonlocal count
+                count += 1
+                if count > step:
+                    raise Killed
+                return real(*args, **kw)
+
+            patch.setattr(os, real.__name__, dying)
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: os.unlink(path) if path.exists() else None)
+        try:
+            add_piece(made, 4, 5, history=False)
+            assert finish(made).exists()
+            finished = True
+        except Killed:
+            finished = False
+    if not finished:
+        os.close(made._lock)  # as the end of the process would
+        found = Journal.resume(tmp_path, IDENTITY)
+        if found is not None:
+            if len(found.pieces) == 1:
+                add_piece(found, 4, 5, history=False)
+            finish(found)
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+    assert len(read_frames(tmp_path / "a-swan_7.mp4")) == 9
+
+
+# Whole runs
+
+LONG = (
+    "--model_id",
+    "tiny",
+    "--num_frames",
+    65,
+    "--inference_steps",
+    4,
+    "--seed",
+    3,
+    "--prompt",
+    "a red circle goes up",
+)
+NAME = "a-red-circle-goes-up_3"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    """The video of a run that nobody stops."""
+    result = run(FORCING, *LONG, cwd=tmp_path_factory.mktemp("whole"))
+    return result.path.read_bytes()
+
+
+def killed_when(tmp_path: Path, appears: str, number: int = signal.SIGKILL) -> subprocess.CompletedProcess:
+    """A run that gets a signal as soon as a file of that pattern is there."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / FORCING), *map(str, LONG), "--resume"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    limit = time.monotonic() + 100
+    while not list(tmp_path.glob(f"video_out/*.parts/{appears}")) and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def resumed(tmp_path: Path, whole: bytes) -> str:
+    result = run(FORCING, *LONG, "--resume", cwd=tmp_path)
+    assert result.path.read_bytes() == whole
+    assert contents(tmp_path) == ["video_out", *(f"video_out/{NAME}.{suffix}" for suffix in ("json", "mp4", "png"))]
+    return result.err
+
+
+@pytest.mark.parametrize(
+    ("appears", "windows"),
+    [
+        ("run.json", {3}),  # in the first window
+        ("latents-0001.npz", {1}),  # in a decode; what is denoised is not denoised again
+        (".segment-0002.*", {0, 1}),  # while the last segment is written
+        (".joined.mp4.part", {0}),
+    ],
+)
+def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears, windows):
+    assert killed_when(tmp_path, appears).returncode in (-signal.SIGKILL, 0)
+    err = resumed(tmp_path, whole)
+    assert err.count(" rows, ") in windows or appears == ".joined.mp4.part"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
+    result = killed_when(tmp_path, "segment-0000.mp4", number)
+    assert result.returncode == code
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("generate_video_df.py: interrupted; ")
+    assert last.endswith(" of 3 pieces are kept; the same command with --resume goes on")
+    changed = run(FORCING, *LONG, "--resume", "--shift", 2, cwd=tmp_path)
+    assert changed.code == 2
+    assert "has other settings: --shift was 3.0, now is 2.0" in changed.lines[-1] and len(changed.lines) == 1
+    resumed(tmp_path, whole)
+
+
+@pytest.mark.parametrize("limit_kib", [2, 20, 60])
+def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path, whole, limit_kib):
+    """A limit on the size of files stands for the disk; what fails depends on it: latents, history or a segment."""
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails with an error, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_kib * 1024, limit_kib * 1024))
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / FORCING), *map(str, LONG), "--resume"],
+        cwd=tmp_path,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        preexec_fn=limited,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("generate_video_df.py: failed: OSError: ") and "Traceback" not in done.stderr
+    resumed(tmp_path, whole)
+
+
+def test_two_processes_do_not_share_a_run(tmp_path):
+    begun = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    add_piece(begun, 5, 0)
+    code = (
+        "import json, sys; from pathlib import Path; from skyreels_v2_infer.journal import Journal\n"
+        "Journal.resume(Path(sys.argv[1]), json.loads(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(IDENTITY)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert "is being worked on by another process" in done.stderr
+    begun.close()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    handle = os.open(begun.folder / "lock", os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process has let go of it
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys; from skyreels_v2_infer import journal; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert journal.SUFFIX == ".parts"

@@ -1,0 +1,118 @@
+"""Manifests, replays and previews."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from script_runs import FORCING, GENERATE, contents, run
+
+from skyreels_v2_infer import cli, manifest, preview
+from skyreels_v2_infer.errors import InputError
+
+TINY = ("--model_id", "tiny", "--inference_steps", 3, "--seed", 3, "--prompt", "a red circle: it's 50% up; a=b #c\\d")
+LONG = ("--num_frames", 49, "--ar_step", 1, "--image", "first.png")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "first.png")
+    return run(FORCING, *TINY, *LONG, cwd=folder)
+
+
+def test_beside_a_video_lies_what_made_it(made):
+    about = json.loads(made.path.with_suffix(".json").read_text())
+    settings = about["settings"]
+    assert (settings["model_id"], settings["seed"], settings["prompt"]) == ("tiny", 3, TINY[-1])
+    assert (settings["image"], settings["height"]) == (str(made.folder / "first.png"), 64)
+    assert {"torch", "transformers", "python", "ffmpeg", "skyreels_v2_infer"} <= set(about["versions"])
+    assert any(name.endswith("safetensors") for name in about["weights"])
+    assert [piece["frames"] for piece in about["pieces"]] == [33, 16]
+    assert about["pieces"][0]["seam"] == 0 and 0 <= about["pieces"][1]["seam"] < 1
+    assert 0 < about["seconds"] < 100 and 0.1 < about["peak_memory_gib"]["host"] < 4
+    inside = json.loads(manifest.comment_of(made.path))
+    # What differs from run to run stays outside, so that the same run gives the same file.
+    assert set(about) - set(inside) == {"seconds", "peak_memory_gib"}
+    assert inside["settings"] == settings
+
+
+def test_the_preview_shows_the_ends_of_the_windows(made):
+    page = np.array(Image.open(made.path.with_suffix(".png")))
+    shown = [page[18:82, 4 + 68 * i : 68 + 68 * i].astype(int) for i in range(4)]
+    for picture, frame in zip(shown, made.frames[[0, 32, 33, 48]].astype(int), strict=True):
+        assert np.abs(picture - frame).mean() < 4  # what the video's coder changes
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".json"])
+def test_a_replay_makes_the_same_video(made, tmp_path, suffix):
+    again = run(FORCING, "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_other_flags_replace_what_is_written(made, tmp_path):
+    flags = ("--replay", made.path, "--seed", 4, "--no_preview", "--num_frames", 33)
+    again = run(FORCING, *flags, cwd=tmp_path)
+    assert len(again.frames) == 33
+    stem = again.path.stem
+    assert stem.endswith("_4") and contents(tmp_path / "video_out") == [f"{stem}.json", f"{stem}.mp4"]
+    assert json.loads(again.path.with_suffix(".json").read_text())["settings"]["image"] == str(
+        made.folder / "first.png"
+    )
+
+
+def test_what_cannot_be_replayed_is_refused(made, tmp_path):
+    (tmp_path / "other.json").write_text('{"format": 0}')
+    (tmp_path / "text.mp4").write_text("no video")
+    legal = "must be a video that this program made, or the .json beside one"
+    for path, what in ((tmp_path / "other.json", legal), (tmp_path / "text.mp4", legal), (tmp_path / "no.mp4", legal)):
+        result = run(FORCING, "--replay", path, cwd=tmp_path)
+        assert result.code == 2 and len(result.lines) == 1
+        assert result.err.startswith(f"generate_video_df.py: --replay {path}: {what}")
+    result = run(GENERATE, "--replay", made.path, cwd=tmp_path)
+    assert result.err == f"generate_video.py: --replay {made.path}: was made by {FORCING}\n"
+
+
+def test_settings_are_flags_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 96)).save("end.png")
+    argv = ["--end_image", "end.png", "--teacache", "--teacache_coefficients=1,-2,3,4,5", "--causal_block_size", "3"]
+    argv += ["--negative_prompt", "", "--seed", "5", "--resolution", "720P", "--dtype", "float16"]
+    settings = cli.parse_diffusion_forcing(argv)
+    again = cli.parse_diffusion_forcing(manifest.flags_of(json.loads(json.dumps(manifest.settings_of(settings)))))
+    assert again.end_image == tmp_path / "end.png"
+    for name in ("teacache_coefficients", "negative_prompt", "height", "width", "dtype", "causal_block_size", "prompt"):
+        assert getattr(again, name) == getattr(settings, name)
+
+
+def test_comments_survive_ffmpeg_s_escapes(tmp_path):
+    text = 'line\nbreak = ; # \\ "quotes" é 鶴'
+    (tmp_path / "metadata").write_text(manifest.as_ffmetadata(text))
+    from skyreels_v2_infer.video_io import VideoWriter, join_videos
+
+    with VideoWriter(tmp_path, "one", 32, 32, 24) as writer:
+        writer.write(np.zeros((2, 32, 32, 3), np.uint8))
+    join_videos([writer.path], tmp_path / "out.mp4", 24, tmp_path / "metadata")
+    assert manifest.comment_of(tmp_path / "out.mp4") == text
+    with pytest.raises(InputError, match="it has no comment"):
+        manifest.read(writer.path)
+
+
+def test_how_a_stretch_looks():
+    look = manifest.Look()
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    frames[:2] = (255, 255, 255)
+    frames[2:] = (255, 0, 0)
+    look.add(frames[:3])
+    look.add(frames[3:])
+    assert look.figures() == {"brightness": round((2 + 2 * 0.2126) / 4, 4), "saturation": 0.5}
+    assert np.array_equal(look.first, frames[0]) and np.array_equal(look.last, frames[3])
+    assert preview.difference(preview.thumbnail(frames[0]), preview.thumbnail(frames[3])) == pytest.approx(2 / 3)
+
+
+def test_drift_and_jumps_are_worth_a_line():
+    still = {"brightness": 0.5, "saturation": 0.3, "seam": 0.01}
+    assert manifest.drift([still, still]) is None
+    assert "brightness moved from 0.50 to 0.62" in manifest.drift([still, still | {"brightness": 0.62}])
+    assert "saturation moved" in manifest.drift([still, still | {"saturation": 0.15}])
+    assert "jumps where window 2 begins" in manifest.drift([still, still | {"seam": 0.3}])
