@@ -259,11 +259,12 @@ class Journal:
     def _ends(self, number: int) -> Path:
         return self.folder / f"ends-{number:04d}.png"
 
-    def ends(self) -> list[Image.Image]:
-        """What `done` was given for every piece so far."""
+    def ends(self, number: int) -> Image.Image:
+        """What `done` was given for a piece."""
         from PIL import Image
 
-        return [Image.open(self._ends(number)).convert("RGB") for number in range(len(self.pieces))]
+        with Image.open(self._ends(number)) as picture:
+            return picture.convert("RGB")
 
     def done(self, writer: VideoWriter, history: np.ndarray | None, about: dict, ends: Image.Image) -> None:
         """The piece at hand is finished.
@@ -294,13 +295,15 @@ class Journal:
 
     # The end
 
-    def finish(self, manifest: dict, lasting: dict, preview: Callable[[list[Image.Image]], Image.Image] | None) -> Path:
+    def finish(
+        self, manifest: dict, lasting: dict, preview: Callable[[Callable[[int], Image.Image]], Image.Image] | None
+    ) -> Path:
         """Joins the segments, without coding them anew, under the first free name ``stem.mp4``; removes the folder.
 
         Args:
             manifest: goes beside the video, as JSON.
             lasting: what of it goes into the video.
-            preview: makes the picture that goes beside the video of the pieces' ends; None: none is wanted.
+            preview: makes of `ends` the picture that goes beside the video; None: none is wanted.
         """
         path = self._named()
         if path is None:
@@ -311,7 +314,7 @@ class Journal:
         if not path.with_suffix(".json").exists():
             write_whole(path.with_suffix(".json"), lambda file: file.write(text_of(manifest).encode()))
         if preview is not None and not path.with_suffix(".png").exists():
-            page = preview(self.ends())
+            page = preview(self.ends)
             write_whole(path.with_suffix(".png"), lambda file: page.save(file, format="PNG"))
         self.discard()
         return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 WIDTH = 320  # of a picture in the sheet, in pixels; smaller videos as they are
 ROW = 1600  # pixels that a row of the sheet may have
 GAP, LABEL = 4, 14
+MOST = 16_000_000  # pixels of all pictures in a sheet
 
 
 def thumbnail(frame: np.ndarray) -> Image.Image:
@@ -46,29 +48,27 @@ def difference(last: Image.Image, first: Image.Image) -> float:
     return float(np.abs(one - other).mean() / 255)
 
 
-def sheet(pairs: list[Image.Image], first_frames: list[int], frames: int) -> Image.Image:
-    """The contact sheet.
+def sheet(ends: Callable[[int], Image.Image], first_frames: list[int], frames: int) -> Image.Image:
+    """The contact sheet, no larger than `MOST` pixels: of very long videos the pictures are smaller.
 
     Args:
-        pairs: from `pair`, one for each stretch in order.
+        ends: number of a stretch -> what `pair` made of it.
         first_frames: the number of each stretch's first frame. frames: how many there are in all.
     """
     from PIL import Image, ImageDraw
 
-    ends = [first_frames[i] - 1 for i in range(1, len(pairs))] + [frames - 1]
-    pictures = []
-    for both, begin, end in zip(pairs, first_frames, ends, strict=True):
-        first, last = parted(both)
-        pictures.append((begin, first))
-        if end > begin:
-            pictures.append((end, last))
-    width, height = pictures[0][1].size
-    across = max(1, min(len(pictures), ROW // (width + GAP)))
-    down = -(-len(pictures) // across)
+    numbers = [(i, end) for i, begin in enumerate(first_frames) for end in (begin, (*first_frames, frames)[i + 1] - 1)]
+    numbers = list(dict.fromkeys(numbers))  # a stretch of one frame has one end
+    width, height = parted(ends(0))[0].size
+    shrink = min(1.0, (MOST / (len(numbers) * width * height)) ** 0.5)
+    width, height = max(8, round(width * shrink)), max(8, round(height * shrink))
+    across = max(1, min(len(numbers), ROW // (width + GAP)))
+    down = -(-len(numbers) // across)
     page = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + LABEL + GAP) + GAP), "white")
     draw = ImageDraw.Draw(page)
-    for i, (number, picture) in enumerate(pictures):
-        x, y = GAP + i % across * (width + GAP), GAP + i // across * (height + LABEL + GAP)
+    for place, (stretch, number) in enumerate(numbers):
+        picture = parted(ends(stretch))[number != first_frames[stretch]]
+        x, y = GAP + place % across * (width + GAP), GAP + place // across * (height + LABEL + GAP)
         draw.text((x, y), str(number), fill="black")
-        page.paste(picture, (x, y + LABEL))
+        page.paste(picture if shrink == 1 else picture.resize((width, height)), (x, y + LABEL))
     return page

@@ -274,7 +274,7 @@ def seam(journal: Journal, ends) -> float:
     """How much the picture changes from the piece before to the one at hand, 0 to 1."""
     if not journal.pieces:
         return 0.0
-    return preview.difference(preview.parted(journal.ends()[-1])[1], preview.parted(ends)[0])
+    return preview.difference(preview.parted(journal.ends(len(journal.pieces) - 1))[1], preview.parted(ends)[0])
 
 
 def finish(run: Run, settings: GenerateSettings) -> Path:

@@ -98,6 +98,16 @@ def test_comments_survive_ffmpeg_s_escapes(tmp_path):
         manifest.read(writer.path)
 
 
+def test_the_sheet_of_a_very_long_video_does_not_grow_without_end():
+    both = preview.pair(*np.zeros((2, 360, 640, 3), np.uint8))
+    assert both.size == (640, 180)
+    starts = list(range(0, 5000, 5))
+    page = preview.sheet(lambda number: both, starts, 5000)
+    assert page.width * page.height < 1.5 * preview.MOST
+    one = preview.sheet(lambda number: both, [0], 1)
+    assert one.size == (320 + 2 * preview.GAP, 180 + preview.LABEL + 2 * preview.GAP)
+
+
 def test_how_a_stretch_looks():
     look = manifest.Look()
     frames = np.zeros((4, 8, 8, 3), np.uint8)
