@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_checkpoints
 import torch
+from PIL import Image
 from script_runs import FORCING, GENERATE, LIMIT, ROOT, Run, contents, environment, read_frames, run
 
 from skyreels_v2_infer.distributed import team
@@ -153,39 +154,44 @@ def test_every_mode_in_every_layout_makes_what_one_rank_makes(checkpoints, tmp_p
             assert difference <= (0 if whole else LATENTS), (mode, layout, difference)
 
 
-@pytest.mark.parametrize(
-    ("task", "script", "flags"),
-    [
-        ("t2v", GENERATE, ()),
-        ("t2v", GENERATE, ("--no-cfg_parallel", "--teacache", "--teacache_coefficients", "0,0,0,1,0")),
-        pytest.param(
-            "i2v", GENERATE, ("--ring_degree", 2, "--offload", "--image", "../picture.png"), marks=pytest.mark.slow
-        ),
-        pytest.param(
-            "df",
-            FORCING,
-            ("--no-cfg_parallel", "--base_num_frames", 5, "--overlap_history", 1, "--ar_step", 1),
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["guidance", "ulysses with a cache", "ring with an image", "windows"],
-)
-def test_two_ranks_write_the_video_of_one(checkpoints, tmp_path, task, script, flags):
-    from PIL import Image
+# What is made; how the ranks share it, which the one alone is not told.
+SHARED = {
+    "guidance": (2, "t2v", GENERATE, (), ()),
+    "ulysses with a cache": (
+        *(2, "t2v", GENERATE),
+        ("--teacache", "--teacache_coefficients", "0,0,0,1,0"),
+        ("--no-cfg_parallel",),
+    ),
+    "ring with an image": (2, "i2v", GENERATE, ("--image", "../picture.png"), ("--ring_degree", 2, "--offload")),
+    "windows": (
+        *(2, "df", FORCING),
+        ("--base_num_frames", 5, "--overlap_history", 1, "--ar_step", 1),
+        ("--no-cfg_parallel",),
+    ),
+    "everything": (
+        *(4, "tiny", FORCING),
+        ("--num_frames", 49, "--ar_step", 1, "--causal_attention", "--image", "../picture.png", "--teacache"),
+        ("--offload",),
+    ),
+}
+SLOW = ("ring with an image", "windows", "everything")
 
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in SHARED])
+def test_several_ranks_write_the_video_of_one(checkpoints, tmp_path, case):
+    count, task, script, flags, sharing = SHARED[case]
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "picture.png")
-    model = ("--model_id", checkpoints / task, "--device", "cpu", *SMALL)
-    usual = [flag for flag in flags if flag not in ("--no-cfg_parallel", "--ring_degree", 2, "--offload")]
+    model = ("--model_id", task if task == "tiny" else checkpoints / task, "--device", "cpu", *SMALL, *flags)
     frames = []
-    for ranks, argv in ((1, (*model, *usual)), (2, (*model, *flags, "--use_usp"))):
+    for ranks, argv in ((1, model), (count, (*model, *sharing, "--use_usp"))):
         (folder := tmp_path / str(ranks)).mkdir()
-        both = torchrun(ranks, HERE / "script_ranks.py", script, *argv, cwd=folder)
+        made = torchrun(ranks, HERE / "script_ranks.py", script, *argv, cwd=folder)
         frames.append(np.load(folder / "frames.npy").astype(int))
-        assert read_frames(both.path).shape == frames[-1].shape
+        assert read_frames(made.path).shape == frames[-1].shape
     assert np.abs(frames[0] - frames[1]).max() <= 1
-    spoken = [line for line in both.lines if line.startswith("loaded ")]
-    assert len(spoken) == 1  # the second rank is silent
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    spoken = [line for line in made.lines if line.startswith("loaded ")]
+    assert len(spoken) == 1  # the other ranks are silent
+    assert contents(tmp_path / "1") == contents(tmp_path / str(count))
 
 
 def test_without_a_seed_all_ranks_take_the_first_one_s(checkpoints, tmp_path):
