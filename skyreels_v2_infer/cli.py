@@ -58,6 +58,15 @@ PUBLISHED = embedded.Defaults(
 )
 TINY = embedded.DEFAULTS
 
+# Flags that are given beside --replay, and what they take the place of in the video's settings.
+INSTEAD = {
+    "--resolution": ("height", "width"),
+    "--prompt": ("story",),
+    "--story": ("prompt",),
+    "--image": ("video_path",),
+    "--video_path": ("image",),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
@@ -223,7 +232,10 @@ def _read(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
             raise InputError("replay", args.replay, f"was made by {written['script']}")
     except InputError as error:
         parser.error(str(error))
-    return parser.read([*manifest.flags_of(written["settings"]), *argv])
+    given = {word.partition("=")[0] for word in argv}
+    replaced = {name for flag, names in INSTEAD.items() if flag in given for name in names}
+    settings = {name: value for name, value in written["settings"].items() if name not in replaced}
+    return parser.read([*manifest.flags_of(settings), *argv])
 
 
 def _defaults(name: str) -> str:
@@ -535,6 +547,8 @@ def _check_ranks(args: argparse.Namespace) -> None:
         if launch.size > 1:
             legal = f"torchrun has started {launch.size} processes, which would all make the same video"
             raise InputError("use_usp", None, f"is not given, but {legal}")
+    if launch.size > 1 and args.device not in (None, "cpu", "cuda"):
+        raise InputError("device", args.device, "each of several processes takes a GPU of its own; give cuda or cpu")
 
 
 def _check_enhancer(args: argparse.Namespace) -> None:

@@ -55,14 +55,24 @@ def check_kind(settings: GenerateSettings, config: dict) -> None:
         raise InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
 
 
+def scenes_and_scales(settings: GenerateSettings, plan: Plan) -> tuple[list[Scene], list[float]]:
+    """For each window its scene and its guidance scale."""
+    scenes = [Scene(0, settings.prompt)] * len(plan.windows)
+    if getattr(settings, "story", None) is not None:
+        scenes = scenes_of(settings.story, [window.window for window in plan.windows])
+    return scenes, [settings.guidance_scale if s.guidance_scale is None else s.guidance_scale for s in scenes]
+
+
+def is_guided(settings: GenerateSettings) -> bool:
+    """Whether any window has two branches of guidance."""
+    return any(scale != 1 for scale in scenes_and_scales(settings, plan_of(settings))[1])
+
+
 def describe(settings: GenerateSettings) -> dict:
     """What the command would do, as plain data; what only the weights would tell is None."""
     plan, config = plan_of(settings), known_config(settings)
     forcing = isinstance(settings, DiffusionForcingSettings)
-    scenes = [Scene(0, settings.prompt)] * len(plan.windows)
-    if forcing and settings.story is not None:
-        scenes = scenes_of(settings.story, [window.window for window in plan.windows])
-    scales = [settings.guidance_scale if s.guidance_scale is None else s.guidance_scale for s in scenes]
+    scenes, scales = scenes_and_scales(settings, plan)
     guided = [scale != 1 for scale in scales]
     seed = "SEED" if settings.seed is None else settings.seed
     model = settings.model_id

@@ -13,8 +13,13 @@ class InputError(ValueError):
     """
 
     def __init__(self, name: str, value: object, legal: str):
-        super().__init__(f"--{name}: {legal}" if value is None else f"--{name} {value}: {legal}")
+        super().__init__(printable(f"--{name}: {legal}" if value is None else f"--{name} {value}: {legal}"))
         self.name, self.value, self.legal = name, value, legal
+
+
+def printable(text: str) -> str:
+    """In one line, whatever a user may have typed: line breaks and undecodable bytes are written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

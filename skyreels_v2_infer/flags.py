@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from skyreels_v2_infer.distributed.team import Launch
+from skyreels_v2_infer.errors import printable
 
 
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
@@ -135,8 +136,7 @@ class Parser(argparse.ArgumentParser):
                 message = f"{flag}: takes no value"
             else:
                 message = f"{flag} {rest}"
-        # A line break or an undecodable byte in what the user typed must not break the line.
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        line = printable(message)
         speaks = Launch.from_environment().local_rank == 0  # of several processes that were told the same
         self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
@@ -15,7 +16,8 @@ from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.cost import frame_tokens
 from skyreels_v2_infer.distributed.layout import Layout, choose_layout
 from skyreels_v2_infer.distributed.team import Team
-from skyreels_v2_infer.dry_run import check_kind
+from skyreels_v2_infer.dry_run import check_kind, is_guided
+from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
 from skyreels_v2_infer.video_io import read_image
 
@@ -46,7 +48,8 @@ def open_checkpoint(settings: GenerateSettings, team: Team) -> Checkpoint:
     with team.first_rank_first():  # which downloads what is missing; the others find it there
         config = read_transformer_config(settings.model_id)
         check_kind(settings, config)
-        choose_sharing(settings, team, config)  # before gigabytes are fetched
+        layout = choose_sharing(settings, team, config)  # before gigabytes are fetched
+        check_packages(settings, layout)
         checkpoint = Checkpoint.open(settings.model_id)
     if not team.rank:
         check_files(checkpoint)
@@ -61,11 +64,22 @@ def choose_sharing(settings: GenerateSettings, team: Team, config: dict) -> Layo
         team.size,
         config["num_heads"],
         frame_tokens(settings.height, settings.width),
-        guided=settings.guidance_scale != 1,
+        guided=is_guided(settings),
         cfg_parallel=settings.cfg_parallel,
         ulysses=settings.ulysses_degree,
         ring=settings.ring_degree,
     )
+
+
+def check_packages(settings: GenerateSettings, layout: Layout) -> None:
+    """Raises an `InputError` for a package that would be missing later, and for what no kernel can do."""
+    on_gpu = settings.device not in (None, "cpu")
+    if layout.parts > 1 and find_spec("yunchang") is None:
+        raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
+    if layout.ring > 1 and on_gpu and settings.dtype == "float32":
+        raise InputError("dtype", "float32", "a ring of GPUs needs bfloat16 or float16")
+    if settings.offload and on_gpu and find_spec("diffusers") is None:
+        raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
 
 
 def load(pipeline_class: str, job: Job):

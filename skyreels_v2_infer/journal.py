@@ -6,8 +6,8 @@ holds
 - ``run.json``: what the run is (settings, files, seed), by which it is found again, and the pieces that are done, each
   with the size and the checksum of its segment; a piece counts once it stands here, so this file is replaced last;
 - ``segment-0000.mp4``, ...: the pieces, each a video that plays;
-- ``history-0001.npz``: the newest frames before the piece of that number, for the window to go on from;
-- ``latents-0001.npz``: a window that is denoised but not decoded yet;
+- ``history-0001.npy``: the newest frames before the piece of that number, for the window to go on from;
+- ``latents-0001.npy``: a window that is denoised but not decoded yet;
 - ``ends-0000.png``, ...: the first and the last frame of each piece, small, for the preview.
 
 Every file is written under another name first, and a lock keeps other processes away. Nothing here knows torch.
@@ -19,8 +19,7 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import zipfile
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +35,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMAT = 1  # of these files
-SUFFIX = ".parts"
+SUFFIX, LOCK = ".parts", "lock"
+FOLDER = re.compile(r".+-[0-9a-f]{12}(-\d+)?\.parts")
+SAMPLES, SAMPLE = 256, 2**14  # of a file, in bytes, of which a fingerprint is taken
 SHOWN = 60  # characters of a setting in a message
 
 
@@ -53,12 +54,14 @@ def digest_of(identity: dict) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Size and checksum of a file's ends: fast, and different for files that differ in any likely way."""
-    size, part = path.stat().st_size, 2**20
+    """Size and checksum of samples of a file: fast, and different for files that differ in any likely way."""
+    size = path.stat().st_size
+    value = 0
     with path.open("rb") as file:
-        head = file.read(part)
-        file.seek(max(0, size - part))
-        return f"{size}-{zlib.crc32(file.read(part), zlib.crc32(head)):08x}"
+        for start in range(0, size, max(SAMPLE, size // SAMPLES)):
+            file.seek(start)
+            value = zlib.crc32(file.read(SAMPLE), value)
+    return f"{size}-{value:08x}"
 
 
 def checksum(path: Path) -> int:
@@ -84,16 +87,28 @@ def write_whole(path: Path, write) -> None:
         raise
 
 
+def text_checksum(content: dict) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
 def write_json(path: Path, content: dict) -> None:
-    write_whole(path, lambda file: file.write(json.dumps(content, indent=1, ensure_ascii=False).encode()))
+    checked = {"checksum": text_checksum(content), **content}
+    write_whole(path, lambda file: file.write(json.dumps(checked, indent=1).encode()))
 
 
 def read_json(path: Path) -> dict:
+    """What `write_json` wrote.
+
+    Raises:
+        DamagedError: it is not what was written. FileNotFoundError.
+    """
     try:
         content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError("of another version")
-    except (OSError, ValueError) as error:
+        if content.pop("checksum") != text_checksum(content) or content["format"] != FORMAT:
+            raise ValueError("not what was written, or by another version")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(path, str(error)) from None
     return content
 
@@ -133,10 +148,10 @@ class Journal:
             folder = outdir / f"{name}{f'-{number}' if number > 1 else ''}{SUFFIX}"
             try:
                 folder.mkdir()
-            except FileExistsError:
+                lock = take_lock(folder)
+            except (FileExistsError, FileNotFoundError):  # taken, or tidied up at once by `resume`
                 continue
-            lock = take_lock(folder)
-            if lock is None:  # somebody tidies up, see `resume`
+            if lock is None:
                 continue
             journal = cls(folder, lock, run)
             try:
@@ -148,39 +163,49 @@ class Journal:
         raise AssertionError("unreachable")
 
     @classmethod
-    def resume(cls, outdir: Path, identity: dict) -> Journal | None:
+    def resume(cls, outdir: Path, stem: str, identity: dict) -> Journal | None:
         """The interrupted run of this identity; None: there is none of this prompt and seed.
 
-        A seed that is None in the identity fits any.
+        Args:
+            stem: what the names of such runs begin with.
+            identity: as for `begin`; a seed that is None fits any.
 
         Raises:
             InputError: those of this prompt and seed differ otherwise; names in what. Or the run is still going on, or
                 damaged.
         """
-        different = []
-        for folder in sorted(outdir.glob(f"*{SUFFIX}")):
-            if not (folder / "run.json").exists():
-                lock = take_lock(folder)
-                if lock is not None:  # stopped before it began
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.close(lock)
+        busy, damaged, different = [], [], []
+        for folder in sorted(outdir.iterdir() if outdir.is_dir() else []):
+            if not folder.name.startswith(stem) or not FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
-            run = read_json(folder / "run.json")
-            found = run["identity"]
-            compared = [name for name in identity if name != "seed" or identity[name] is not None]
-            changed = [name for name in compared if found.get(name) != identity[name]]
-            if changed:
-                if not {"prompt", "seed"} & set(changed):
-                    different.append((folder, changed, found))
-                continue
-            lock = take_lock(folder)
-            if lock is None:
-                raise InputError("resume", None, f"{folder} is being worked on by another process")
             try:
-                return cls._opened(folder, lock, run)
-            except BaseException:
-                os.close(lock)
-                raise
+                lock = take_lock(folder)
+                if lock is None:
+                    if not differences(read_json(folder / "run.json")["identity"], identity):
+                        busy.append(folder)
+                    continue
+            except (FileNotFoundError, DamagedError):  # somebody is just making or removing it
+                continue
+            try:
+                run = read_json(folder / "run.json")  # under the lock: what it says now holds
+                changed = differences(run["identity"], identity)
+                if not changed:
+                    journal = cls._opened(folder, lock, run)
+                    lock = None
+                    return journal
+                if not {"prompt", "seed"} & set(changed):
+                    different.append((folder, changed, run["identity"]))
+            except FileNotFoundError:
+                remove_beginning(folder)
+            except DamagedError as error:
+                damaged.append(error)
+            finally:
+                if lock is not None:
+                    os.close(lock)
+        if busy:
+            raise InputError("resume", None, f"{busy[0]} is being worked on by another process")
+        if damaged:
+            raise damaged[0]
         if different:
             folder, changed, found = min(different, key=lambda item: len(item[1]))
             names = "; ".join(
@@ -194,12 +219,15 @@ class Journal:
         journal = cls(folder, lock, run)
         if journal._named() is not None:
             return journal
-        for piece in journal.pieces:
-            path = folder / piece["name"]
-            if not path.exists() or (path.stat().st_size, checksum(path)) != (piece["bytes"], piece["checksum"]):
-                raise DamagedError(path, "not what was written")
+        for number, piece in enumerate(journal.pieces):
+            for path, expected in (
+                (folder / piece["name"], piece["checksum"]),
+                (journal._ends(number), piece["ends_checksum"]),
+            ):
+                if not path.exists() or checksum(path) != expected:
+                    raise DamagedError(path, "not what was written")
         # Anything else was being written, or was about to be removed.
-        known = {"run.json", "lock", journal._latents.name, journal._history.name, journal._joined.name}
+        known = {"run.json", LOCK, journal._latents.name, journal._history.name, journal._joined.name}
         known |= {piece["name"] for piece in journal.pieces}
         known |= {journal._ends(number).name for number in range(len(journal.pieces))}
         for path in folder.iterdir():
@@ -225,21 +253,21 @@ class Journal:
     def discard(self) -> None:
         # What tells of the run goes last: until then a run that is taken up again knows that the video has its name.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
-            if path.name != "lock":
+            if path.name != LOCK:
                 path.unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
         self._lock = None
+        remove_beginning(self.folder)
 
     # The piece at hand
 
     @property
     def _latents(self) -> Path:
-        return self.folder / f"latents-{len(self.pieces):04d}.npz"
+        return self.folder / f"latents-{len(self.pieces):04d}.npy"
 
     @property
     def _history(self) -> Path:
-        return self.folder / f"history-{len(self.pieces):04d}.npz"
+        return self.folder / f"history-{len(self.pieces):04d}.npy"
 
     def state(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(latents of the window at hand if it is denoised, newest frames before it); each None if there are none."""
@@ -277,8 +305,9 @@ class Journal:
         """
         at_hand = (self._latents, self._history)
         path = writer.path
-        piece = {"name": path.name, "bytes": path.stat().st_size, "checksum": checksum(path), **about}
+        piece = {"name": path.name, "checksum": checksum(path), **about}
         write_whole(self._ends(len(self.pieces)), lambda file: ends.save(file, format="PNG"))
+        piece["ends_checksum"] = checksum(self._ends(len(self.pieces)))
         self.pieces.append(piece)
         try:
             if history is not None:
@@ -341,25 +370,58 @@ class Journal:
         return None
 
 
+def differences(found: dict, wanted: dict) -> list[str]:
+    """The settings in which two identities differ; a wanted seed of None fits any."""
+    compared = [name for name in wanted if name != "seed" or wanted[name] is not None]
+    return [name for name in compared if found.get(name) != wanted[name]]
+
+
+def remove_beginning(folder: Path) -> None:
+    """Removes the folder of a run that had hardly begun, or is all but gone; any other folder stays."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name not in (LOCK, ".run.json.part"):
+                return
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
 def take_lock(folder: Path) -> int | None:
     """An open file that locks the folder until it is closed, at the latest by the process's end; None: it is locked."""
-    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     try:
         import fcntl
-    except ImportError:  # no such locks on Windows
-        return handle
-    try:
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         os.close(handle)
         return None
+    except (ImportError, OSError):
+        pass  # Windows, or a file system without locks: nobody keeps others away there
     return handle
+
+
+class Summing:
+    """A file that is written, and the checksum of what was."""
+
+    def __init__(self, file):
+        self.file, self.value = file, 0
+
+    def write(self, block) -> int:
+        self.value = zlib.crc32(block, self.value)
+        return self.file.write(block)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     import numpy as np
 
-    write_whole(path, lambda file: np.savez(file, array=array))
+    def write(file) -> None:
+        summing = Summing(file)
+        np.save(summing, array)
+        file.write(summing.value.to_bytes(4, "big"))
+
+    write_whole(path, write)
 
 
 def read_array(path: Path) -> np.ndarray | None:
@@ -367,8 +429,12 @@ def read_array(path: Path) -> np.ndarray | None:
 
     if not path.exists():
         return None
-    try:
-        with np.load(path) as file:  # a zip archive, whose checksums are compared while it is read
-            return file["array"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DamagedError(path, str(error)) from None
+    size = path.stat().st_size - 4
+    with path.open("rb") as file:
+        value = 0
+        while block := file.read(min(2**20, size - file.tell())):
+            value = zlib.crc32(block, value)
+        if size < 0 or file.read(5) != value.to_bytes(4, "big"):
+            raise DamagedError(path, "not what was written")
+        file.seek(0)
+        return np.load(file)

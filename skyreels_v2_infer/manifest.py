@@ -10,7 +10,9 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 from skyreels_v2_infer import __version__, embedded
@@ -30,7 +32,7 @@ def settings_of(settings) -> dict:
     if "story" in values:
         del values["prompt"]
         scenes = [{k: v for k, v in scene.items() if v is not None} for scene in values["story"]]
-        values["story"] = json.dumps(scenes, ensure_ascii=False)
+        values["story"] = json.dumps(scenes)
     model = Path(settings.model_id)
     if model.parent == embedded.FOLDER:
         values["model_id"] = embedded.NAME
@@ -54,12 +56,11 @@ def flags_of(settings: dict) -> list[str]:
 def versions() -> dict[str, str]:
     """Of everything that the frames depend on."""
     import imageio_ffmpeg
-    import numpy
 
-    found = {"skyreels_v2_infer": __version__, "python": platform.python_version(), "numpy": numpy.__version__}
-    for name in ("torch", "transformers"):
-        if name in sys.modules:
-            found[name] = sys.modules[name].__version__
+    found = {"skyreels_v2_infer": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     found["ffmpeg"] = imageio_ffmpeg.get_ffmpeg_version()
     found["machine"] = f"{platform.system()} {platform.machine()}"
     return found
@@ -67,10 +68,12 @@ def versions() -> dict[str, str]:
 
 def peak_memory() -> dict[str, float]:
     """The most that this process has had so far, in GiB: of the host, and of the GPU if one is in use."""
-    import resource
+    found = {}
+    with suppress(ImportError):  # not on Windows
+        import resource
 
-    scale = 2**30 if sys.platform == "darwin" else 2**20
-    found = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 3)}
+        scale = 2**30 if sys.platform == "darwin" else 2**20
+        found["host"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale, 3)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         found["gpu"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
@@ -78,7 +81,7 @@ def peak_memory() -> dict[str, float]:
 
 
 def text_of(manifest: dict) -> str:
-    return json.dumps(manifest, indent=1, ensure_ascii=False)
+    return json.dumps(manifest, indent=1)  # all ASCII: a path may hold what is no UTF-8
 
 
 def read(path: Path) -> dict:
@@ -92,7 +95,8 @@ def read(path: Path) -> dict:
         manifest = json.loads(text)
         if manifest["format"] != FORMAT or not isinstance(manifest["settings"], dict):
             raise ValueError("of another version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        str(manifest["script"])
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
         raise InputError("replay", path, legal) from None
     return manifest
@@ -151,7 +155,11 @@ class Look:
 
 
 def drift(pieces: list[dict]) -> str | None:
-    """One line if the look of a video moves away from how it began, or jumps at a seam; pieces as in a manifest."""
+    """One line if the look of a video moves away from how it began, or jumps at a seam.
+
+    Args:
+        pieces: the windows, as in a manifest; a seam in front of the first one is not looked at.
+    """
     for name in ("brightness", "saturation"):
         begun, ended = pieces[0][name], pieces[-1][name]
         if abs(ended - begun) > DRIFT:

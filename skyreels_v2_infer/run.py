@@ -24,7 +24,7 @@ from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, asse
 from skyreels_v2_infer.dry_run import plan_of, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint
-from skyreels_v2_infer.journal import DamagedError, Journal, digest_of, fingerprint
+from skyreels_v2_infer.journal import DamagedError, Journal, fingerprint
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
 
@@ -79,7 +79,8 @@ class Run:
     def __init__(self, prog: str, settings: GenerateSettings):
         self.prog, self.began = prog, time.perf_counter()
         self.journal: Journal | None = None
-        self.pieces = len(plan_of(settings).windows) + bool(getattr(settings, "video_path", None))
+        self.prefix = int(getattr(settings, "video_path", None) is not None)
+        self.pieces = self.prefix + len(plan_of(settings).windows)
 
     def left(self) -> str:
         """What a message about an early end says of the files."""
@@ -102,13 +103,23 @@ def main(
         start: `generate` or `generate_df`.
         argv: arguments; None: the process's own.
     """
+    code = _run(prog, parse, start, argv)
+    if code and Launch.from_environment().size > 1:
+        # Ending properly would wait on a GPU for ranks that wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(prog: str, parse, start, argv: Sequence[str] | None) -> int:
     interrupts, run = Interrupts(), None
     try:
         with interrupts:
             settings = parse(sys.argv[1:] if argv is None else argv)
-            if settings.dry_run:
-                return tell(prog, show(settings))
             launch = Launch.from_environment()
+            if settings.dry_run:
+                return DONE if launch.rank else tell(prog, show(settings))
             if launch.rank:  # nothing to tidy up here, and Python would not see the signal while it waits for others
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if launch.size > 1:
@@ -145,7 +156,8 @@ def execute(
     identity = identity_of(settings, checkpoint)
     found = None
     if settings.resume and not team.rank:
-        run.journal = Journal.resume(settings.outdir, identity)
+        stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
+        run.journal = Journal.resume(settings.outdir, stem, identity)
         found = where_to_go_on(run, settings)
     found = team.same(found)
     if found is None:
@@ -181,9 +193,8 @@ def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
     latents, history = journal.state()
     if history is None and 0 < done < run.pieces:
         raise DamagedError(journal.folder, "the newest frames are missing")
-    prefix = run.pieces - len(plan_of(settings).windows)
     # Without a piece a prefix has to be read first; there are no latents then.
-    resume = (done - prefix, latents, history) if done or latents is not None else None
+    resume = (done - run.prefix, latents, history) if done or latents is not None else None
     say(f"--resume: {done} of {run.pieces} pieces are there{', and the next one is denoised' * (latents is not None)}")
     return {
         "seed": journal.identity["seed"],
@@ -285,7 +296,6 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
         "format": manifests.FORMAT,
         "script": run.prog,
         "settings": manifests.settings_of(settings),
-        "run": digest_of(journal.identity),
         "weights": journal.identity["model_id"],
         "versions": manifests.versions(),
         "pieces": pieces,
@@ -294,7 +304,7 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
     manifest |= {"seconds": round(time.perf_counter() - run.began, 3), "peak_memory_gib": manifests.peak_memory()}
     firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
     total = sum(piece["frames"] for piece in pieces)
-    moved = manifests.drift(pieces)
+    moved = manifests.drift(pieces[run.prefix :])
     if moved is not None:
         say(moved)
 

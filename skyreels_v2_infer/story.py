@@ -93,6 +93,10 @@ def _scene(text: str, number: int, scene: object, fps: float) -> Scene:
         raise wrong("prompt must be text")
     if negative is not None and not isinstance(negative, str):
         raise wrong("negative_prompt must be text")
+    try:
+        f"{prompt}{negative}".encode()
+    except UnicodeEncodeError:
+        raise wrong("its text must be valid UTF-8") from None
     scale, seed = scene.get("guidance_scale"), scene.get("seed")
     if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale < 1e6):
         raise wrong("guidance_scale must be a number, at least 0")

@@ -396,7 +396,7 @@ def join_videos(paths: Sequence[Path], out: Path, fps: float, metadata: Path | N
         )
         try:
             with suppress(BrokenPipeError):
-                ffmpeg.communicate(names.encode())
+                ffmpeg.communicate(os.fsencode(names))
             if ffmpeg.returncode != 0 or not part.exists() or part.stat().st_size == 0:
                 raise OSError(f"{out} could not be written: {_last_words(ffmpeg, log)}")
             with part.open("rb+") as file:

@@ -124,7 +124,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         monkeypatch.setenv(name, str(value))
     values = dict(model_id="my/model", outdir="out/deep", prompt="fox", negative_prompt="fog", height=64, width=128)
     values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
-    values |= dict(seed=9, device="cuda:1", dtype="float16", teacache_thresh=0.3)
+    values |= dict(seed=9, device="cuda", dtype="float16", teacache_thresh=0.3)
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
     values |= dict(prompt_enhancer_model="some/one", dry_run="json")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
@@ -147,7 +147,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         shift=3.0,
         fps=16,
         seed=9,
-        device="cuda:1",
+        device="cuda",
         dtype="float16",
         teacache=True,
         teacache_thresh=0.3,

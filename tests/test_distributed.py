@@ -107,8 +107,6 @@ def test_each_process_takes_the_gpu_with_its_number(monkeypatch):
     assert team.own_device(None, 3) == team.own_device("cuda", 3) == "cuda:3"
     with pytest.raises(InputError, match="--device cuda: process 5 of this machine finds only 4 GPUs"):
         team.own_device(None, 4)
-    with pytest.raises(InputError, match="--device cuda:1: with several processes each takes a GPU of its own"):
-        team.own_device("cuda:1", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert team.own_device(None, 3) == "cpu"
 
@@ -234,11 +232,23 @@ def test_a_rank_that_fails_ends_all_with_its_error_shown_once(checkpoints, tmp_p
             [],
             "--use_usp: is not given, but torchrun has started 2 processes, which would all make the same video",
         ),
+        (
+            {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+            ["--use_usp", "--device", "cuda:1"],
+            "--device cuda:1: each of several processes takes a GPU of its own; give cuda or cpu",
+        ),
     ],
 )
 def test_wrong_flags(tmp_path, environ, flags, message):
     result = run(GENERATE, *flags, cwd=tmp_path, **environ)
     assert (result.code, result.err) == (2, f"generate_video.py: {message}\n")
+
+
+def test_only_the_first_process_tells_of_a_dry_run(tmp_path):
+    flags = (GENERATE, "--dry_run", "--use_usp", "--model_id", "tiny")
+    first = run(*flags, cwd=tmp_path, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
+    second = run(*flags, cwd=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
+    assert first.out.startswith("tiny") and (second.code, second.out, second.err) == (0, "", "")
 
 
 def test_only_the_first_process_of_a_machine_says_what_is_wrong_with_a_flag(tmp_path):

@@ -1,5 +1,6 @@
 """Runs that go on: the journal's files by themselves, and whole runs that are stopped in every way."""
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,8 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.journal import DamagedError, Journal
 from skyreels_v2_infer.video_io import VideoWriter, join_videos
 
+STEM = "a-swan_"
+FILES = ["run.json", "segment-0001.mp4", "ends-0000.png", "history-0002.npy", "latents-0002.npy"]
 IDENTITY = {"prompt": "a swan", "seed": 7, "shift": 8.0, "model_id": {"weights": "12-ab"}}
 
 
@@ -104,14 +107,14 @@ def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
     begun.keep_latents(np.arange(6, dtype=np.float32))
     begun.close()
     for wanted in (IDENTITY, IDENTITY | {"seed": None}):
-        found = Journal.resume(tmp_path, wanted)
+        found = Journal.resume(tmp_path, STEM, wanted)
         assert (len(found.pieces), found.identity, found.prompt) == (2, IDENTITY, "a swan, written out")
         latents, history = found.state()
         assert latents.tolist() == list(range(6)) and history.tolist() == [13, 13, 13]
         found.close()
-    assert Journal.resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
-    assert Journal.resume(tmp_path, IDENTITY | {"seed": 8}) is None
-    found = Journal.resume(tmp_path, IDENTITY)
+    assert Journal.resume(tmp_path, STEM, IDENTITY | {"prompt": "a goose"}) is None
+    assert Journal.resume(tmp_path, STEM, IDENTITY | {"seed": 8}) is None
+    found = Journal.resume(tmp_path, STEM, IDENTITY)
     add_piece(found, 4, 13, history=False)
     assert len(read_frames(finish(found))) == 17
 
@@ -119,7 +122,7 @@ def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
 def test_other_settings_are_refused_and_named(begun, tmp_path):
     begun.close()
     with pytest.raises(InputError, match=r"--resume: the interrupted run in .* has other settings: ") as caught:
-        Journal.resume(tmp_path, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
+        Journal.resume(tmp_path, STEM, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
     assert "--shift was 8.0, now is 3.0; --model_id was {'weights': '12-ab'}" in str(caught.value)
 
 
@@ -127,7 +130,7 @@ def test_two_runs_never_touch_each_other(begun, tmp_path):
     other = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
     assert other.folder != begun.folder
     with pytest.raises(InputError, match="is being worked on by another process"):
-        Journal.resume(tmp_path, IDENTITY)
+        Journal.resume(tmp_path, STEM, IDENTITY)
     add_piece(other, 5, 0, history=False)
     add_piece(begun, 1, 13, history=False)
     assert [finish(begun).name, finish(other).name] == ["a-swan_7.mp4", "a-swan_7-2.mp4"]
@@ -142,14 +145,61 @@ def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
     assert contents(tmp_path) == []
 
 
-def test_folders_of_runs_that_did_not_begin_are_tidied_up(tmp_path):
-    (tmp_path / "a-swan_7-0123.parts").mkdir()
-    assert Journal.resume(tmp_path, IDENTITY) is None
-    assert contents(tmp_path) == []
+def test_folders_of_runs_that_did_not_begin_are_tidied_up_and_no_others(tmp_path):
+    begun = tmp_path / "a-swan_7-0123456789ab.parts"
+    begun.mkdir()
+    (begun / "lock").touch()
+    for name in ("a-swan_7-0123456789ab-2.parts", "holiday.parts", "a-swan_7-film.parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").touch()
+    (tmp_path / "a-swan_7-0123456789cd.parts").touch()  # a file
+    assert Journal.resume(tmp_path, STEM, IDENTITY) is None
+    assert not begun.exists()
+    assert len(list(tmp_path.rglob("precious.txt"))) == 3
 
 
-@pytest.mark.parametrize("name", ["run.json", "segment-0001.mp4", "history-0002.npz", "latents-0002.npz"])
-@pytest.mark.parametrize("damage", ["cut", "one byte"])
+def test_runs_that_go_on_are_left_alone_whatever_their_settings(begun, tmp_path):
+    assert Journal.resume(tmp_path, STEM, IDENTITY | {"shift": 3.0}) is None
+    free = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    add_piece(free, 5, 0)
+    free.close()
+    found = Journal.resume(tmp_path, STEM, IDENTITY)  # one of the two is locked
+    assert found.folder == free.folder
+
+
+def test_a_damaged_run_does_not_stand_in_the_way_of_others(begun, tmp_path):
+    begun.close()
+    other = Journal.begin(tmp_path, "a-swan_8", IDENTITY | {"seed": 8}, "a swan", 24)
+    add_piece(other, 5, 0)
+    other.close()
+    (other.folder / "run.json").write_text("{")
+    assert Journal.resume(tmp_path, STEM, IDENTITY).folder == begun.folder
+    assert Journal.resume(tmp_path, "a-goose_", IDENTITY | {"prompt": "a goose"}) is None
+
+
+def test_without_locks_on_a_file_system_a_run_begins_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    assert [path.name for path in tmp_path.iterdir()] == [made.folder.name]
+    made.close()
+
+
+def test_a_fingerprint_sees_a_change_anywhere(tmp_path):
+    path, content = tmp_path / "weights", bytearray(8 * 2**20)
+    path.write_bytes(content)
+    before = journal.fingerprint(path)
+    content[len(content) // 2 : len(content) // 2 + 2**15] = b"x" * 2**15
+    path.write_bytes(content)
+    assert journal.fingerprint(path) != before
+    (tmp_path / "empty").touch()
+    assert journal.fingerprint(tmp_path / "empty") == "0-00000000"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", 0.02, 0.5, 0.98])
 def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
     begun.keep_latents(np.arange(600, dtype=np.float32))
     begun.close()
@@ -158,10 +208,10 @@ def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
     if damage == "cut":
         content = content[: len(content) // 2]
     else:
-        content[len(content) // 2 if name.endswith(("mp4", "npz")) else 0] ^= 0xFF
+        content[int(damage * len(content))] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=f"--resume: .*{name} is damaged"):
-        found = Journal.resume(tmp_path, IDENTITY)
+        found = Journal.resume(tmp_path, STEM, IDENTITY)
         try:
             found.state()
         finally:
@@ -170,14 +220,14 @@ def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
 
 def test_what_was_being_written_is_removed(begun, tmp_path):
     begun.close()
-    for name in (".history-0003.npz.part", "segment-0002.mp4", "history-0001.npz", ".segment-0002.12.part.mp4"):
+    for name in (".history-0003.npy.part", "segment-0002.mp4", "history-0001.npy", ".segment-0002.12.part.mp4"):
         (begun.folder / name).write_bytes(b"half")
-    found = Journal.resume(tmp_path, IDENTITY)
+    found = Journal.resume(tmp_path, STEM, IDENTITY)
     assert contents(found.folder) == sorted(
         [
             "ends-0000.png",
             "ends-0001.png",
-            "history-0002.npz",
+            "history-0002.npy",
             "lock",
             "run.json",
             "segment-0000.mp4",
@@ -216,7 +266,7 @@ def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch
             finished = False
     if not finished:
         os.close(made._lock)  # as the end of the process would
-        found = Journal.resume(tmp_path, IDENTITY)
+        found = Journal.resume(tmp_path, STEM, IDENTITY)
         if found is not None:
             if len(found.pieces) == 1:
                 add_piece(found, 4, 5, history=False)
@@ -249,12 +299,14 @@ def whole(tmp_path_factory) -> bytes:
     return result.path.read_bytes()
 
 
-def killed_when(tmp_path: Path, appears: str, number: int = signal.SIGKILL) -> subprocess.CompletedProcess:
-    """A run that gets a signal as soon as a file of that pattern is there."""
+def killed_when(
+    tmp_path: Path, appears: str, number: int = signal.SIGKILL, wait: float = 0, **more: str
+) -> subprocess.CompletedProcess:
+    """A run that gets a signal as soon as a file of that pattern is there, or `wait` seconds later."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / FORCING), *map(str, LONG), "--resume"],
         cwd=tmp_path,
-        env=environment(),
+        env=environment(**more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -264,6 +316,7 @@ def killed_when(tmp_path: Path, appears: str, number: int = signal.SIGKILL) -> s
     while not list(tmp_path.glob(f"video_out/*.parts/{appears}")) and process.poll() is None:
         assert time.monotonic() < limit
         time.sleep(0.002)
+    time.sleep(wait)
     process.send_signal(number)
     out, err = process.communicate(timeout=100)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -280,15 +333,26 @@ def resumed(tmp_path: Path, whole: bytes) -> str:
     ("appears", "windows"),
     [
         ("run.json", {3}),  # in the first window
-        ("latents-0001.npz", {1}),  # in a decode; what is denoised is not denoised again
+        ("latents-0001.npy", {1}),  # in a decode; what is denoised is not denoised again
         (".segment-0002.*", {0, 1}),  # while the last segment is written
-        (".joined.mp4.part", {0}),
     ],
 )
 def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears, windows):
-    assert killed_when(tmp_path, appears).returncode in (-signal.SIGKILL, 0)
+    assert killed_when(tmp_path, appears).returncode == -signal.SIGKILL
     err = resumed(tmp_path, whole)
-    assert err.count(" rows, ") in windows or appears == ".joined.mp4.part"
+    assert err.count(" rows, ") in windows
+
+
+def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path, whole):
+    import imageio_ffmpeg
+
+    real, stub, here = imageio_ffmpeg.get_ffmpeg_exe(), tmp_path / "ffmpeg", tmp_path / "here"
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *concat*) exec sleep 20;; *) exec "{real}" "$@";; esac\n')
+    stub.chmod(0o755)
+    here.mkdir()
+    assert killed_when(here, "ends-0002.png", wait=2, IMAGEIO_FFMPEG_EXE=str(stub)).returncode == -signal.SIGKILL
+    err = resumed(here, whole)
+    assert "3 of 3 pieces are there" in err and "loaded" not in err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -331,7 +395,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     add_piece(begun, 5, 0)
     code = (
         "import json, sys; from pathlib import Path; from skyreels_v2_infer.journal import Journal\n"
-        "Journal.resume(Path(sys.argv[1]), json.loads(sys.argv[2]))"
+        'Journal.resume(Path(sys.argv[1]), "a-swan_", json.loads(sys.argv[2]))'
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(IDENTITY)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -1,6 +1,8 @@
 """Manifests, replays and previews."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,13 +66,34 @@ def test_other_flags_replace_what_is_written(made, tmp_path):
 def test_what_cannot_be_replayed_is_refused(made, tmp_path):
     (tmp_path / "other.json").write_text('{"format": 0}')
     (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "half.json").write_text('{"format": 1, "settings": {}}')
     legal = "must be a video that this program made, or the .json beside one"
-    for path, what in ((tmp_path / "other.json", legal), (tmp_path / "text.mp4", legal), (tmp_path / "no.mp4", legal)):
-        result = run(FORCING, "--replay", path, cwd=tmp_path)
+    for name in ("other.json", "half.json", "text.mp4", "no.mp4"):
+        result = run(FORCING, "--replay", tmp_path / name, cwd=tmp_path)
         assert result.code == 2 and len(result.lines) == 1
-        assert result.err.startswith(f"generate_video_df.py: --replay {path}: {what}")
+        assert result.err.startswith(f"generate_video_df.py: --replay {tmp_path / name}: {legal}")
     result = run(GENERATE, "--replay", made.path, cwd=tmp_path)
     assert result.err == f"generate_video.py: --replay {made.path}: was made by {FORCING}\n"
+
+
+def test_what_replaces_something_else_replaces_it(made):
+    def parse(*argv):
+        return cli.parse_diffusion_forcing(["--replay", str(made.path), *argv])
+
+    assert (parse().height, parse("--resolution", "540P").height) == (64, 544)
+    story = '[{"start": 0, "prompt": "a swan"}]'
+    assert parse("--story", story).prompt == "a swan"
+    assert parse("--prompt", "a goose").prompt == "a goose"
+
+
+def test_paths_that_are_no_utf_8_and_texts_that_are(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    Image.new("RGB", (64, 64)).save(os.path.join(folder, b"first.png"))
+    image = os.fsdecode(os.path.join(folder, b"first.png"))
+    again = run(FORCING, *TINY, "--num_frames", 5, "--image", image, cwd=Path(os.fsdecode(folder)))
+    again = run(FORCING, "--replay", again.path, "--outdir", "again", cwd=tmp_path)
+    assert len(again.frames) == 5
 
 
 def test_settings_are_flags_again(tmp_path, monkeypatch):

@@ -113,6 +113,14 @@ def test_the_model_is_asked_with_the_instruction_and_its_answer_is_bounded(chat_
     assert not hasattr(enhancer, "model")
 
 
+def test_a_template_without_a_system_role_gets_the_instruction_from_the_user(chat_model, monkeypatch):
+    enhancer = PromptEnhancer(str(chat_model), device_map="cpu")
+    picky = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    monkeypatch.setattr(enhancer.tokenizer, "chat_template", picky + "[{{ m.content }}]{% endfor %}")
+    text = enhancer.tokenizer.decode(enhancer._asked("a dog")["input_ids"][0])
+    assert text == f"[{prompt_enhancer.INSTRUCTION}\n\na dog]"
+
+
 def test_a_model_that_cannot_chat_is_refused(chat_model, tmp_path):
     with pytest.raises(InputError, match=f"--prompt_enhancer_model {tmp_path}: cannot be loaded"):
         PromptEnhancer(str(tmp_path), device_map="cpu")

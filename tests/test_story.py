@@ -50,6 +50,7 @@ def test_a_story_is_read_from_a_file_or_from_its_text(tmp_path):
         ('[{"start": 0, "prompt": "a", "promt": "b"}]', "scene 1: promt is none of start, prompt, negative_prompt"),
         ('[{"start": 0, "prompt": "a", "guidance_scale": -1}]', "scene 1: guidance_scale must be"),
         ('[{"start": 0, "prompt": "a", "seed": 1.5}]', "scene 1: seed must be"),
+        ('[{"start": 0, "prompt": "\\udcff"}]', "scene 1: its text must be valid UTF-8"),
         ('[{"start": 0, "prompt": "a", "negative_prompt": 3}]', "scene 1: negative_prompt must be text"),
     ],
 )

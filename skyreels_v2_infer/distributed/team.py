@@ -90,8 +90,6 @@ def own_device(device: str | None, local_rank: int) -> str | None:
     """The device of one of several processes: each GPU takes the process with its number."""
     if device == "cpu":
         return device
-    if device not in (None, "cuda"):
-        raise InputError("device", device, "with several processes each takes a GPU of its own; give cuda or cpu")
     import torch
 
     if device is None and not torch.cuda.is_available():
@@ -104,7 +102,7 @@ def own_device(device: str | None, local_rank: int) -> str | None:
 
 @contextmanager
 def assembled(launch: Launch, device: str | None) -> Iterator[Team]:
-    """The processes that torchrun has started, as a team; its process group is gone again afterwards.
+    """The processes that torchrun has started, as a team; its process group is gone again after a block that ends well.
 
     Args:
         device: of this process, as from `own_device`; GPUs talk over NCCL, CPUs over gloo.
@@ -134,9 +132,13 @@ def assembled(launch: Launch, device: str | None) -> Iterator[Team]:
             raise SilencedError from None
         raise
     except Exception as error:
-        if failures.add("count", 1) > 1:
+        first = failures.add("count", 1) == 1
+        if not on_gpu:
+            # While others wait for this rank, they notice that it is gone by its connections, which this closes. GPUs
+            # would first wait for what they have begun together; there the process has to end as it is.
+            dist.destroy_process_group()
+        if not first:
             raise SilencedError(first_line(error)) from error
         raise
-    finally:
-        # While others wait for this rank, they notice that it is gone by its connections, which this closes.
+    else:
         dist.destroy_process_group()

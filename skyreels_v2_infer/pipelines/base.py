@@ -336,10 +336,16 @@ def frames_of(finished: Iterator[Finished]) -> Iterator[np.ndarray]:
             yield to_frames(piece[:1])[0]
 
 
-def choose_noise(generator: torch.Generator | None, seed: int | None) -> Noise:
-    """The caller's generator, or noise from a seed; from one that torch's own generator draws if there is neither."""
+def choose_noise(generator: torch.Generator | None, seed: int | None, agree=itself, device=None) -> Noise:
+    """The caller's generator, or noise from a seed; from one that torch's own generator draws if there is neither.
+
+    Args:
+        agree: makes a tensor on `device` the same on all ranks.
+    """
     if generator is not None:
         if isinstance(generator, (list, tuple)):
             raise ValueError("generator: one for all videos of a call")
         return GeneratorNoise(generator)
-    return NoiseSource(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+    if seed is None:
+        seed = int(agree(torch.randint(2**63 - 1, (1,)).to(device)))
+    return NoiseSource(seed)

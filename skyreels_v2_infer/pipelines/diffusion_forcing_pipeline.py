@@ -126,7 +126,7 @@ class DiffusionForcingPipeline(VideoPipeline):
             plan,
             (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale),
             conditions,
-            choose_noise(generator, seed),
+            choose_noise(generator, seed, self.agree, self.device),
             latents,
             resume,
             scenes,

@@ -49,7 +49,7 @@ class Image2VideoPipeline(VideoPipeline):
         plan = make_plan(num_frames, num_inference_steps, shift)
         picture = image_video(image, height, width, self.device)
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
-        noise = choose_noise(generator, seed)
+        noise = choose_noise(generator, seed, self.agree, self.device)
         options = {"callback": callback_on_step_end, "fps": fps}
         return self._run(plan, texts, noise, picture, latents, resume or Resume(), **options)
 

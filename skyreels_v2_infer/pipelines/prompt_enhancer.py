@@ -57,10 +57,9 @@ class PromptEnhancer:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model_name)
             self.model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto", device_map=device_map).eval()
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(
-                "prompt_enhancer_model", model_name, f"cannot be loaded ({first_line(error, 150)})"
-            ) from error
+        except Exception as error:  # missing, damaged, of no kind that transformers knows: each raises its own
+            reason = f"cannot be loaded ({first_line(error, 150)})"
+            raise InputError("prompt_enhancer_model", model_name, reason) from error
         if self.tokenizer.chat_template is None:
             raise InputError(
                 "prompt_enhancer_model", model_name, "is no chat model: its tokenizer has no chat template"
@@ -73,10 +72,7 @@ class PromptEnhancer:
         """
         import torch
 
-        talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
-        asked = self.tokenizer.apply_chat_template(
-            talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self.model.device)
+        asked = self._asked(prompt).to(self.model.device)
         with torch.no_grad():
             told = self.model.generate(
                 **asked,
@@ -89,6 +85,18 @@ class PromptEnhancer:
             )
         answer = self.tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
         return cleaned(answer) or prompt
+
+    def _asked(self, prompt: str):
+        """The tokens of the conversation."""
+        from jinja2 import TemplateError
+
+        how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
+        try:
+            return self.tokenizer.apply_chat_template(talk, **how)
+        except TemplateError:  # some models know no system role
+            talk = [{"role": "user", "content": f"{INSTRUCTION}\n\n{prompt}"}]
+            return self.tokenizer.apply_chat_template(talk, **how)
 
     def free(self) -> None:
         """Gives the memory back; the enhancer cannot be used any more."""

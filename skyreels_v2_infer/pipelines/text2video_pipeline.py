@@ -55,7 +55,7 @@ class Text2VideoPipeline(VideoPipeline):
         check_size(height, width)
         plan = make_plan(num_frames, num_inference_steps, shift)
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
-        noise = choose_noise(generator, seed)
+        noise = choose_noise(generator, seed, self.agree, self.device)
         options = {"callback": callback_on_step_end, "fps": fps}
         return self._run(plan, texts, noise, (height, width), latents, resume or Resume(), **options)
 
