@@ -107,6 +107,7 @@ class GenerateSettings:
     dry_run: str | None
     resume: bool
     no_preview: bool
+    keep_parts: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +435,12 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         type=some_path,
         default=Path("video_out"),
         help="folder for the video, made if it is missing; existing files are never overwritten (default: %(default)s)",
+    )
+    group.add_argument(
+        "--keep_parts",
+        action="store_true",
+        help="keep the windows' own videos beside the finished one, and take over what an earlier kept run has of this "
+        "one: after a change to a --story only windows from there on are made",
     )
     group.add_argument("--no_preview", action="store_true", help="no picture beside the video of its windows' ends")
     group.add_argument(

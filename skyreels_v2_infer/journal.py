@@ -15,13 +15,15 @@ Every file is written under another name first, and a lock keeps other processes
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
 import os
 import re
+import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +133,16 @@ class Journal:
     # Beginning, finding and leaving
 
     @classmethod
-    def begin(cls, outdir: Path, stem: str, identity: dict, prompt: str, fps: float) -> Journal:
+    def begin(
+        cls,
+        outdir: Path,
+        stem: str,
+        identity: dict,
+        prompt: str,
+        fps: float,
+        keys: Sequence[str] = (),
+        keep: bool = False,
+    ) -> Journal:
         """A new run, beside any others.
 
         Args:
@@ -140,10 +151,12 @@ class Journal:
             identity: what tells the run from others, as JSON has it; ``prompt`` and ``seed`` are in it.
             prompt: as it is used, perhaps written out.
             fps: frames per second.
+            keys: for every piece what tells it, with all before it, from others; see `adopt`.
+            keep: the folder stays when the video is finished, for `adopt`.
         """
         name = f"{stem}-{digest_of(identity)}"
         run = {"format": FORMAT, "stem": stem, "prompt": prompt, "identity": identity}
-        run |= {"fps": fps, "pieces": [], "output": None}
+        run |= {"fps": fps, "keys": keys, "keep": keep, "pieces": [], "output": None}
         for number in itertools.count(1):
             folder = outdir / f"{name}{f'-{number}' if number > 1 else ''}{SUFFIX}"
             try:
@@ -214,6 +227,39 @@ class Journal:
             raise InputError("resume", None, f"the interrupted run in {folder} has other settings: {names}")
         return None
 
+    def adopt(self, stem: str, history: Sequence[int]) -> int:
+        """Takes over the first pieces of a run that was kept, as many as are those of this run too -> how many.
+
+        Args:
+            stem: what the names of such runs begin with.
+            history: for every piece, how many frames it goes on from.
+        """
+        best: tuple[int, Path, dict] | None = None
+        for folder in sorted(self.folder.parent.glob(f"{glob.escape(stem)}*{SUFFIX}")):
+            if folder == self.folder or not FOLDER.fullmatch(folder.name):
+                continue
+            try:
+                run = read_json(folder / "run.json")
+            except (OSError, DamagedError):
+                continue
+            alike = [mine == theirs for mine, theirs in zip(self._run["keys"], run["keys"], strict=False)]
+            count = min([*alike, False].index(False), len(run["pieces"]))
+            # What the next piece goes on from has to be there too.
+            while count and count < len(history) and frames_in(folder / history_name(count)) < history[count]:
+                count -= 1
+            if count and (best is None or count > best[0]):
+                best = count, folder, run
+        if best is None:
+            return 0
+        count, folder, run = best
+        names = [piece["name"] for piece in run["pieces"][:count]] + [ends_name(i) for i in range(count)]
+        names += [history_name(i) for i in range(1, count + 1) if (folder / history_name(i)).exists()]
+        for name in names:
+            link_or_copy(folder / name, self.folder / name)
+        self.pieces.extend(run["pieces"][:count])
+        self._write()
+        return count
+
     @classmethod
     def _opened(cls, folder: Path, lock: int, run: dict) -> Journal:
         journal = cls(folder, lock, run)
@@ -229,7 +275,9 @@ class Journal:
         # Anything else was being written, or was about to be removed.
         known = {"run.json", LOCK, journal._latents.name, journal._history.name, journal._joined.name}
         known |= {piece["name"] for piece in journal.pieces}
-        known |= {journal._ends(number).name for number in range(len(journal.pieces))}
+        known |= {ends_name(number) for number in range(len(journal.pieces))}
+        if run["keep"]:
+            known |= {history_name(number) for number in range(len(journal.pieces))}
         for path in folder.iterdir():
             if path.name not in known:
                 path.unlink()
@@ -267,7 +315,7 @@ class Journal:
 
     @property
     def _history(self) -> Path:
-        return self.folder / f"history-{len(self.pieces):04d}.npy"
+        return self.folder / history_name(len(self.pieces))
 
     def state(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(latents of the window at hand if it is denoised, newest frames before it); each None if there are none."""
@@ -285,7 +333,7 @@ class Journal:
             yield writer
 
     def _ends(self, number: int) -> Path:
-        return self.folder / f"ends-{number:04d}.png"
+        return self.folder / ends_name(number)
 
     def ends(self, number: int) -> Image.Image:
         """What `done` was given for a piece."""
@@ -303,7 +351,7 @@ class Journal:
             about: what the manifest says of it.
             ends: its first and last frame, see `preview.pair`.
         """
-        at_hand = (self._latents, self._history)
+        at_hand = (self._latents,) if self._run["keep"] else (self._latents, self._history)
         path = writer.path
         piece = {"name": path.name, "checksum": checksum(path), **about}
         write_whole(self._ends(len(self.pieces)), lambda file: ends.save(file, format="PNG"))
@@ -345,7 +393,12 @@ class Journal:
         if preview is not None and not path.with_suffix(".png").exists():
             page = preview(self.ends)
             write_whole(path.with_suffix(".png"), lambda file: page.save(file, format="PNG"))
-        self.discard()
+        if self._run["keep"]:
+            for extra in (self._joined, self._metadata):
+                extra.unlink(missing_ok=True)
+            self.close()
+        else:
+            self.discard()
         return path
 
     @property
@@ -368,6 +421,30 @@ class Journal:
         if path.exists() and (not self._joined.exists() or path.samefile(self._joined)):
             return path
         return None
+
+
+def history_name(number: int) -> str:
+    return f"history-{number:04d}.npy"
+
+
+def ends_name(number: int) -> str:
+    return f"ends-{number:04d}.png"
+
+
+def frames_in(path: Path) -> int:
+    """Of a history; 0: there is none that can be used."""
+    try:
+        array = read_array(path)
+    except DamagedError:
+        return 0
+    return 0 if array is None else array.shape[2]
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def differences(found: dict, wanted: dict) -> list[str]:

@@ -24,6 +24,7 @@ DRIFT, SEAM = 0.1, 0.1  # from where on a difference is worth a line
 # Not flags, or flags that say how a run is carried out and not what it makes.
 LEFT_OUT = {"outdir", "dry_run", "resume", "video_fps", "video_frames", "use_usp", "cfg_parallel", "ulysses_degree"}
 LEFT_OUT |= {"ring_degree", "offload", "prompt_enhancer", "prompt_enhancer_model", "device", "no_preview"}
+LEFT_OUT |= {"keep_parts"}
 
 
 def settings_of(settings) -> dict:

@@ -21,10 +21,10 @@ from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.cli import GenerateSettings
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, assembled, own_device
-from skyreels_v2_infer.dry_run import plan_of, show
+from skyreels_v2_infer.dry_run import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint
-from skyreels_v2_infer.journal import DamagedError, Journal, fingerprint
+from skyreels_v2_infer.journal import DamagedError, Journal, digest_of, fingerprint
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
 
@@ -35,7 +35,7 @@ DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
 # Settings that change where and how a video is made, but not what is in it.
 WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
-WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview"}
+WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts"}
 OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
 
 
@@ -164,7 +164,10 @@ def execute(
         seed = team.same(secrets.randbelow(SEEDS)) if settings.seed is None else settings.seed
         identity |= {"seed": seed}
         settings = enhance(replace(settings, seed=seed), team)
-    else:
+        if settings.keep_parts and not team.rank:
+            found = take_over(begin(run, settings, identity), run, settings)
+        found = team.same(found)
+    if found is not None:
         settings = replace(settings, seed=found["seed"], prompt=found["prompt"])
         if found["complete"]:
             return None if team.rank else finish(run, settings)
@@ -202,6 +205,31 @@ def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
         "resume": resume,
         "complete": done == run.pieces,
     }
+
+
+def take_over(journal: Journal, run: Run, settings: GenerateSettings) -> dict | None:
+    """As `where_to_go_on`, from the pieces of a kept run that are those of this run too."""
+    history = [0] * run.prefix + [window.window.history_frames for window in plan_of(settings).windows]
+    count = journal.adopt(output_stem(settings.prompt, settings.seed), history)
+    if not count:
+        return None
+    say(f"--keep_parts: {count} of {run.pieces} pieces are those of a run that was kept")
+    resume = (count - run.prefix, *journal.state())
+    return {"seed": settings.seed, "prompt": journal.prompt, "resume": resume, "complete": count == run.pieces}
+
+
+def keys_of(settings: GenerateSettings, identity: dict) -> list[str]:
+    """For every piece what tells it, with all before it, from others: settings, windows and scenes so far."""
+    plan = plan_of(settings)
+    scenes, scales = scenes_and_scales(settings, plan)
+    varying = {"num_frames", "prompt", "story", "guidance_scale", "end_image"}
+    so_far: list = [{name: value for name, value in identity.items() if name not in varying}]
+    keys = [digest_of({"pieces": so_far})] if getattr(settings, "video_path", None) is not None else []
+    for window, scene, scale in zip(plan.windows, scenes, scales, strict=True):
+        end = identity.get("end_image") if window.end_latents else None
+        so_far.append([asdict(window.window), scene.prompt, scene.negative_prompt, scene.seed, scale, end])
+        keys.append(digest_of({"pieces": so_far}))
+    return keys
 
 
 def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
@@ -273,12 +301,20 @@ def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | N
             ends = preview.pair(look.first, look.last)
             about = {"frames": look.frames, "seconds": round(time.perf_counter() - started, 3), **look.figures()}
             about["seam"] = round(seam(journal, ends), 4)
-            journal.done(writer, None if last else part.history.all().numpy(), about, ends)
+            unneeded = last and not settings.keep_parts
+            journal.done(writer, None if unneeded else newest_frames(part), about, ends)
             frames += look.frames
             job.check()
     path = finish(run, settings)
     say(f"{frames} frame{'s' * (frames != 1)}, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
     return path
+
+
+def newest_frames(part):
+    """float32 ``[1, 3, t, H, W]`` as numpy; None where no window could go on."""
+    if part.history is None or not part.history.keep:
+        return None
+    return part.history.all().numpy()
 
 
 def seam(journal: Journal, ends) -> float:
@@ -326,5 +362,6 @@ def begin(run: Run, settings: GenerateSettings, identity: dict) -> Journal:
     except OSError as error:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
     stem = output_stem(identity["prompt"], settings.seed)
-    run.journal = Journal.begin(settings.outdir, stem, identity, settings.prompt, settings.fps)
+    keys, keep = keys_of(settings, identity), settings.keep_parts
+    run.journal = Journal.begin(settings.outdir, stem, identity, settings.prompt, settings.fps, keys, keep)
     return run.journal

@@ -45,6 +45,7 @@ PUBLISHED = dict(
     dry_run=None,
     resume=False,
     no_preview=False,
+    keep_parts=False,
 )
 PUBLISHED_DF = dict(
     end_image=None,
@@ -128,7 +129,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
     values |= dict(prompt_enhancer_model="some/one", dry_run="json")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
-    switches += ["--resume", "--no_preview"]
+    switches += ["--resume", "--no_preview", "--keep_parts"]
     argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
     values |= dict(overlap_history=5, addnoise_condition=20.5)
@@ -163,6 +164,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         dry_run="json",
         resume=True,
         no_preview=True,
+        keep_parts=True,
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
@@ -503,7 +505,17 @@ def test_help_explains_every_flag(parse, capsys):
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and err == ""
     settings = parse([])
-    switches = {"use_usp", "offload", "prompt_enhancer", "cfg_parallel", "resume", "no_preview", "replay", "resolution"}
+    switches = {
+        "use_usp",
+        "offload",
+        "prompt_enhancer",
+        "cfg_parallel",
+        "resume",
+        "no_preview",
+        "keep_parts",
+        "replay",
+        "resolution",
+    }
     read = {"video_fps", "video_frames"}  # of the file, no flag
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert re.search(f"\n  --{name}[ ,]", out), name

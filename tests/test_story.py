@@ -142,6 +142,31 @@ def test_a_story_is_told_replayed_and_resumed(tmp_path):
     assert again.path.read_bytes() == told.path.read_bytes()
 
 
+def test_after_a_change_only_windows_from_there_on_are_made(tmp_path):
+    def tell(*prompts, frames=65, outdir="kept", keep=("--keep_parts",)):
+        argv = ("--num_frames", frames, "--prompt", *prompts, "--outdir", outdir, *keep)
+        return run(FORCING, *TINY[:2], *TINY[4:], *argv, cwd=tmp_path)
+
+    a, b, c = (f"a red circle {does}" for does in ("moves up", "stays still", "moves down"))
+    first = tell(a, a, b)
+    assert first.err.count(" rows, ") == 3
+    assert tell(a, a, b, outdir="plain", keep=()).path.read_bytes() == first.path.read_bytes()
+    changed = tell(a, a, c)
+    assert "--keep_parts: 2 of 3 pieces are those of a run that was kept" in changed.err
+    assert changed.err.count(" rows, ") == 1
+    assert changed.path.read_bytes() == tell(a, a, c, outdir="plain", keep=()).path.read_bytes()
+    longer = tell(a, a, b, b, frames=81)
+    assert "3 of 4 pieces" in longer.err and longer.err.count(" rows, ") == 1
+    assert longer.path.read_bytes() == tell(a, a, b, b, frames=81, outdir="plain", keep=()).path.read_bytes()
+    again = tell(a, a, b)
+    assert "loaded" not in again.err and again.path.read_bytes() == first.path.read_bytes()
+    assert len({run.path for run in (first, changed, longer, again)}) == 4
+    assert "pieces" not in tell(b, a).err  # the first window is another
+    suffixes = {path.suffix for path in (tmp_path / "kept").iterdir()}
+    assert suffixes == {".mp4", ".json", ".png", ".parts"}
+    assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".mp4", ".json", ".png"}
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
