@@ -132,6 +132,7 @@ class DiffusionForcingSettings(GenerateSettings):
     overlap_history: int | None
     addnoise_condition: float
     story: tuple[Scene, ...] | None
+    history: str
 
 
 def parse_generate(argv: Sequence[str]) -> GenerateSettings:
@@ -217,6 +218,7 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
             overlap_history=args.overlap_history,
             addnoise_condition=args.addnoise_condition,
             story=args.story,
+            history=args.history,
         )
     except InputError as error:
         parser.error(str(error))
@@ -386,6 +388,14 @@ def _add_diffusion_forcing(parser: Parser) -> None:
         help="frames of the window before, or of --video_path, that a window sees and follows on, 4n+1, fewer than "
         "--base_num_frames. Needed for long videos; 17 is usual; more carry the motion on better, but each window then "
         f"adds fewer new frames (default: none; {embedded.NAME}: {TINY.overlap_history})",
+    )
+    group.add_argument(
+        "--history",
+        metavar="{pixel,latent}",
+        type=one_of("pixel", "latent"),
+        default="pixel",
+        help="pixel: a window goes on from decoded frames, encoded again, as published; latent: from latents, and the "
+        "video is decoded in one stream, without a seam in the decoder (default: %(default)s)",
     )
     group.add_argument(
         "--addnoise_condition",

@@ -179,7 +179,15 @@ def generate_df(job: Job) -> Iterator:
         for name in ("image", "end_image")
         if (path := getattr(settings, name)) is not None
     }
-    names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history", "story")
+    names = (
+        "ar_step",
+        "causal_attention",
+        "causal_block_size",
+        "base_num_frames",
+        "overlap_history",
+        "story",
+        "history",
+    )
     pipeline = load("DiffusionForcingPipeline", job)
     if settings.addnoise_condition > MUCH_NOISE:
         say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")

@@ -55,6 +55,11 @@ class Plan:
         """How many of the newest frames have to be kept."""
         return max(w.window.history_frames for w in self.windows)
 
+    @property
+    def most_history_latents(self) -> int:
+        """The same in latent frames."""
+        return max(w.window.history_latents for w in self.windows)
+
 
 def make_plan(
     num_frames: int,

@@ -33,6 +33,10 @@ MODES = {
     "df causal": ("df", FORCING | {"ar_step": 1, "causal_block_size": 2, "causal_attention": True}),
     "df image and end": ("df", FORCING | {"ar_step": 0, "image": PICTURE, "end_image": PICTURE}),
     "df long": ("df", FORCING | {"ar_step": 0, "num_frames": 41, "overlap_history": 5, "addnoise_condition": 20}),
+    "df by latents": (
+        "df",
+        FORCING | {"ar_step": 0, "num_frames": 41, "overlap_history": 5, "history": "latent"},
+    ),
     "t2v with a cache": ("t2v", COMMON | {"num_frames": 9, "num_inference_steps": 8}),
     "df asynchronous with a cache": ("df", FORCING | {"ar_step": 1, "num_inference_steps": 8}),
 }

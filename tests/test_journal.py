@@ -300,11 +300,11 @@ def whole(tmp_path_factory) -> bytes:
 
 
 def killed_when(
-    tmp_path: Path, appears: str, number: int = signal.SIGKILL, wait: float = 0, **more: str
+    tmp_path: Path, appears: str, number: int = signal.SIGKILL, wait: float = 0, flags=(), **more: str
 ) -> subprocess.CompletedProcess:
     """A run that gets a signal as soon as a file of that pattern is there, or `wait` seconds later."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / FORCING), *map(str, LONG), "--resume"],
+        [sys.executable, str(ROOT / FORCING), *map(str, LONG), *flags, "--resume"],
         cwd=tmp_path,
         env=environment(**more),
         stdout=subprocess.PIPE,
@@ -341,6 +341,16 @@ def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears
     assert killed_when(tmp_path, appears).returncode == -signal.SIGKILL
     err = resumed(tmp_path, whole)
     assert err.count(" rows, ") in windows
+
+
+def test_a_killed_run_by_latents_goes_on_to_the_same_video(tmp_path):
+    flags = ("--history", "latent")
+    whole = run(FORCING, *LONG, *flags, "--outdir", "whole", cwd=tmp_path).path.read_bytes()
+    here = tmp_path / "here"
+    here.mkdir()
+    killed_when(here, "latents-0002.npy", flags=flags)
+    result = run(FORCING, *LONG, *flags, "--resume", cwd=here)
+    assert "2 of 3 pieces are there" in result.err and result.path.read_bytes() == whole
 
 
 def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path, whole):

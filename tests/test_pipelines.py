@@ -14,6 +14,7 @@ from PIL import Image
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
 from skyreels_v2_infer.pipelines import resizecrop
+from skyreels_v2_infer.pipelines.base import Resume
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
 from skyreels_v2_infer.runtime import NoiseSource
@@ -314,6 +315,48 @@ class TestWindows:
             history.add(torch.full((1, 3, 4, 1, 1), float(i)))
             assert history.length <= 9 + 3
         assert history.newest(9)[0, 0, :, 0, 0].tolist() == [47] + [48] * 4 + [49] * 4
+
+
+class TestHistories:
+    """What a window goes on from, and runs that are taken up again."""
+
+    def test_by_latents_the_video_is_one_decode_and_windows_see_the_latents(self):
+        settings = LONG | {"history": "latent", "guidance_scale": 1.0}
+        latents = forcing()(**settings, **embeds(), output_type="latent")
+        frames = forcing()(**settings, **embeds(), output_type="pt")
+        assert frames.shape[1] == 57 and latents.shape[2] == 15
+        decoded = parts()[1].decode(latents).transpose(1, 2).add(1).div(2)
+        torch.testing.assert_close(frames, decoded, rtol=0, atol=1e-5)
+        # Windows of 7 latents, 3 of which are given: those that the window before ended with. Two rows each.
+        given = [x[:, :, :3] for x, _ in recorded(**settings)]
+        assert torch.equal(given[2], latents[:, :, 4:7]) and torch.equal(given[4], latents[:, :, 8:11])
+
+    def test_by_pixels_they_are_encoded_again(self):
+        latents = forcing()(**LONG, guidance_scale=1.0, **embeds(), output_type="latent")
+        assert not torch.equal(recorded(**LONG)[2][0][:, :, :3], latents[:, :, 4:7])
+
+    @pytest.mark.parametrize("history", ["pixel", "latent"])
+    @pytest.mark.parametrize("prefix", [0, 12])
+    @pytest.mark.parametrize("denoised", [False, True])
+    def test_a_run_that_is_taken_up_makes_the_same(self, history, prefix, denoised):
+        settings = LONG | embeds() | {"history": history, "addnoise_condition": 20, "num_frames": 72 if prefix else 73}
+        if prefix:
+            settings["prefix_video"] = np.random.default_rng(0).integers(0, 255, (prefix, 32, 48, 3), np.uint8)
+        made, kept = [], []
+        for part in forcing().generate(**settings):
+            made.append(torch.cat([piece.clone() for piece in part.pieces], dim=2))
+            kept.append((part.window, part.whole, part.history.all().clone()))
+        windows = len(kept) - bool(prefix)
+        for i in range(1, len(kept)):
+            window = i - bool(prefix)
+            resume = Resume(window, kept[i][1] if denoised else None, kept[i - 1][2])
+            rest = [torch.cat(list(part.pieces), dim=2) for part in forcing().generate(**settings, resume=resume)]
+            assert len(rest) == windows - window
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(rest, made[i:], strict=True))
+
+    def test_another_history_is_refused(self):
+        with pytest.raises(ValueError, match="history 'frames': must be pixel or latent"):
+            forcing().generate(**SMALL, num_frames=5, history="frames")
 
 
 class TestCalls:

@@ -131,3 +131,31 @@ def test_what_is_trained_is_what_is_used():
     assert vae.encode_moments(x)[0].requires_grad
     assert apart(vae.encode_moments(x)[0], moments) <= EXACT
     assert apart(vae.decode(vae.encode(x)), frames) <= EXACT
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_stream_goes_on_where_an_earlier_call_ended(chunk, monkeypatch):
+    vae = small_vae()
+    latents = torch.randn(1, 16, 9, 4, 4, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("skyreels_v2_infer.modules.vae.CHUNK_PIXELS", chunk * 4 * 32 * 32)
+    whole = vae.decode(latents)
+    memory = {}
+    parts = [torch.cat([*vae.decode_stream(part, memory)], dim=2) for part in latents.split([3, 4, 2], dim=2)]
+    assert [part.shape[2] for part in parts] == [9, 16, 8]
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole, rtol=0, atol=1e-5)
+
+
+def test_how_far_the_decoder_looks_back():
+    """A change further back than its memory changes nothing; one just within the memory does."""
+    vae = small_vae()
+    reach = vae.decoder_memory
+    latents = torch.randn(1, 16, reach + 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    last = vae.decode(latents)[:, :, -1]
+    seen = []
+    for back in range(reach + 2):
+        changed = latents.clone()
+        changed[:, :, -1 - back] += 3
+        seen.append(not torch.equal(vae.decode(changed)[:, :, -1], last))
+    furthest = max(back for back, change in enumerate(seen) if change)
+    assert furthest <= reach
+    assert furthest >= reach // 2  # not far more than is needed

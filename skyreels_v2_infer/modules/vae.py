@@ -6,6 +6,7 @@ Everything in it looks backwards in time only, so a video can pass through in pi
 of the past is in one `Cache`, keyed by layer, and a layer that finds nothing there stands at the start of the video.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -324,8 +325,24 @@ class WanVAE(nn.Module):
         mean, std = self.statistics()
         return (self.encode_moments(video)[0].float() - mean).div_(std).contiguous()
 
-    def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    @property
+    def decoder_memory(self) -> int:
+        """How many latent frames of the past a frame depends on, by the convolutions through time."""
+        rate, past = 1, 0.0  # frames for a latent frame; latent frames
+        for layer in self.decoder.modules():  # in the order in which they are run
+            if isinstance(layer, CausalConv3d):
+                past += (layer.kernel_size[0] - 1) / rate
+            if isinstance(layer, Upsample) and layer.temporal:
+                rate *= 2  # its own convolution, which comes next, still runs at the rate before
+                past += (layer.time_conv.kernel_size[0] - 1) / rate
+        return math.ceil(past)
+
+    def decode_stream(self, latents: torch.Tensor, cache: Cache | None = None) -> Iterator[torch.Tensor]:
         """The frames of normalised latents ``[B, z_dim, n+1, H/8, W/8]``, piece by piece.
+
+        Args:
+            cache: what the decoder remembers; empty at the beginning of a video. With the one of an earlier call these
+                latents go on from those, and make 4 frames each.
 
         Yields:
             float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n.
@@ -335,7 +352,7 @@ class WanVAE(nn.Module):
         mean, std = self.statistics()
         t, h, w = latents.shape[2:]
         step = max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * SPATIAL_STRIDE**2 * h * w))
-        cache: Cache = {}
+        cache = {} if cache is None else cache
         for i in range(0, t, step):
             z = torch.addcmul(mean, latents[:, :, i : i + step].to(self.device, torch.float32), std).to(self.dtype)
             z = self.conv2(z.contiguous(memory_format=torch.channels_last_3d), cache)

@@ -67,6 +67,48 @@ class History:
         return torch.cat(list(self.pieces), dim=2)
 
 
+class LatentHistory:
+    """The newest latents of what is finished, on the CPU, and what the decoder remembers of them.
+
+    Args:
+        keep: how many latents later windows, or a decoder that has lost its memory, can ask for.
+    """
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self.pieces: deque[torch.Tensor] = deque()
+        self.memory: dict = {}
+
+    def add(self, latents: torch.Tensor) -> None:
+        """Appends what a window has made, ``[B, 16, F, H/8, W/8]``."""
+        self.pieces.append(latents.cpu())
+        while sum(piece.shape[2] for piece in self.pieces) - self.pieces[0].shape[2] >= self.keep:
+            self.pieces.popleft()
+
+    def newest(self, latents: int) -> torch.Tensor:
+        return self.all()[:, :, -latents:]
+
+    def all(self) -> torch.Tensor:
+        return torch.cat(list(self.pieces), dim=2)
+
+    def restore(self, latents: torch.Tensor, lengths: list[int], vae) -> None:
+        """As if it had been here all the time.
+
+        The decoder runs once more over as many windows as it depends on, each as a whole, so that its memory is the
+        same to the bit.
+
+        Args:
+            latents: from `all`. lengths: of the windows before, in latents.
+        """
+        while latents.shape[2] and lengths:
+            length = min(lengths.pop(), latents.shape[2])
+            self.pieces.appendleft(latents[:, :, latents.shape[2] - length :])
+            latents = latents[:, :, : latents.shape[2] - length]
+        for piece in self.pieces:
+            for _ in vae.decode_stream(piece, self.memory):
+                pass
+
+
 @dataclass(frozen=True)
 class Finished:
     """A stretch of the video that is finished: a window, or the video before the first one.
@@ -77,14 +119,15 @@ class Finished:
         pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while it is iterated over.
         window: index of the window; None for the video before.
         whole: float32 ``[B, 16, F, H/8, W/8]``, what is decoded: new latents and those of the history in front.
-        history: the newest frames, up to this stretch's once `pieces` are exhausted; None where no window goes on.
+        history: the newest frames (or latents), up to this stretch's once `pieces` are exhausted; None where no window
+            goes on.
     """
 
     latents: torch.Tensor | None
     pieces: Iterator[torch.Tensor]
     window: int | None = None
     whole: torch.Tensor | None = None
-    history: History | None = None
+    history: History | LatentHistory | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +137,7 @@ class Resume:
     Attributes:
         window: index of the first window that is made.
         latents: `Finished.whole` of that window, if it was denoised already.
-        history: float32 ``[B, 3, t, H, W]``, the newest frames before it; None before the first window.
+        history: what `Finished.history` has kept, `all` of it; None before the first window.
     """
 
     window: int = 0
@@ -289,6 +332,17 @@ class VideoPipeline:
                 return (replaced or {}).get("latents", latents)
 
             return denoise(velocity, solver, window.schedule, latents, show, on_row)
+
+    @torch.no_grad()
+    def _decode_on(self, new: torch.Tensor, skip: int, history: LatentHistory) -> Iterator[torch.Tensor]:
+        """The frames of latents ``[B, 16, F, H/8, W/8]`` that follow on those decoded before, from `skip` on."""
+        with self.at_work(self.vae):
+            for piece in self.vae.decode_stream(new, history.memory):
+                shown = piece[:, :, skip:]
+                skip = max(0, skip - piece.shape[2])
+                if shown.shape[2]:
+                    yield shown
+        history.add(new)
 
     @torch.no_grad()
     def _decode(self, window: WindowPlan, latents: torch.Tensor, history: History) -> Iterator[torch.Tensor]:

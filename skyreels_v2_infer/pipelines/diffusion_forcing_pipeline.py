@@ -7,13 +7,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, Prompts, Resume, VideoPipeline, choose_noise
+from skyreels_v2_infer.pipelines.base import (
+    Finished,
+    History,
+    LatentHistory,
+    Prompts,
+    Resume,
+    VideoPipeline,
+    choose_noise,
+)
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, image_video, prefix_pieces
 from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
 from skyreels_v2_infer.runtime import Noise, NoiseSource
 from skyreels_v2_infer.sizes import check_size
 from skyreels_v2_infer.story import Scene, scenes_of
 from skyreels_v2_infer.video_io import probe_video
+
+HISTORIES = ("pixel", "latent")
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         prefix_video: str | Path | np.ndarray | None = None,
         resume: Resume | None = None,
         story: Sequence[Scene] | None = None,
+        history: str = "pixel",
     ) -> Iterator[Finished]:
         """Plans a video, checks the arguments, and yields what is finished, window by window.
 
@@ -87,6 +98,8 @@ class DiffusionForcingPipeline(VideoPipeline):
             prefix_video: path of a video, or frames uint8 ``[T, H, W, 3]``, to go on from; its frames come first.
             resume: where a run that was stopped goes on; what it has made does not come again.
             story: scenes in place of `prompt`; each begins with a window.
+            history: "pixel": a window goes on from decoded frames, which are encoded again. "latent": from latents, and
+                the whole video is decoded in one stream.
 
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
@@ -119,6 +132,8 @@ class DiffusionForcingPipeline(VideoPipeline):
             prefix_video,
             addnoise_condition,
         )
+        if history not in HISTORIES:
+            raise ValueError(f"history {history!r}: must be {' or '.join(HISTORIES)}")
         if story is not None and prompt_embeds is not None:
             raise ValueError("story: scenes have prompts of their own; give it or prompt_embeds")
         scenes = None if story is None else scenes_of(story, [window.window for window in plan.windows])
@@ -130,6 +145,7 @@ class DiffusionForcingPipeline(VideoPipeline):
             latents,
             resume,
             scenes,
+            history == "latent",
             fps=fps,
             callback=callback_on_step_end,
             causal_block_size=causal_block_size if causal_attention else None,
@@ -153,19 +169,25 @@ class DiffusionForcingPipeline(VideoPipeline):
         latents: torch.Tensor | None,
         resume: Resume | None,
         scenes: list[Scene] | None,
+        by_latents: bool,
         **options,
     ) -> Iterator[Finished]:
         first = 0 if resume is None else resume.window
         scene = None if scenes is None else scenes[first]
         prompts = self._encode_prompts(*told(scene, texts))
         history = History(plan.longest_history)
+        tail = LatentHistory(max(self.vae.decoder_memory, plan.most_history_latents)) if by_latents else None
         if resume is None:
             resume = Resume()
             if given.prefix is not None:
                 pieces = self._prefix(given, prompts.batch, history)
                 yield Finished(None, pieces, history=history)
                 exhaust(pieces)
-        if resume.history is not None:
+        if resume.history is not None and by_latents and resume.window:
+            with self.at_work(self.vae):
+                lengths = [w.latents - (w.window.history_latents if w.window.index else 0) for w in plan.windows]
+                tail.restore(resume.history, lengths[: resume.window], self.vae)
+        elif resume.history is not None:
             history.add(resume.history)
         for window in plan.windows[resume.window :]:
             index, done = window.window.index, resume.latents if window.window.index == resume.window else None
@@ -177,15 +199,19 @@ class DiffusionForcingPipeline(VideoPipeline):
                 fresh = self._initial_latents(
                     prompts, window, given.height, given.width, drawn, None if index else latents
                 )
-                fresh = self._place_given(window, prompts, fresh, given, history)
+                fresh = self._place_given(window, prompts, fresh, given, tail if by_latents and index else history)
                 show = None
                 if given.addnoise and window.given_latents:
                     show = NoisedHistory(drawn, index, window.given_latents, given.addnoise)
                 done = self._denoise_window(plan, window, prompts, fresh, show=show, **options)
                 done = done[:, :, : window.latents - window.end_latents]
             new = done[:, :, window.window.history_latents :]
-            pieces = self._decode(window, done, history)
-            yield Finished(new, pieces, index, done, history)
+            if by_latents:
+                follows = (new, 0) if index else (done, window.window.history_frames)
+                pieces = self._decode_on(*follows, tail)
+            else:
+                pieces = self._decode(window, done, history)
+            yield Finished(new, pieces, index, done, tail if by_latents else history)
             if window is not plan.windows[-1]:
                 exhaust(pieces)
 
@@ -201,10 +227,17 @@ class DiffusionForcingPipeline(VideoPipeline):
             yield piece
 
     def _place_given(
-        self, window: WindowPlan, prompts: Prompts, latents: torch.Tensor, given: Conditions, history: History
+        self,
+        window: WindowPlan,
+        prompts: Prompts,
+        latents: torch.Tensor,
+        given: Conditions,
+        history: History | LatentHistory,
     ) -> torch.Tensor:
         """Puts history or image in front of the noise, and an end image behind it."""
-        if window.window.history_frames:
+        if isinstance(history, LatentHistory):
+            latents[:, :, : window.given_latents] = history.newest(window.given_latents).to(self.device)
+        elif window.window.history_frames:
             past = history.newest(window.window.history_frames).to(self.device)
             latents[:, :, : window.given_latents] = self._encode_video(past)
         elif window.given_latents:
