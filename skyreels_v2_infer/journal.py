@@ -319,6 +319,8 @@ class Journal:
 
     def state(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(latents of the window at hand if it is denoised, newest frames before it); each None if there are none."""
+        if 0 < len(self.pieces) < len(self._run["keys"]) and not self._history.exists():
+            raise DamagedError(self._history, "it is not there")
         return read_array(self._latents), read_array(self._history)
 
     def keep_latents(self, latents: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, asse
 from skyreels_v2_infer.dry_run import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint
-from skyreels_v2_infer.journal import DamagedError, Journal, digest_of, fingerprint
+from skyreels_v2_infer.journal import Journal, digest_of, fingerprint
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
 
@@ -194,8 +194,6 @@ def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
         return None
     done = len(journal.pieces)
     latents, history = journal.state()
-    if history is None and 0 < done < run.pieces:
-        raise DamagedError(journal.folder, "the newest frames are missing")
     # Without a piece a prefix has to be read first; there are no latents then.
     resume = (done - run.prefix, latents, history) if done or latents is not None else None
     say(f"--resume: {done} of {run.pieces} pieces are there{', and the next one is denoised' * (latents is not None)}")

@@ -172,7 +172,7 @@ SHARED = {
         ("--offload",),
     ),
 }
-SLOW = ("ring with an image", "windows", "everything")
+SLOW = ("ulysses with a cache", "ring with an image", "windows", "everything")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in SHARED])
@@ -192,6 +192,7 @@ def test_several_ranks_write_the_video_of_one(checkpoints, tmp_path, case):
     assert contents(tmp_path / "1") == contents(tmp_path / str(count))
 
 
+@pytest.mark.slow
 def test_without_a_seed_all_ranks_take_the_first_one_s(checkpoints, tmp_path):
     flags = [flag for flag in SMALL if flag not in ("--seed", 1)]
     flags = ("--model_id", checkpoints / "t2v", "--device", "cpu", *flags)

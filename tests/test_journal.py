@@ -218,6 +218,14 @@ def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
             found.close()
 
 
+def test_frames_that_are_missing_are_named(tmp_path):
+    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24, keys=("a", "b"))
+    add_piece(made, 5, 0)
+    (made.folder / "history-0001.npy").unlink()
+    with pytest.raises(DamagedError, match=r"history-0001\.npy is damaged \(it is not there\); remove .*\.parts "):
+        made.state()
+
+
 def test_what_was_being_written_is_removed(begun, tmp_path):
     begun.close()
     for name in (".history-0003.npy.part", "segment-0002.mp4", "history-0001.npy", ".segment-0002.12.part.mp4"):
@@ -332,9 +340,9 @@ def resumed(tmp_path: Path, whole: bytes) -> str:
 @pytest.mark.parametrize(
     ("appears", "windows"),
     [
-        ("run.json", {3}),  # in the first window
+        pytest.param("run.json", {3}, marks=pytest.mark.slow),  # in the first window
         ("latents-0001.npy", {1}),  # in a decode; what is denoised is not denoised again
-        (".segment-0002.*", {0, 1}),  # while the last segment is written
+        pytest.param(".segment-0002.*", {0, 1}, marks=pytest.mark.slow),  # while the last segment is written
     ],
 )
 def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears, windows):
@@ -343,6 +351,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears
     assert err.count(" rows, ") in windows
 
 
+@pytest.mark.slow
 def test_a_killed_run_by_latents_goes_on_to_the_same_video(tmp_path):
     flags = ("--history", "latent")
     whole = run(FORCING, *LONG, *flags, "--outdir", "whole", cwd=tmp_path).path.read_bytes()
@@ -365,7 +374,9 @@ def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path,
     assert "3 of 3 pieces are there" in err and "loaded" not in err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
     result = killed_when(tmp_path, "segment-0000.mp4", number)
     assert result.returncode == code
@@ -378,7 +389,9 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
     resumed(tmp_path, whole)
 
 
-@pytest.mark.parametrize("limit_kib", [2, 20, 60])
+@pytest.mark.parametrize(
+    "limit_kib", [pytest.param(2, marks=pytest.mark.slow), 20, pytest.param(60, marks=pytest.mark.slow)]
+)
 def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path, whole, limit_kib):
     """A limit on the size of files stands for the disk; what fails depends on it: latents, history or a segment."""
 

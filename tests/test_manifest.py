@@ -46,7 +46,7 @@ def test_the_preview_shows_the_ends_of_the_windows(made):
         assert np.abs(picture - frame).mean() < 4  # what the video's coder changes
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".json"])
+@pytest.mark.parametrize("suffix", [".mp4", pytest.param(".json", marks=pytest.mark.slow)])
 def test_a_replay_makes_the_same_video(made, tmp_path, suffix):
     again = run(FORCING, "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
     assert again.path.read_bytes() == made.path.read_bytes()

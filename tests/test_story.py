@@ -142,6 +142,7 @@ def test_a_story_is_told_replayed_and_resumed(tmp_path):
     assert again.path.read_bytes() == told.path.read_bytes()
 
 
+@pytest.mark.slow
 def test_after_a_change_only_windows_from_there_on_are_made(tmp_path):
     def tell(*prompts, frames=65, outdir="kept", keep=("--keep_parts",)):
         argv = ("--num_frames", frames, "--prompt", *prompts, "--outdir", outdir, *keep)
