@@ -604,13 +604,8 @@ def _fill_in(args: argparse.Namespace) -> None:
 
 
 def _place_embedded(args: argparse.Namespace, image_to_video: bool) -> None:
-    if args.model_id != embedded.NAME:
-        return
-    folder = embedded.folder(image_to_video)
-    if not folder.is_dir():
-        legal = f"{embedded.NAME} has no image-to-video part yet; with {DIFFUSION_FORCING} it takes an --image"
-        raise InputError("image", args.image, legal)
-    args.model_id = str(folder)
+    if args.model_id == embedded.NAME:
+        args.model_id = str(embedded.folder(image_to_video))
 
 
 def _check_length(args: argparse.Namespace, given: int | None) -> int:

@@ -326,3 +326,12 @@ def test_bounce_clips_are_steady_and_known_by_their_first_heading():
         assert track.steady
         headings = {world.heading(clip.scene, clip.first_frame + t) for t in (0, 5.5)}
         assert track.motion in headings
+
+
+def test_a_motion_that_stops_is_no_motion_but_has_a_direction():
+    frames = np.concatenate([world.render(MOVING, 1, first_frame=t) for t in [*range(17), *[16] * 8]])
+    found = score(judge(frames), MOVING)
+    assert found.direction and not found.attributes["motion"]
+    other = next(motion for motion in world.MOTIONS if motion != MOVING.motion)
+    assert score(judge(frames), {"motion": other}).direction is False
+    assert score(judge(frames), {"colour": MOVING.colour}).direction is None

@@ -22,6 +22,7 @@ LENGTHS = (5, 9)  # latents after which an end image is known
 SIDE = 64
 HISTORY = 17  # frames that are decoded and encoded again: a window's history comes from decoded frames
 AGAIN = 0.7  # of the clips that need a history
+AGAIN_FREE = 0.2  # of the others
 SHARD = 200
 MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, sizes=0.06, spin=0.03, growth=0.04, camera=0.02, pair=0.05)
 TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
@@ -82,7 +83,7 @@ def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, 
         video = video_of(clips).to(vae.device)
         latents = encode(vae, video)
         lasts = [vae.encode(video[:, :, 4 * n - 4 : 4 * n - 3])[:, :, 0] for n in LENGTHS]
-        needed = torch.tensor([clip.history > 0 and rng.random() < AGAIN for clip in clips])
+        needed = torch.tensor([rng.random() < (AGAIN if clip.history else AGAIN_FREE) for clip in clips])
         again = torch.zeros_like(latents[:, :, : LENGTHS[0]])
         if needed.any():
             seen = vae.decode(latents[needed, :, : LENGTHS[0]])

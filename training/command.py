@@ -22,7 +22,7 @@ def train(args: argparse.Namespace, rank: int) -> bool:
 
     device, size = torch.device(args.device), args.batch or BATCH[args.stage]
     if args.stage == "vae":
-        return vae.train(args.out / "vae", device, args.minutes, size, (vae.MAIN, vae.FINISH), vae.SHAPE)
+        return vae.train(args.out / "vae", device, args.minutes, size, vae.RECIPES, vae.SHAPE)
     tokenizer = args.out / "tokenizer"
     if rank == 0 and not (tokenizer / "tokenizer.json").exists():
         text.train_tokenizer(tokenizer, text.SENTENCES)

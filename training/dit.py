@@ -26,7 +26,7 @@ from training import text as texts
 from training.clips import LENGTHS, Clips
 
 SHIFT = 3.0
-FIRST = 4.0  # how much more the first latent frame counts: the VAE writes it, an image, unlike all others
+FIRST = 2.0  # how much more the first latent frame counts: one image, where all others are four frames
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
 SHAPE = {
     "dim": 128,
@@ -37,8 +37,8 @@ SHAPE = {
     "text_len": texts.TEXT_LEN,
     "freq_dim": 256,
 }
-T2V = loop.Recipe(steps=1200, muon=3e-3, adamw=2e-3, decay=0.0)
-DF = loop.Recipe(steps=4000, muon=1.3e-3, adamw=9e-4, seed=1)
+T2V = loop.Recipe(steps=1000, muon=3e-3, adamw=2e-3, decay=0.0)
+DF = loop.Recipe(steps=4500, muon=3e-3, adamw=2e-3, decay=0.55, seed=1)
 I2V = loop.Recipe(steps=700, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
 
 

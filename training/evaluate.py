@@ -63,10 +63,12 @@ def rates(results: Iterator[tuple[world.Clip, np.ndarray]]) -> dict[str, float]:
         score = judge.score(judge.judge(frames), clip.named)
         for name, right in score.attributes.items():
             seen.setdefault(name, []).append(right)
+        if score.direction is not None:
+            seen.setdefault("direction", []).append(score.direction)
         seen.setdefault("all", []).append(score.core)
         seen.setdefault("clean", []).append(score.clean)
         seen.setdefault("outline", []).append(score.whole)
-    first = [name for name in (*CORE, "all", "clean", "outline", "count", "background") if name in seen]
+    first = [name for name in (*CORE, "direction", "all", "clean", "outline", "count", "background") if name in seen]
     return {name: percent(seen[name]) for name in first}
 
 

@@ -487,9 +487,13 @@ def _run_lengths(flags: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """`attributes`: whether each thing named, and the count, is seen; `clean` and `whole`: in every frame."""
+    """`attributes`: whether each thing named, and the count, is seen; `clean` and `whole`: in every frame.
+
+    `direction`: whether the motion named is seen, steady or not; None: none is named.
+    """
 
     attributes: dict[str, bool]
+    direction: bool | None
     clean: bool
     whole: bool
     frames: np.ndarray = field(repr=False)  # bool [T], clean
@@ -519,7 +523,10 @@ def score(verdict: Verdict, expected: Scene | dict[str, str]) -> Score:
     if "camera" not in named and named.get("background") != "patterned":
         clean = clean & (verdict.background != "patterned")  # stains, in which no ghost could be told
     right = ways[way] | {"count": verdict.count == expected_count}
-    return Score(right, bool(clean.all()), bool(verdict.whole_frames.all()), clean)
+    direction = None
+    if "motion" in named:
+        direction = bool(verdict.tracks) and all(track.motion == named["motion"] for track in verdict.tracks)
+    return Score(right, direction, bool(clean.all()), bool(verdict.whole_frames.all()), clean)
 
 
 def _attributes_right(tracks: tuple[Track, ...], verdict: Verdict, named: dict[str, str]) -> dict[str, bool]:

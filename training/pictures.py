@@ -32,7 +32,8 @@ def curves(folder: Path, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    stages = [("vae/main", "VAE"), ("vae/finish", "VAE, decoder"), ("t2v", "t2v"), ("df", "df"), ("i2v", "i2v")]
+    stages = [("vae/main", "VAE"), ("vae/align", "VAE, one code"), ("vae/finish", "VAE, decoder")]
+    stages += [("t2v", "t2v"), ("df", "df"), ("i2v", "i2v")]
     stages = [(title, log) for name, title in stages if (log := read_log(folder / name))]
     figure, axes = pyplot.subplots(2, len(stages), figsize=(3 * len(stages), 5), squeeze=False)
     for (title, log), (above, below) in zip(stages, axes.T, strict=True):
