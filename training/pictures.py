@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 SCALE = 2  # pixels of the picture for a pixel of a video
 CAPTION = 28
+NOT_DRAWN = ("step", "held_out_worst", "first_two_alike")  # of a gate
 PROMPTS = (
     "A red circle moves slowly to the right on a black background",
     "a fast blue square moving upward, gray background",
@@ -43,7 +44,8 @@ def curves(folder: Path, out: Path) -> None:
         if title.startswith("VAE"):
             above.set_yscale("log")
         gates = [note for note in log if "loss" not in note]
-        for name in (name for name in (gates[0] if gates else {}) if name != "step" and "worst" not in name):
+        names = [name for name in (gates[0] if gates else {}) if name not in NOT_DRAWN]
+        for name in names:
             below.plot([note["step"] for note in gates], [note[name] for note in gates], ".-", label=name)
         below.set(xlabel="update", ylabel="dB" if title.startswith("VAE") else "%")
         if gates:
