@@ -5,6 +5,7 @@ Torch is asked for its version only once it is loaded anyway.
 
 from __future__ import annotations
 
+import glob
 import json
 import platform
 import re
@@ -125,6 +126,27 @@ def comment_of(video: Path) -> str:
 def as_ffmetadata(comment: str) -> str:
     """A file of metadata as ffmpeg reads it."""
     return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"
+
+
+def finished(outdir: Path, stem: str, settings, inputs: dict, weights: dict) -> Path | None:
+    """A video that is there already: made of the same settings, files and weights. None: there is none.
+
+    Args:
+        stem: what its name begins with.
+        settings: a seed of None fits any.
+        inputs, weights: fingerprints, as in a manifest.
+    """
+    wanted = json.loads(json.dumps(settings_of(settings)))
+    for path in sorted(outdir.glob(f"{glob.escape(stem)}*.json")):
+        try:
+            found = read(path)
+            made = {name: value for name, value in found["settings"].items() if name in wanted or name != "seed"}
+        except InputError:
+            continue
+        video = path.with_suffix(".mp4")
+        if (made, found.get("inputs"), found.get("weights")) == (wanted, inputs, weights) and video.is_file():
+            return video
+    return None
 
 
 class Look:

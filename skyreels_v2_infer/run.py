@@ -159,7 +159,11 @@ def execute(
         stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
         run.journal = Journal.resume(settings.outdir, stem, identity)
         found = where_to_go_on(run, settings)
+        if found is None:
+            found = finished_before(settings, stem, identity)
     found = team.same(found)
+    if found is not None and "path" in found:
+        return None if team.rank else found["path"]
     if found is None:
         seed = team.same(secrets.randbelow(SEEDS)) if settings.seed is None else settings.seed
         identity |= {"seed": seed}
@@ -190,7 +194,6 @@ def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
     """What all ranks have to know of an interrupted run."""
     journal = run.journal
     if journal is None:
-        say(f"--resume: nothing to go on with in {settings.outdir}; this run begins with the first frame")
         return None
     done = len(journal.pieces)
     latents, history = journal.state()
@@ -203,6 +206,21 @@ def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
         "resume": resume,
         "complete": done == run.pieces,
     }
+
+
+def finished_before(settings: GenerateSettings, stem: str, identity: dict) -> dict | None:
+    """The video, if an earlier run has finished it: one that is asked for again must not be made again."""
+    path = manifests.finished(settings.outdir, stem, settings, inputs_of(identity), identity["model_id"])
+    if path is None:
+        say(f"--resume: nothing to go on with in {settings.outdir}; this run begins with the first frame")
+        return None
+    say("--resume: this video is finished")
+    return {"path": path}
+
+
+def inputs_of(identity: dict) -> dict:
+    """Fingerprints of the files that were given, for the manifest."""
+    return {name: identity[name] for name in ("image", "end_image", "video_path") if identity.get(name)}
 
 
 def take_over(journal: Journal, run: Run, settings: GenerateSettings) -> dict | None:
@@ -331,6 +349,7 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
         "script": run.prog,
         "settings": manifests.settings_of(settings),
         "weights": journal.identity["model_id"],
+        "inputs": inputs_of(journal.identity),
         "versions": manifests.versions(),
         "pieces": pieces,
     }

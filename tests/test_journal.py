@@ -351,6 +351,16 @@ def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears
     assert err.count(" rows, ") in windows
 
 
+def test_a_video_that_is_finished_is_not_made_again(tmp_path):
+    """A process can be killed when all is done; and a batch script that is run again asks for all its videos."""
+    flags = ("--num_frames", 33, "--teacache", "--teacache_coefficients", "0,0,0,1,0")
+    made = run(FORCING, *LONG, *flags, cwd=tmp_path)
+    again = run(FORCING, *LONG, *flags, "--resume", cwd=tmp_path)
+    assert again.path == made.path and again.lines == ["--resume: this video is finished"]
+    other = run(FORCING, *LONG, "--num_frames", 29, "--resume", cwd=tmp_path)
+    assert other.path != made.path and "begins with the first frame" in other.lines[0]
+
+
 @pytest.mark.slow
 def test_a_killed_run_by_latents_goes_on_to_the_same_video(tmp_path):
     flags = ("--history", "latent")
