@@ -98,7 +98,9 @@ def checked(made: Run, frames: int, size: tuple[int, int], windows: int, seed: i
     # Libraries have nothing to say here: what is loaded, perhaps a remark, the windows, and first and last the seed.
     assert re.fullmatch(rf"loaded .+ on cpu in \w+, \S+ s; seed {seed}", made.lines[0])
     assert made.lines[-1].startswith(f"{frames} frames, seed {seed}, ")
-    assert len(made.lines) == windows + 2 + remarks, made.err
+    # A random model's windows do not fit together, which is said.
+    drifts = [line for line in made.lines if " jumps where window " in line or " moved from " in line]
+    assert len(drifts) <= 1 and len(made.lines) - len(drifts) == windows + 2 + remarks, made.err
     return made.frames
 
 
@@ -184,7 +186,7 @@ def test_bfloat16_at_a_terminal(scripts, models, tmp_path):
     shown = shown.decode()
     assert process.returncode == 0, shown
     assert re.search(r"\rwindow 1/1: +\d+%.*/3", shown) and "rows, " in shown
-    (path,) = (tmp_path / "deep" / "er").iterdir()
+    (path,) = (tmp_path / "deep" / "er").glob("*.mp4")
     assert out.decode() == f"{path.relative_to(tmp_path)}\n"
     exact = scripts(*t2v(models, "--seed", 5, "--fps", 16)).frames
     rounded = read_frames(path)
