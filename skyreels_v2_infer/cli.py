@@ -8,55 +8,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyreels_v2_infer import embedded, manifest, video_io
-from skyreels_v2_infer.checkpoint import HUB_ID
-from skyreels_v2_infer.distributed.team import Launch
+from skyreels_v2_infer import checks, embedded, manifest
+from skyreels_v2_infer.checks import PUBLISHED, TINY
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.flags import Parser, any_text, device_name, number, numbers, one_of, some_path, some_text, whole
 from skyreels_v2_infer.pipelines.prompt_enhancer import DEFAULT_MODEL as ENHANCER_MODEL
-from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix, plan_windows
-from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE, check_size
-from skyreels_v2_infer.story import Scene, of_prompts, read_story, scenes_of
+from skyreels_v2_infer.scheduler.windows import check_lengths
+from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE
+from skyreels_v2_infer.story import Scene
 
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
-
-# The published models that were trained at 720P; a local folder's name says nothing.
-MODELS_720P = frozenset(
-    f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}" for kind in ("DF", "T2V", "I2V") for layout in ("", "-Diffusers")
-)
-
-DEFAULT_PROMPT = (
-    "A white swan glides across a still lake at dawn; mist drifts over the water, and soft golden light plays on the "
-    "ripples behind it."
-)
-DEFAULT_NEGATIVE_PROMPT = (
-    "blurry, out of focus, low resolution, compression artifacts, grain, flicker, ghosting, overexposed, "
-    "oversaturated, washed-out colors, color shift, frozen picture, stuttering motion, sudden cuts, warped shapes, "
-    "melting objects, distorted face, deformed hands, extra fingers, extra limbs, duplicated subject, crowd, "
-    "subtitles, watermark, logo, border"
-)
-
-PUBLISHED = embedded.Defaults(
-    height=None,  # --resolution says it
-    width=None,
-    num_frames=97,
-    fps=24,
-    inference_steps=30,
-    guidance_scale=6.0,
-    shift=8.0,
-    prompt=DEFAULT_PROMPT,
-    negative_prompt=DEFAULT_NEGATIVE_PROMPT,
-    base_num_frames=97,
-    overlap_history=None,
-    addnoise_condition=0.0,
-)
-TINY = embedded.DEFAULTS
 
 # Flags that are given beside --replay, and what they take the place of in the video's settings.
 INSTEAD = {
@@ -154,15 +120,15 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_ranks(parser)
     args = _read(parser, argv)
     try:
-        _check_teacache(args)
-        _check_ranks(args)
-        _check_enhancer(args)
-        _check_sizes(args)
-        _fill_in(args)
+        checks.check_teacache(args)
+        checks.check_ranks(args)
+        checks.check_enhancer(args)
+        checks.check_sizes(args)
+        checks.fill_in(args)
         check_lengths(args.num_frames)
-        _check_piece(args, "num_frames", f"; {DIFFUSION_FORCING} makes longer videos")
-        height, width = _size(args, _source_size(args))
-        _place_embedded(args, image_to_video=args.image is not None)
+        checks.check_piece(args, "num_frames", f"; {DIFFUSION_FORCING} makes longer videos")
+        height, width = checks.size_of(args, checks.source_size(args))
+        checks.place_embedded(args, image_to_video=args.image is not None)
         return GenerateSettings(**_shared(args), height=height, width=width, num_frames=args.num_frames)
     except InputError as error:
         parser.error(str(error))
@@ -190,18 +156,18 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_ranks(parser)
     args = _read(parser, argv)
     try:
-        _check_teacache(args)
-        _check_ranks(args)
-        _check_enhancer(args)
-        _check_sizes(args)
-        _check_conditions(args)
+        checks.check_teacache(args)
+        checks.check_ranks(args)
+        checks.check_enhancer(args)
+        checks.check_sizes(args)
+        checks.check_conditions(args)
         given = args.num_frames
-        _fill_in(args)
-        num_frames = _check_length(args, given)
-        _check_piece(args, "base_num_frames")
-        height, width = _size(args, _source_size(args))
-        _settle_story(args, num_frames)
-        _place_embedded(args, image_to_video=False)
+        checks.fill_in(args)
+        num_frames = checks.check_length(args, given)
+        checks.check_piece(args, "base_num_frames")
+        height, width = checks.size_of(args, checks.source_size(args))
+        checks.settle_story(args, num_frames)
+        checks.place_embedded(args, image_to_video=False)
         return DiffusionForcingSettings(
             **_shared(args),
             height=height,
@@ -542,142 +508,6 @@ def _add_ranks(parser: Parser) -> None:
             type=whole(1),
             help=f"--use_usp: processes that {meaning} (default: chosen)",
         )
-
-
-# ---- checks that need more than one flag, or the disk ----------------------------------------------------------------
-
-
-def _check_teacache(args: argparse.Namespace) -> None:
-    for name in ("use_ret_steps", "teacache_coefficients"):
-        if getattr(args, name) and not args.teacache:
-            raise InputError(name, None, "has no effect without --teacache")
-
-
-def _check_ranks(args: argparse.Namespace) -> None:
-    launch = Launch.from_environment()
-    if args.use_usp and not launch.by_torchrun:
-        raise InputError("use_usp", None, "needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ... --use_usp")
-    if not args.use_usp:
-        for name in ("cfg_parallel", "ulysses_degree", "ring_degree"):
-            if getattr(args, name) is not None:
-                raise InputError(name, None, "has no effect without --use_usp")
-        if launch.size > 1:
-            legal = f"torchrun has started {launch.size} processes, which would all make the same video"
-            raise InputError("use_usp", None, f"is not given, but {legal}")
-    if launch.size > 1 and args.device not in (None, "cpu", "cuda"):
-        raise InputError("device", args.device, "each of several processes takes a GPU of its own; give cuda or cpu")
-
-
-def _check_enhancer(args: argparse.Namespace) -> None:
-    model = args.prompt_enhancer_model
-    if model is not None and not args.prompt_enhancer:
-        raise InputError("prompt_enhancer_model", model, "has no effect without --prompt_enhancer")
-    args.prompt_enhancer_model = model = model or ENHANCER_MODEL
-    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
-        raise InputError("prompt_enhancer_model", model, "is neither a folder nor the name of a model (owner/name)")
-
-
-def _check_sizes(args: argparse.Namespace) -> None:
-    given = [side for side in ("height", "width") if getattr(args, side) is not None]
-    if len(given) == 1:
-        missing = "width" if given == ["height"] else "height"
-        raise InputError(given[0], getattr(args, given[0]), f"needs --{missing} as well")
-    if given and args.resolution is not None:
-        raise InputError("resolution", args.resolution, "give either --resolution or --height and --width")
-    if given:
-        check_size(args.height, args.width)
-
-
-def _check_conditions(args: argparse.Namespace) -> None:
-    if args.image is not None and args.video_path is not None:
-        raise InputError("image", args.image, "give either --image or --video_path: both would be the beginning")
-    if args.end_image is not None and args.causal_attention:
-        raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would look that far ahead")
-
-
-def _fill_in(args: argparse.Namespace) -> None:
-    """Flags that were not given become what suits the model; sizes are `_size`'s."""
-    defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
-    for field in dataclasses.fields(defaults):
-        if field.name not in ("height", "width") and getattr(args, field.name, ...) is None:
-            setattr(args, field.name, getattr(defaults, field.name))
-
-
-def _place_embedded(args: argparse.Namespace, image_to_video: bool) -> None:
-    if args.model_id == embedded.NAME:
-        args.model_id = str(embedded.folder(image_to_video))
-
-
-def _check_length(args: argparse.Namespace, given: int | None) -> int:
-    """The number of frames to make (with --video_path: to add), after the checks of all three lengths.
-
-    `given`: --num_frames, if the user said it; what is added to a video has a default of its own.
-    """
-    extends, frames = args.video_path is not None, args.num_frames
-    if extends and given is None:
-        frames = args.base_num_frames - (args.overlap_history or 0)
-    check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
-    return frames
-
-
-def _settle_story(args: argparse.Namespace, num_frames: int) -> None:
-    """Scenes, from --story or from several prompts, checked against the windows; and the first prompt as the prompt."""
-    windows = plan_windows(num_frames, args.base_num_frames, args.overlap_history, args.video_frames)
-    prompts = [args.prompt] if isinstance(args.prompt, str) else args.prompt  # text: the default
-    if args.story is not None:
-        if not isinstance(args.prompt, str):
-            raise InputError("story", args.story, "give either --prompt or --story")
-        args.story = read_story(args.story, args.fps)
-        scenes_of(args.story, windows)
-        prompts = [args.story[0].prompt]
-    elif len(prompts) > 1:
-        args.story = of_prompts(prompts, windows)
-    if args.story is not None and args.prompt_enhancer:
-        raise InputError("prompt_enhancer", None, "writes one prompt out, not several or those of --story")
-    args.prompt = prompts[0]
-
-
-def _check_piece(args: argparse.Namespace, name: str, hint: str = "") -> None:
-    """Lengths that the embedded model never saw at once come out as noise."""
-    frames = getattr(args, name)
-    if args.model_id == embedded.NAME and frames > TINY.base_num_frames:
-        legal = f"{embedded.NAME} makes up to {TINY.base_num_frames} frames at once{hint}"
-        raise InputError(name, frames, legal)
-
-
-def _source_size(args: argparse.Namespace) -> tuple[int, int] | None:
-    """(height, width) of what the video follows, after checking every file and folder that was named."""
-    args.video_fps, args.video_frames = None, 0
-    image = video_io.image_size(args.image, "image") if args.image is not None else None
-    end_image = video = None
-    if getattr(args, "end_image", None) is not None:
-        end_image = video_io.image_size(args.end_image, "end_image")
-    # Only looks, never creates. Before the video, whose check is the one that takes time.
-    _check_outdir(args.outdir)
-    if getattr(args, "video_path", None) is not None:
-        info = video_io.probe_video(args.video_path, "video_path")
-        check_prefix(info.frames, args.overlap_history)
-        video, args.video_fps, args.video_frames = (info.height, info.width), info.fps, info.frames
-    return image or video or end_image
-
-
-def _size(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[int, int]:
-    if args.height is not None:
-        return args.height, args.width
-    if args.model_id == embedded.NAME and args.resolution is None:
-        return TINY.height, TINY.width
-    height, width = RESOLUTIONS[args.resolution or ("720P" if args.model_id in MODELS_720P else "540P")]
-    return (width, height) if source is not None and source[0] > source[1] else (height, width)
-
-
-def _check_outdir(outdir: Path) -> None:
-    existing = os.path.abspath(outdir)
-    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
-        existing = os.path.dirname(existing)
-    if not os.path.isdir(existing):
-        raise InputError("outdir", outdir, f"must be a folder or a place for one, but {existing} is none")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError("outdir", outdir, f"must be writable, but {existing} is not")
 
 
 def _shared(args: argparse.Namespace) -> dict:

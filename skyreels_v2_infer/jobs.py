@@ -155,7 +155,7 @@ def started(pipeline, job: Job, **arguments) -> Iterator:
     if job.resume is not None:
         import torch
 
-        from skyreels_v2_infer.pipelines.base import Resume
+        from skyreels_v2_infer.pipelines.history import Resume
 
         window, *arrays = job.resume
         resume = Resume(window, *(None if array is None else torch.from_numpy(array) for array in arrays))

@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.files import checksum, link_or_copy, read_array, take_lock, write_array, write_whole
 from skyreels_v2_infer.manifest import as_ffmetadata, text_of
 from skyreels_v2_infer.video_io import VideoWriter, join_videos, publish
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 FORMAT = 1  # of these files
 SUFFIX, LOCK = ".parts", "lock"
 FOLDER = re.compile(r".+-[0-9a-f]{12}(-\d+)?\.parts")
-SAMPLES, SAMPLE = 256, 2**14  # of a file, in bytes, of which a fingerprint is taken
 SHOWN = 60  # characters of a setting in a message
 
 
@@ -53,40 +52,6 @@ class DamagedError(InputError):
 def digest_of(identity: dict) -> str:
     """What tells a run from others, short enough for a folder's name."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def fingerprint(path: Path) -> str:
-    """Size and checksum of samples of a file: fast, and different for files that differ in any likely way."""
-    size = path.stat().st_size
-    value = 0
-    with path.open("rb") as file:
-        for start in range(0, size, max(SAMPLE, size // SAMPLES)):
-            file.seek(start)
-            value = zlib.crc32(file.read(SAMPLE), value)
-    return f"{size}-{value:08x}"
-
-
-def checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def write_whole(path: Path, write) -> None:
-    """`write(file)` into a file that has its name only once it is on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 def text_checksum(content: dict) -> int:
@@ -161,7 +126,7 @@ class Journal:
             folder = outdir / f"{name}{f'-{number}' if number > 1 else ''}{SUFFIX}"
             try:
                 folder.mkdir()
-                lock = take_lock(folder)
+                lock = take_lock(folder / LOCK)
             except (FileExistsError, FileNotFoundError):  # taken, or tidied up at once by `resume`
                 continue
             if lock is None:
@@ -192,7 +157,7 @@ class Journal:
             if not folder.name.startswith(stem) or not FOLDER.fullmatch(folder.name) or not folder.is_dir():
                 continue
             try:
-                lock = take_lock(folder)
+                lock = take_lock(folder / LOCK)
                 if lock is None:
                     if not differences(read_json(folder / "run.json")["identity"], identity):
                         busy.append(folder)
@@ -206,7 +171,8 @@ class Journal:
                     journal = cls._opened(folder, lock, run)
                     lock = None
                     return journal
-                if not {"prompt", "seed"} & set(changed):
+                finished = run["keep"] and run["output"] is not None
+                if not finished and not {"prompt", "seed"} & set(changed):
                     different.append((folder, changed, run["identity"]))
             except FileNotFoundError:
                 remove_beginning(folder)
@@ -232,7 +198,7 @@ class Journal:
 
         Args:
             stem: what the names of such runs begin with.
-            history: for every piece, how many frames it goes on from.
+            history: for every piece, how many frames (or latents) it goes on from.
         """
         best: tuple[int, Path, dict] | None = None
         for folder in sorted(self.folder.parent.glob(f"{glob.escape(stem)}*{SUFFIX}")):
@@ -243,7 +209,9 @@ class Journal:
             except (OSError, DamagedError):
                 continue
             alike = [mine == theirs for mine, theirs in zip(self._run["keys"], run["keys"], strict=False)]
-            count = min([*alike, False].index(False), len(run["pieces"]))
+            alike = [*alike[: len(run["pieces"])], False]
+            whole = (same and not damaged_files(folder, i, run) for i, same in enumerate(alike))
+            count = next(i for i, fine in enumerate(whole) if not fine)
             # What the next piece goes on from has to be there too.
             while count and count < len(history) and frames_in(folder / history_name(count)) < history[count]:
                 count -= 1
@@ -265,13 +233,9 @@ class Journal:
         journal = cls(folder, lock, run)
         if journal._named() is not None:
             return journal
-        for number, piece in enumerate(journal.pieces):
-            for path, expected in (
-                (folder / piece["name"], piece["checksum"]),
-                (journal._ends(number), piece["ends_checksum"]),
-            ):
-                if not path.exists() or checksum(path) != expected:
-                    raise DamagedError(path, "not what was written")
+        for number in range(len(journal.pieces)):
+            for path in damaged_files(folder, number, run):
+                raise DamagedError(path, "not what was written")
         # Anything else was being written, or was about to be removed.
         known = {"run.json", LOCK, journal._latents.name, journal._history.name, journal._joined.name}
         known |= {piece["name"] for piece in journal.pieces}
@@ -321,7 +285,7 @@ class Journal:
         """(latents of the window at hand if it is denoised, newest frames before it); each None if there are none."""
         if 0 < len(self.pieces) < len(self._run["keys"]) and not self._history.exists():
             raise DamagedError(self._history, "it is not there")
-        return read_array(self._latents), read_array(self._history)
+        return read_state(self._latents), read_state(self._history)
 
     def keep_latents(self, latents: np.ndarray) -> None:
         write_array(self._latents, latents)
@@ -433,20 +397,33 @@ def ends_name(number: int) -> str:
     return f"ends-{number:04d}.png"
 
 
+def damaged_files(folder: Path, number: int, run: dict) -> list[Path]:
+    """Those of a piece's files that are not as `Journal.done` wrote them."""
+    piece = run["pieces"][number]
+    files = {folder / piece["name"]: piece["checksum"], folder / ends_name(number): piece["ends_checksum"]}
+    return [path for path, expected in files.items() if not path.exists() or checksum(path) != expected]
+
+
 def frames_in(path: Path) -> int:
     """Of a history; 0: there is none that can be used."""
     try:
-        array = read_array(path)
-    except DamagedError:
+        return read_array(path).shape[2]
+    except (OSError, ValueError):
         return 0
-    return 0 if array is None else array.shape[2]
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def read_state(path: Path) -> np.ndarray | None:
+    """An array of a run; None: there is none.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
     try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
+        return read_array(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DamagedError(path, str(error)) from None
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
@@ -464,56 +441,3 @@ def remove_beginning(folder: Path) -> None:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
-
-
-def take_lock(folder: Path) -> int | None:
-    """An open file that locks the folder until it is closed, at the latest by the process's end; None: it is locked."""
-    handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(handle)
-        return None
-    except (ImportError, OSError):
-        pass  # Windows, or a file system without locks: nobody keeps others away there
-    return handle
-
-
-class Summing:
-    """A file that is written, and the checksum of what was."""
-
-    def __init__(self, file):
-        self.file, self.value = file, 0
-
-    def write(self, block) -> int:
-        self.value = zlib.crc32(block, self.value)
-        return self.file.write(block)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    import numpy as np
-
-    def write(file) -> None:
-        summing = Summing(file)
-        np.save(summing, array)
-        file.write(summing.value.to_bytes(4, "big"))
-
-    write_whole(path, write)
-
-
-def read_array(path: Path) -> np.ndarray | None:
-    import numpy as np
-
-    if not path.exists():
-        return None
-    size = path.stat().st_size - 4
-    with path.open("rb") as file:
-        value = 0
-        while block := file.read(min(2**20, size - file.tell())):
-            value = zlib.crc32(block, value)
-        if size < 0 or file.read(5) != value.to_bytes(4, "big"):
-            raise DamagedError(path, "not what was written")
-        file.seek(0)
-        return np.load(file)

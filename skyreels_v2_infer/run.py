@@ -23,8 +23,9 @@ from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, assembled, own_device
 from skyreels_v2_infer.dry_run import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.files import fingerprint
 from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint
-from skyreels_v2_infer.journal import Journal, digest_of, fingerprint
+from skyreels_v2_infer.journal import Journal, digest_of
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from script_runs import FORCING, ROOT, contents, environment, read_frames, run
 
-from skyreels_v2_infer import journal, manifest, preview
+from skyreels_v2_infer import files, journal, manifest, preview
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.journal import DamagedError, Journal
 from skyreels_v2_infer.video_io import VideoWriter, join_videos
@@ -190,12 +190,12 @@ def test_without_locks_on_a_file_system_a_run_begins_all_the_same(tmp_path, monk
 def test_a_fingerprint_sees_a_change_anywhere(tmp_path):
     path, content = tmp_path / "weights", bytearray(8 * 2**20)
     path.write_bytes(content)
-    before = journal.fingerprint(path)
+    before = files.fingerprint(path)
     content[len(content) // 2 : len(content) // 2 + 2**15] = b"x" * 2**15
     path.write_bytes(content)
-    assert journal.fingerprint(path) != before
+    assert files.fingerprint(path) != before
     (tmp_path / "empty").touch()
-    assert journal.fingerprint(tmp_path / "empty") == "0-00000000"
+    assert files.fingerprint(tmp_path / "empty") == "0-00000000"
 
 
 @pytest.mark.parametrize("name", FILES)

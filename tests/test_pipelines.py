@@ -14,9 +14,9 @@ from PIL import Image
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
 from skyreels_v2_infer.pipelines import resizecrop
-from skyreels_v2_infer.pipelines.base import Resume
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
+from skyreels_v2_infer.pipelines.history import Resume
 from skyreels_v2_infer.runtime import NoiseSource
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.files import write_whole
 
 if TYPE_CHECKING:  # the coefficients are looked up before torch is needed
     import torch
@@ -225,9 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(first_line(error))
     found = fit([change for recorder in recorders for change in recorder.changes])
     out = args.out or checkpoint.folder / FILE
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(out)
+    write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
     print(out)
     return 0
 

@@ -7,16 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skyreels_v2_infer.pipelines.base import (
-    Finished,
-    History,
-    LatentHistory,
-    Prompts,
-    Resume,
-    VideoPipeline,
-    choose_noise,
-)
+from skyreels_v2_infer.pipelines.base import Prompts, VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, image_video, prefix_pieces
+from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory, Resume
 from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
 from skyreels_v2_infer.runtime import Noise, NoiseSource
 from skyreels_v2_infer.sizes import check_size
@@ -232,7 +225,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         prompts: Prompts,
         latents: torch.Tensor,
         given: Conditions,
-        history: History | LatentHistory,
+        history: History,
     ) -> torch.Tensor:
         """Puts history or image in front of the noise, and an end image behind it."""
         if isinstance(history, LatentHistory):

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.base import Finished, History, Resume, VideoPipeline, choose_noise
+from skyreels_v2_infer.pipelines.base import VideoPipeline, choose_noise
+from skyreels_v2_infer.pipelines.history import Finished, History, Resume
 from skyreels_v2_infer.plan import Plan, make_plan
 from skyreels_v2_infer.runtime import Noise
 from skyreels_v2_infer.sizes import check_size
