@@ -1,7 +1,6 @@
 """What a command would do, as a table or as JSON: the plan that would be executed and what it would cost."""
 
 import json
-from pathlib import Path
 
 from skyreels_v2_infer import cost, embedded
 from skyreels_v2_infer.checkpoint import local_folder, read_transformer_config
@@ -75,11 +74,8 @@ def describe(settings: GenerateSettings) -> dict:
     scenes, scales = scenes_and_scales(settings, plan)
     guided = [scale != 1 for scale in scales]
     seed = "SEED" if settings.seed is None else settings.seed
-    model = settings.model_id
-    if Path(model).parent == embedded.FOLDER:
-        model = embedded.NAME
     about = {
-        "model": model,
+        "model": embedded.name_of(settings.model_id),
         "height": settings.height,
         "width": settings.width,
         "num_frames": settings.num_frames,
@@ -175,4 +171,4 @@ def shortened(prompt: str) -> str:
 def show(settings: GenerateSettings) -> str:
     """What --dry_run prints."""
     about = describe(settings)
-    return json.dumps(about, indent=2, ensure_ascii=False) if settings.dry_run == "json" else table(about)
+    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)

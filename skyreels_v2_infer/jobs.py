@@ -49,7 +49,7 @@ def open_checkpoint(settings: GenerateSettings, team: Team) -> Checkpoint:
         config = read_transformer_config(settings.model_id)
         check_kind(settings, config)
         layout = choose_sharing(settings, team, config)  # before gigabytes are fetched
-        check_packages(settings, layout)
+        check_layout(settings, layout)
         checkpoint = Checkpoint.open(settings.model_id)
     if not team.rank:
         check_files(checkpoint)
@@ -71,15 +71,12 @@ def choose_sharing(settings: GenerateSettings, team: Team, config: dict) -> Layo
     )
 
 
-def check_packages(settings: GenerateSettings, layout: Layout) -> None:
-    """Raises an `InputError` for a package that would be missing later, and for what no kernel can do."""
-    on_gpu = settings.device not in (None, "cpu")
+def check_layout(settings: GenerateSettings, layout: Layout) -> None:
+    """Raises an `InputError` where tokens cannot be split: no package for it, or no kernel."""
     if layout.parts > 1 and find_spec("yunchang") is None:
         raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
-    if layout.ring > 1 and on_gpu and settings.dtype == "float32":
+    if layout.ring > 1 and settings.device not in (None, "cpu") and settings.dtype == "float32":
         raise InputError("dtype", "float32", "a ring of GPUs needs bfloat16 or float16")
-    if settings.offload and on_gpu and find_spec("diffusers") is None:
-        raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
 
 
 def load(pipeline_class: str, job: Job):
@@ -93,6 +90,8 @@ def load(pipeline_class: str, job: Job):
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
+    if settings.offload and place.device.type != "cpu" and find_spec("diffusers") is None:
+        raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
     dtype = str(place.dtype).removeprefix("torch.")
     began = time.perf_counter()
     # Gone again when it is done: a checkpoint that does not fit is refused in one line.

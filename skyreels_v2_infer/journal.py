@@ -222,8 +222,11 @@ class Journal:
         count, folder, run = best
         names = [piece["name"] for piece in run["pieces"][:count]] + [ends_name(i) for i in range(count)]
         names += [history_name(i) for i in range(1, count + 1) if (folder / history_name(i)).exists()]
-        for name in names:
-            link_or_copy(folder / name, self.folder / name)
+        try:
+            for name in names:
+                link_or_copy(folder / name, self.folder / name)
+        except FileNotFoundError:  # removed meanwhile; what is here already gets replaced, or goes with the folder
+            return 0
         self.pieces.extend(run["pieces"][:count])
         self._write()
         return count

@@ -1,7 +1,4 @@
-"""What made a video, written beside it and into it, from which it can be made again (`--replay`).
-
-Torch is asked for its version only once it is loaded anyway.
-"""
+"""What made a video, written beside it and into it, from which it can be made again (`--replay`)."""
 
 from __future__ import annotations
 
@@ -22,10 +19,11 @@ from skyreels_v2_infer.errors import InputError, first_line
 FORMAT = 1
 LUMA = (0.2126, 0.7152, 0.0722)
 DRIFT, SEAM = 0.1, 0.1  # from where on a difference is worth a line
-# Not flags, or flags that say how a run is carried out and not what it makes.
-LEFT_OUT = {"outdir", "dry_run", "resume", "video_fps", "video_frames", "use_usp", "cfg_parallel", "ulysses_degree"}
-LEFT_OUT |= {"ring_degree", "offload", "prompt_enhancer", "prompt_enhancer_model", "device", "no_preview"}
-LEFT_OUT |= {"keep_parts"}
+# Settings that change where and how a video is made, but not what is in it.
+WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
+WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts"}
+# The prompt is written as it came out of these.
+LEFT_OUT = WITHOUT_EFFECT | {"prompt_enhancer", "prompt_enhancer_model"}
 
 
 def settings_of(settings) -> dict:
@@ -35,11 +33,9 @@ def settings_of(settings) -> dict:
         del values["prompt"]
         scenes = [{k: v for k, v in scene.items() if v is not None} for scene in values["story"]]
         values["story"] = json.dumps(scenes)
-    model = Path(settings.model_id)
-    if model.parent == embedded.FOLDER:
-        values["model_id"] = embedded.NAME
-    elif model.is_dir():
-        values["model_id"] = model
+    values["model_id"] = model = embedded.name_of(settings.model_id)
+    if model != embedded.NAME and Path(model).is_dir():
+        values["model_id"] = Path(model)
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 

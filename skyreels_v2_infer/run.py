@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -34,9 +35,6 @@ __all__ = ["generate", "generate_df", "main"]
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
-# Settings that change where and how a video is made, but not what is in it.
-WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
-WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts"}
 OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
 
 
@@ -182,7 +180,7 @@ def execute(
 
 def identity_of(settings: GenerateSettings, checkpoint: Checkpoint) -> dict:
     """What makes a run the same run: settings with an effect on the frames, and the files that they name."""
-    identity = {name: value for name, value in asdict(settings).items() if name not in WITHOUT_EFFECT}
+    identity = {name: value for name, value in asdict(settings).items() if name not in manifests.WITHOUT_EFFECT}
     for name, value in identity.items():
         if isinstance(value, Path):
             identity[name] = fingerprint(value)
@@ -226,8 +224,10 @@ def inputs_of(identity: dict) -> dict:
 
 def take_over(journal: Journal, run: Run, settings: GenerateSettings) -> dict | None:
     """As `where_to_go_on`, from the pieces of a kept run that are those of this run too."""
-    history = [0] * run.prefix + [window.window.history_frames for window in plan_of(settings).windows]
-    count = journal.adopt(output_stem(settings.prompt, settings.seed), history)
+    windows = [window.window for window in plan_of(settings).windows]
+    by_latents = getattr(settings, "history", None) == "latent"  # but for the first window, behind a prefix
+    history = [w.history_latents if by_latents and w.index else w.history_frames for w in windows]
+    count = journal.adopt(output_stem(settings.prompt, settings.seed), [0] * run.prefix + history)
     if not count:
         return None
     say(f"--keep_parts: {count} of {run.pieces} pieces are those of a run that was kept")
@@ -274,6 +274,8 @@ def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
 def tell(prog: str, result: Path | str) -> int:
     """Prints the result; where it cannot be printed, a video is still there."""
     try:
+        with suppress(AttributeError):  # not a file
+            sys.stdout.reconfigure(errors="surrogateescape")  # a path may hold what is no UTF-8
         print(result, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit

@@ -68,14 +68,12 @@ class Offload:
         """From now on the model's forward has one block on the device at a time, and the next one on its way.
 
         Raises:
-            InputError: the library that does it is not installed.
+            ImportError: diffusers, which does it, is not installed.
         """
         if self.device.type == "cpu":
             return
-        try:
-            from diffusers.hooks import apply_group_offloading
-        except ImportError:
-            raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate") from None
+        from diffusers.hooks import apply_group_offloading
+
         streams = self.device.type == "cuda"
         apply_group_offloading(
             model,

@@ -121,6 +121,19 @@ def test_no_loss_comes_from_what_is_given(store):
     assert dit.flow_loss(batch, lambda x, t: truth + 1).item() == pytest.approx(1)
 
 
+def test_an_error_counts_the_more_the_less_the_clips_differ_there(store):
+    batch = next(
+        b for s in range(50) if (b := dit.draw(store, np.random.default_rng(s), 4, dit.T2V_MIX)).levels.shape[1] == 9
+    )
+    spread = store.latents.float().var(dim=0).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(batch.weights, 1 / spread)
+    for frame in (0, 8):
+        fault = torch.zeros_like(batch.noise)
+        fault[:, :, frame] = 1
+        loss = dit.flow_loss(batch, lambda x, t: batch.noise - batch.latents + fault)  # noqa: B023
+        assert loss.item() == pytest.approx((1 / spread[frame] / (1 / spread).sum()).item())
+
+
 def test_the_model_is_shown_what_its_levels_say(store):
     batch = dit.draw(store, np.random.default_rng(3), 2, dit.DF_MIX)
 

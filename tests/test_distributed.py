@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from script_runs import FORCING, GENERATE, LIMIT, ROOT, Run, contents, environment, read_frames, run
 
+from skyreels_v2_infer import jobs
 from skyreels_v2_infer.distributed import team
 from skyreels_v2_infer.distributed.layout import Layout, choose_layout
 from skyreels_v2_infer.distributed.team import Launch
@@ -91,6 +93,22 @@ def test_what_is_asked_for_is_kept_or_refused():
         choose(3, ulysses=3)
     with pytest.raises(InputError, match="--cfg_parallel: needs two branches"):
         choose_layout(2, 40, 2040, guided=False, cfg_parallel=True)
+
+
+def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
+    asked = SimpleNamespace(device=None, dtype=None)
+    jobs.check_layout(asked, Layout(2, 2, 1))
+    monkeypatch.setattr(jobs, "find_spec", {"yunchang": None}.__getitem__)
+    jobs.check_layout(asked, Layout(2, 1, 1))
+    with pytest.raises(InputError, match="--use_usp: needs yunchang: pip install yunchang"):
+        jobs.check_layout(asked, Layout(2, 2, 1))
+
+
+def test_a_ring_of_gpus_has_no_kernel_for_float32():
+    jobs.check_layout(SimpleNamespace(device="cpu", dtype="float32"), Layout(1, 1, 2))
+    jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 2, 1))
+    with pytest.raises(InputError, match="--dtype float32: a ring of GPUs needs bfloat16"):
+        jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 1, 2))
 
 
 def test_who_a_process_is():

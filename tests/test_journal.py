@@ -126,6 +126,49 @@ def test_other_settings_are_refused_and_named(begun, tmp_path):
     assert "--shift was 8.0, now is 3.0; --model_id was {'weights': '12-ab'}" in str(caught.value)
 
 
+def kept(folder: Path, keys: list[str], seed: int = 7) -> Journal:
+    """A run that is finished, one piece for each key, whose folder stays."""
+    made = Journal.begin(folder, f"a-swan_{seed}", IDENTITY | {"seed": seed}, "a swan", 24, keys, keep=True)
+    for number in range(len(keys)):
+        add_piece(made, 5, 5 * number, history=False)
+        files.write_array(made._history, np.zeros((1, 3, 9, 2, 2), np.float32))
+    finish(made)
+    return made
+
+
+def adopted(folder: Path, keys: list[str], history: tuple[int, ...] = (0, 9, 9)) -> int:
+    made = Journal.begin(folder, "a-swan_9", IDENTITY | {"seed": 9}, "a swan", 24, keys, keep=True)
+    count = made.adopt(STEM, history)
+    assert len(made.pieces) == count
+    made.discard()
+    return count
+
+
+def test_a_kept_run_of_other_settings_is_no_interrupted_one(tmp_path):
+    kept(tmp_path, ["a"])
+    assert Journal.resume(tmp_path, STEM, IDENTITY | {"shift": 3.0}) is None
+
+
+def test_as_many_pieces_are_taken_over_as_are_alike_and_can_be_gone_on_from(tmp_path):
+    kept(tmp_path, ["a", "b", "c"])
+    kept(tmp_path, ["a", "x"], seed=8)
+    assert adopted(tmp_path, ["a", "b", "c"]) == 3
+    assert adopted(tmp_path, ["a", "b", "d"]) == 2
+    assert adopted(tmp_path, ["a", "x", "y"]) == 2
+    assert adopted(tmp_path, ["a", "b", "d"], history=(0, 9, 10)) == 1  # it goes on from more than was kept
+    assert adopted(tmp_path, ["d", "b", "c"]) == 0
+
+
+@pytest.mark.parametrize("name", ["segment-0001.mp4", "ends-0001.png", "history-0002.npy"])
+def test_a_damaged_piece_is_not_taken_over(tmp_path, name):
+    made = kept(tmp_path, ["a", "b", "c"])
+    path = made.folder / name
+    path.write_bytes(path.read_bytes()[:-3] + b"abc")
+    assert adopted(tmp_path, ["a", "b", "d"]) == 1
+    path.unlink()
+    assert adopted(tmp_path, ["a", "b", "d"]) == 1
+
+
 def test_two_runs_never_touch_each_other(begun, tmp_path):
     other = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
     assert other.folder != begun.folder

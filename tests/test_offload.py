@@ -1,6 +1,7 @@
 """Offloading: what computes is at work, nothing else is, and the video is the same."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, jobs
+from skyreels_v2_infer.distributed.team import Team
+from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.runtime import Offload
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
@@ -83,6 +86,14 @@ def test_on_a_cpu_nothing_changes(checkpoints):
     plain = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
     offloaded = DiffusionForcingPipeline(checkpoints / "df", device="cpu", offload=True)
     assert torch.equal(plain(prompt="a swan", **LONG), offloaded(prompt="a swan", **LONG))
+
+
+def test_without_the_library_it_is_refused_before_weights_are_loaded(monkeypatch):
+    checkpoint = SimpleNamespace(transformer_config={})
+    asked = SimpleNamespace(offload=True, device="meta", dtype=None, teacache=False)  # neither a CPU nor a GPU here
+    monkeypatch.setattr(jobs, "find_spec", {"diffusers": None}.__getitem__)
+    with pytest.raises(InputError, match="--offload: needs diffusers: pip install diffusers accelerate"):
+        jobs.load("DiffusionForcingPipeline", jobs.Job(asked, Team(), lambda: None, checkpoint))
 
 
 def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):

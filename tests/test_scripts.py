@@ -579,6 +579,37 @@ def test_interrupted_while_denoising(models, tmp_path, number, code):
     assert "interrupted" in made.lines[-1] and "window" not in made.err
 
 
+STUBBORN = """
+import os, signal, sys, time
+from skyreels_v2_infer.run import Interrupts
+
+with Interrupts():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("tidies up", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    finally:
+        print("has tidied up", flush=True)
+"""
+
+
+def test_a_second_signal_ends_at_once_whatever_is_being_done():
+    command = [sys.executable, "-c", STUBBORN]
+    made = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=50)
+    assert (made.returncode, made.stdout, made.stderr) == (143, "tidies up\n", "")
+
+
+def test_a_folder_whose_name_is_no_utf8(models, tmp_path):
+    said = tmp_path / "said"
+    argv = t2v(models, "--outdir", os.fsdecode(b"caf\xe9"), "--dry_run")
+    made = run(*argv, cwd=tmp_path, stdout_to=said, PYTHONUTF8="1")
+    assert (made.code, made.err) == (0, "")
+    assert said.read_bytes().splitlines()[-1].startswith(b"-> caf\xe9/")
+
+
 SWALLOW = """
 import os, sys, time
 

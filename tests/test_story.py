@@ -143,9 +143,10 @@ def test_a_story_is_told_replayed_and_resumed(tmp_path):
 
 
 @pytest.mark.slow
-def test_after_a_change_only_windows_from_there_on_are_made(tmp_path):
+@pytest.mark.parametrize("history", ["pixel", "latent"])
+def test_after_a_change_only_windows_from_there_on_are_made(tmp_path, history):
     def tell(*prompts, frames=65, outdir="kept", keep=("--keep_parts",)):
-        argv = ("--num_frames", frames, "--prompt", *prompts, "--outdir", outdir, *keep)
+        argv = ("--num_frames", frames, "--prompt", *prompts, "--outdir", outdir, "--history", history, *keep)
         return run(FORCING, *TINY[:2], *TINY[4:], *argv, cwd=tmp_path)
 
     a, b, c = (f"a red circle {does}" for does in ("moves up", "stays still", "moves down"))

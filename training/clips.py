@@ -5,6 +5,7 @@ N clips; latents ``[16, F, 8, 8]``. The VAE is causal, so the first n latents of
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,15 @@ class Clips:
     def prompt(self, index: int, rng: np.random.Generator) -> str:
         """A new wording each time."""
         return grammar.put_into_words(self.facts[index], rng, "train")[0]
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """float32 ``[9]``, what an error in each latent frame counts: 1 over how much the clips differ there.
+
+        The first frames are encoded by layers that see less, in smaller values, so equal errors are larger faults.
+        """
+        spread = [self.latents[:, :, t].float().var(dim=0).mean() for t in range(self.latents.shape[2])]
+        return 1 / torch.stack(spread)
 
 
 def video_of(clips: list[world.Clip], side: int = SIDE) -> torch.Tensor:

@@ -10,7 +10,7 @@ from skyreels_v2_infer import embedded
 STAGES = ("vae", "t2v", "df", "i2v")
 SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")  # of `evaluate`
 STOPPED = 3  # the exit code of a stage that --minutes ended
-CLIPS, TURN_CLIPS, IMAGE_CLIPS = 6000, 800, 1600
+CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
 BATCH = {"vae": 3, "t2v": 24, "df": 24, "i2v": 24}
 
 

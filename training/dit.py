@@ -26,7 +26,6 @@ from training import text as texts
 from training.clips import LENGTHS, Clips
 
 SHIFT = 3.0
-FIRST = 2.0  # how much more the first latent frame counts: one image, where all others are four frames
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
 SHAPE = {
     "dim": 128,
@@ -38,7 +37,7 @@ SHAPE = {
     "freq_dim": 256,
 }
 T2V = loop.Recipe(steps=1000, muon=3e-3, adamw=2e-3, decay=0.0)
-DF = loop.Recipe(steps=4500, muon=3e-3, adamw=2e-3, decay=0.55, seed=1)
+DF = loop.Recipe(steps=12500, muon=3e-3, adamw=2e-3, decay=0.4, seed=1)
 I2V = loop.Recipe(steps=700, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
 
 
@@ -60,7 +59,7 @@ class Mix:
 
 
 T2V_MIX = Mix(lengths=((0.75, 5), (0.15, 9)))
-DF_MIX = Mix(lengths=((0.52, 5), (0.38, 9)), falling=0.35, prefix=0.33, end=0.12, causal=0.15)
+DF_MIX = Mix(lengths=((0.52, 5), (0.38, 9)), falling=0.35, prefix=0.36, end=0.12, causal=0.15)
 I2V_MIX = Mix(lengths=((0.5, 5), (0.4, 9)))
 
 
@@ -70,6 +69,7 @@ class Batch:
     latents, noise: float32 ``[B, 16, F, 8, 8]``.
     levels: float32 ``[B, F]``, how noisy each frame is, and what the model is told of it.
     held: bool ``[B, F]``, frames that are given or done, from which no loss comes.
+    weights: float32 ``[F]``, what an error in a frame counts.
     block: latent frames of a block of block-causal attention; None: attention without blocks.
     indices: which clips.
     """
@@ -78,6 +78,7 @@ class Batch:
     noise: torch.Tensor
     levels: torch.Tensor
     held: torch.Tensor
+    weights: torch.Tensor
     prompts: list[str]
     block: int | None
     indices: np.ndarray
@@ -111,13 +112,15 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
             latents[i, :, :prefix] += 0.05 * draws.random() * fault
         if draws.random() < 0.4:  # noise that it is told of
             levels[i, :prefix] = draws.uniform(0, 0.12)
+    weights = clips.weights[:length]
     if with_end:
+        weights = torch.cat([weights, torch.ones(1)])  # always held
         ends = clips.ends[indices, LENGTHS.index(length)].float()
         latents = torch.cat([latents, ends.unsqueeze(2)], dim=2)
     noise = torch.from_numpy(draws.standard_normal(latents.shape, np.float32))
     prompts = ["" if draws.random() < UNPROMPTED else clips.prompt(i, draws) for i in indices]
     levels = torch.from_numpy(levels).float()
-    return Batch(latents, noise, levels, torch.from_numpy(held), prompts, block, indices)
+    return Batch(latents, noise, levels, torch.from_numpy(held), weights, prompts, block, indices)
 
 
 def draw_levels(draws: np.random.Generator, frames: int, mix: Mix, block: int | None) -> np.ndarray:
@@ -176,8 +179,7 @@ def flow_loss(batch: Batch, predict: Callable[[torch.Tensor, torch.Tensor], torc
     levels = batch.levels[:, None, :, None, None]
     noisy = torch.lerp(batch.latents, batch.noise, levels)
     error = predict(noisy, 1000 * batch.levels) - (batch.noise - batch.latents)
-    weights = (~batch.held).float()
-    weights[:, 0] *= FIRST
+    weights = (~batch.held) * batch.weights
     return (weights * error.pow(2).mean(dim=(1, 3, 4))).sum() / weights.sum()
 
 

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from skyreels_v2_infer.distributed.layout import Layout
-from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence, attend, attend_with_log_sum
 
 Branch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -98,16 +97,15 @@ def share(layout: Layout) -> Shared:
     """Sets up the groups of a layout for all ranks of torch's default process group, which each have to call this.
 
     Raises:
-        ValueError: the group has another number of ranks than the layout, or the attention engine is not installed.
+        ValueError: the group has another number of ranks than the layout.
+        ImportError: the attention engine is not installed.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     if layout.ranks != size:
         raise ValueError(f"{layout}: is for {layout.ranks} ranks, there are {size}")
     if layout.parts > 1:
-        try:
-            from yunchang import set_seq_parallel_pg
-        except ImportError:
-            raise InputError("use_usp", None, "needs yunchang: pip install yunchang") from None
+        from yunchang import set_seq_parallel_pg
+
         set_seq_parallel_pg(layout.ulysses, layout.ring, rank, size)
     branch, place = divmod(rank, layout.parts)
     # Every rank has to make every group, its own or not.
