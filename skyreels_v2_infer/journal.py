@@ -274,6 +274,11 @@ class Journal:
         self._lock = None
         remove_beginning(self.folder)
 
+    @property
+    def plan(self) -> str:
+        """The last key: what tells this run's windows, settings and files from all others'."""
+        return self._run["keys"][-1]
+
     # The piece at hand
 
     @property

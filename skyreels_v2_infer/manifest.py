@@ -78,6 +78,10 @@ def peak_memory() -> dict[str, float]:
     return found
 
 
+def rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
 def text_of(manifest: dict) -> str:
     return json.dumps(manifest, indent=1)  # all ASCII: a path may hold what is no UTF-8
 

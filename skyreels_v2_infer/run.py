@@ -76,7 +76,7 @@ class Run:
     """A job on its way: its journal, and what of it would be kept if it ended now."""
 
     def __init__(self, prog: str, settings: GenerateSettings):
-        self.prog, self.began = prog, time.perf_counter()
+        self.prog, self.began, self.loading = prog, time.perf_counter(), 0.0  # seconds
         self.journal: Journal | None = None
         self.prefix = int(getattr(settings, "video_path", None) is not None)
         self.pieces = self.prefix + len(plan_of(settings).windows)
@@ -175,7 +175,10 @@ def execute(
         if found["complete"]:
             return None if team.rank else finish(run, settings)
     job = Job(settings, team, check, checkpoint, found and found["resume"])
-    return write_video(run, job, start(job), identity)
+    began = time.perf_counter()
+    parts = start(job)
+    run.loading = time.perf_counter() - began
+    return write_video(run, job, parts, identity)
 
 
 def identity_of(settings: GenerateSettings, checkpoint: Checkpoint) -> dict:
@@ -239,7 +242,15 @@ def keys_of(settings: GenerateSettings, identity: dict) -> list[str]:
     """For every piece what tells it, with all before it, from others: settings, windows and scenes so far."""
     plan = plan_of(settings)
     scenes, scales = scenes_and_scales(settings, plan)
-    varying = {"num_frames", "prompt", "story", "guidance_scale", "end_image"}
+    varying = {
+        "num_frames",
+        "prompt",
+        "story",
+        "guidance_scale",
+        "end_image",
+        "prompt_enhancer",
+        "prompt_enhancer_model",
+    }
     so_far: list = [{name: value for name, value in identity.items() if name not in varying}]
     keys = [digest_of({"pieces": so_far})] if getattr(settings, "video_path", None) is not None else []
     for window, scene, scale in zip(plan.windows, scenes, scales, strict=True):
@@ -303,13 +314,14 @@ def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | N
     settings, began = job.settings, time.perf_counter()
     journal = run.journal or begin(run, settings, identity)
     known = job.resume is not None and job.resume[1] is not None  # latents that are on the disk already
-    frames = 0
+    frames, waited = 0, began
     with tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar:
         for part in parts:
-            look, started = Look(), time.perf_counter()
+            look = Look()
             if part.whole is not None and not known:
                 journal.keep_latents(part.whole.cpu().numpy())
             known = False
+            sampled = time.perf_counter()
             with journal.segment(settings.height, settings.width, settings.fps) as writer:
                 for piece in frames_of([part]):
                     writer.write(piece)
@@ -318,12 +330,14 @@ def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | N
                     job.check()
             last = len(journal.pieces) + 1 == run.pieces
             ends = preview.pair(look.first, look.last)
-            about = {"frames": look.frames, "seconds": round(time.perf_counter() - started, 3), **look.figures()}
+            seconds = {"sampling": sampled - waited, "decoding": time.perf_counter() - sampled}
+            about = {"frames": look.frames, "seconds": manifests.rounded(seconds), **look.figures()}
             about["seam"] = round(seam(journal, ends), 4)
             unneeded = last and not settings.keep_parts
             journal.done(writer, None if unneeded else newest_frames(part), about, ends)
             frames += look.frames
             job.check()
+            waited = time.perf_counter()
     path = finish(run, settings)
     say(f"{frames} frame{'s' * (frames != 1)}, seed {settings.seed}, {time.perf_counter() - began:.1f} s")
     return path
@@ -354,10 +368,12 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
         "weights": journal.identity["model_id"],
         "inputs": inputs_of(journal.identity),
         "versions": manifests.versions(),
+        "plan": journal.plan,
         "pieces": pieces,
     }
     lasting = manifest | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
-    manifest |= {"seconds": round(time.perf_counter() - run.began, 3), "peak_memory_gib": manifests.peak_memory()}
+    seconds = {"loading": run.loading, "total": time.perf_counter() - run.began}
+    manifest |= {"seconds": manifests.rounded(seconds), "peak_memory_gib": manifests.peak_memory()}
     firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
     total = sum(piece["frames"] for piece in pieces)
     moved = manifests.drift(pieces[run.prefix :])

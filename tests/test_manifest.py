@@ -32,7 +32,10 @@ def test_beside_a_video_lies_what_made_it(made):
     assert any(name.endswith("safetensors") for name in about["weights"])
     assert [piece["frames"] for piece in about["pieces"]] == [33, 16]
     assert about["pieces"][0]["seam"] == 0 and 0 <= about["pieces"][1]["seam"] < 1
-    assert 0 < about["seconds"] < 100 and 0.1 < about["peak_memory_gib"]["host"] < 4
+    assert 0 < about["seconds"]["loading"] < about["seconds"]["total"] < 100
+    spent = [seconds for piece in about["pieces"] for seconds in piece["seconds"].values()]
+    assert len(spent) == 4 and min(spent) > 0 and sum(spent) < about["seconds"]["total"]
+    assert len(about["plan"]) == 12 and 0.1 < about["peak_memory_gib"]["host"] < 4
     inside = json.loads(manifest.comment_of(made.path))
     # What differs from run to run stays outside, so that the same run gives the same file.
     assert set(about) - set(inside) == {"seconds", "peak_memory_gib"}
