@@ -110,7 +110,11 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
         GENERATE,
         "Make a video from a text, or from a text and a first picture, in one piece.",
         'example: %(prog)s --prompt "A red kite over the dunes" --image dunes.jpg --seed 7',
-        elsewhere={f"--{field.name}": DIFFUSION_FORCING for field in dataclasses.fields(DiffusionForcingSettings)},
+        elsewhere={
+            f"--{field.name}": DIFFUSION_FORCING
+            for field in dataclasses.fields(DiffusionForcingSettings)
+            if field.name not in ("video_fps", "video_frames")  # read from the video
+        },
     )
     _add_content(parser)
     _add_shape(parser)

@@ -422,10 +422,14 @@ def test_bad_command(parse, argv, line, folder, capsys):
     assert contents(folder) == []
 
 
-@pytest.mark.parametrize("field", sorted(PUBLISHED_DF))
+@pytest.mark.parametrize("field", sorted(PUBLISHED_DF.keys() - {"video_fps", "video_frames"}))
 def test_flags_of_the_other_script_are_pointed_to(field, capsys):
     line = refusal(cli.parse_generate, [f"--{field}", "5"], capsys)
     assert line == f"--{field} 5: only generate_video_df.py has this flag"
+
+
+def test_what_no_script_has_is_not_pointed_to(capsys):
+    assert refusal(cli.parse_generate, ["--video_fps", "5"], capsys).startswith("--video_fps 5: unknown flag, did you")
 
 
 def test_a_line_break_in_a_value_does_not_break_the_line(capsys):
