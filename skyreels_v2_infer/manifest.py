@@ -128,23 +128,21 @@ def as_ffmetadata(comment: str) -> str:
     return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"
 
 
-def finished(outdir: Path, stem: str, settings, inputs: dict, weights: dict) -> Path | None:
-    """A video that is there already: made of the same settings, files and weights. None: there is none.
+def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | None:
+    """A video that is there already: made by the same command, of the same files and weights. None: there is none.
 
     Args:
         stem: what its name begins with.
-        settings: a seed of None fits any.
-        inputs, weights: fingerprints, as in a manifest.
+        asked: hash of what was asked for, whatever the seed.
+        seed: None: any fits.
     """
-    wanted = json.loads(json.dumps(settings_of(settings)))
     for path in sorted(outdir.glob(f"{glob.escape(stem)}*.json")):
         try:
             found = read(path)
-            made = {name: value for name, value in found["settings"].items() if name in wanted or name != "seed"}
         except InputError:
             continue
         video = path.with_suffix(".mp4")
-        if (made, found.get("inputs"), found.get("weights")) == (wanted, inputs, weights) and video.is_file():
+        if found.get("asked") == asked and seed in (None, found["settings"].get("seed")) and video.is_file():
             return video
     return None
 

@@ -35,6 +35,7 @@ __all__ = ["generate", "generate_df", "main"]
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
+INPUTS = ("image", "end_image", "video_path")  # files, of which the manifest has fingerprints
 OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
 
 
@@ -212,7 +213,7 @@ def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
 
 def finished_before(settings: GenerateSettings, stem: str, identity: dict) -> dict | None:
     """The video, if an earlier run has finished it: one that is asked for again must not be made again."""
-    path = manifests.finished(settings.outdir, stem, settings, inputs_of(identity), identity["model_id"])
+    path = manifests.finished(settings.outdir, stem, asked_for(identity), settings.seed)
     if path is None:
         say(f"--resume: nothing to go on with in {settings.outdir}; this run begins with the first frame")
         return None
@@ -220,9 +221,9 @@ def finished_before(settings: GenerateSettings, stem: str, identity: dict) -> di
     return {"path": path}
 
 
-def inputs_of(identity: dict) -> dict:
-    """Fingerprints of the files that were given, for the manifest."""
-    return {name: identity[name] for name in ("image", "end_image", "video_path") if identity.get(name)}
+def asked_for(identity: dict) -> str:
+    """A hash of what was asked for, whatever the seed."""
+    return digest_of(identity | {"seed": None})
 
 
 def take_over(journal: Journal, run: Run, settings: GenerateSettings) -> dict | None:
@@ -366,13 +367,14 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
         "script": run.prog,
         "settings": manifests.settings_of(settings),
         "weights": journal.identity["model_id"],
-        "inputs": inputs_of(journal.identity),
+        "inputs": {name: journal.identity[name] for name in INPUTS if journal.identity.get(name)},
         "versions": manifests.versions(),
         "plan": journal.plan,
         "pieces": pieces,
     }
     lasting = manifest | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
     seconds = {"loading": run.loading, "total": time.perf_counter() - run.began}
+    manifest |= {"asked": asked_for(journal.identity)}
     manifest |= {"seconds": manifests.rounded(seconds), "peak_memory_gib": manifests.peak_memory()}
     firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
     total = sum(piece["frames"] for piece in pieces)

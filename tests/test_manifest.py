@@ -38,7 +38,7 @@ def test_beside_a_video_lies_what_made_it(made):
     assert len(about["plan"]) == 12 and 0.1 < about["peak_memory_gib"]["host"] < 4
     inside = json.loads(manifest.comment_of(made.path))
     # What differs from run to run stays outside, so that the same run gives the same file.
-    assert set(about) - set(inside) == {"seconds", "peak_memory_gib"}
+    assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib"}
     assert inside["settings"] == settings
 
 
@@ -109,6 +109,19 @@ def test_settings_are_flags_again(tmp_path, monkeypatch):
     assert again.end_image == tmp_path / "end.png"
     for name in ("teacache_coefficients", "negative_prompt", "height", "width", "dtype", "causal_block_size", "prompt"):
         assert getattr(again, name) == getattr(settings, name)
+
+
+def test_a_finished_video_is_known_by_what_was_asked_for(tmp_path):
+    """Not by what became of it: a prompt that was written out, a seed that was drawn."""
+    about = {"format": 1, "script": FORCING, "asked": "12ab", "settings": {"prompt": "a swan, written out", "seed": 5}}
+    for name in ("a-swan_5", "a-swan_5-2"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(about))
+    (tmp_path / "a-swan_4.json").write_text("{")
+    (tmp_path / "a-swan_5-2.mp4").touch()  # the first one was removed
+    for seed in (None, 5):
+        assert manifest.finished(tmp_path, "a-swan_", "12ab", seed) == tmp_path / "a-swan_5-2.mp4"
+    assert manifest.finished(tmp_path, "a-swan_", "12ab", 6) is None
+    assert manifest.finished(tmp_path, "a-swan_", "12ac", 5) is None
 
 
 def test_comments_survive_ffmpeg_s_escapes(tmp_path):
