@@ -11,7 +11,7 @@ from skyreels_v2_infer.sizes import SIZE_MULTIPLE
 
 GIB = 2**30
 TEXT_ENCODER = 5_680_910_336  # parameters of umT5-xxl's encoder
-IMAGE_ENCODER = 632_000_000  # of CLIP's vision tower
+IMAGE_ENCODER = 611_086_080  # of CLIP's vision tower without its last layer, which is not used
 VAE = 126_892_531
 IMAGE_TOKENS = 257
 VAE_CHANNELS = 96  # at full resolution, where its activations are largest
