@@ -6,7 +6,7 @@ Heavy imports happen where they are needed, after everything that can be refused
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -27,7 +27,7 @@ MUCH_NOISE = 60
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for and who does it.
+    """What was asked for, as `settle` leaves it, and who does it.
 
     Attributes:
         check: to be called now and then, so that a signal ends the job.
@@ -79,6 +79,21 @@ def check_layout(settings: GenerateSettings, layout: Layout) -> None:
         raise InputError("dtype", "float32", "a ring of GPUs needs bfloat16 or float16")
 
 
+def settle(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettings:
+    """The settings with device and precision chosen.
+
+    Raises:
+        InputError: for what this machine or this model cannot do, before weights are loaded.
+    """
+    choose_cache(checkpoint, settings)
+    from skyreels_v2_infer.runtime import Placement
+
+    place = Placement.choose(settings.device, settings.dtype)
+    if settings.offload and place.device.type != "cpu" and find_spec("diffusers") is None:
+        raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
+    return replace(settings, device=str(place.device), dtype=str(place.dtype).removeprefix("torch."))
+
+
 def load(pipeline_class: str, job: Job):
     """The pipeline, on the device and in the precision asked for; it lets signals through with every row."""
     from tqdm import tqdm
@@ -90,9 +105,6 @@ def load(pipeline_class: str, job: Job):
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
-    if settings.offload and place.device.type != "cpu" and find_spec("diffusers") is None:
-        raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
-    dtype = str(place.dtype).removeprefix("torch.")
     began = time.perf_counter()
     # Gone again when it is done: a checkpoint that does not fit is refused in one line.
     with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=silent()):
@@ -100,7 +112,7 @@ def load(pipeline_class: str, job: Job):
             checkpoint, device=place.device, weight_dtype=place.dtype, offload=settings.offload
         )
     seconds = time.perf_counter() - began
-    say(f"loaded {settings.model_id} on {place.device} in {dtype}, {seconds:.1f} s; seed {settings.seed}")
+    say(f"loaded {settings.model_id} on {settings.device} in {settings.dtype}, {seconds:.1f} s; seed {settings.seed}")
     pipeline.progress = partial(show_rows, job.check)
     if layout.ranks > 1:
         from skyreels_v2_infer.distributed.xdit_context_parallel import share
@@ -184,6 +196,7 @@ def generate_df(job: Job) -> Iterator:
         "causal_block_size",
         "base_num_frames",
         "overlap_history",
+        "addnoise_condition",
         "story",
         "history",
     )
@@ -197,6 +210,5 @@ def generate_df(job: Job) -> Iterator:
         job,
         **images,
         **{name: getattr(settings, name) for name in names},
-        addnoise_condition=settings.addnoise_condition,
         prefix_video=settings.video_path,
     )

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.files import checksum, link_or_copy, read_array, take_lock, write_array, write_whole
-from skyreels_v2_infer.manifest import as_ffmetadata, text_of
+from skyreels_v2_infer.manifest import as_ffmetadata, read, text_of
 from skyreels_v2_infer.video_io import VideoWriter, join_videos, publish
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-FORMAT = 1  # of these files
+FORMAT = 2  # of these files
 SUFFIX, LOCK = ".parts", "lock"
 FOLDER = re.compile(r".+-[0-9a-f]{12}(-\d+)?\.parts")
 SHOWN = 60  # characters of a setting in a message
@@ -86,13 +86,15 @@ class Journal:
     Attributes:
         folder: where the files are.
         stem: of the video's name.
-        identity: what tells the run from others. prompt: as it is used, perhaps written out.
+        identity: what tells the run from others.
+        settled: what the run itself has settled, of what was asked for or left open: prompt, device, dtype.
+        keep: whether the folder stays when the video is finished.
         pieces: for each piece that is done its segment's name, size and checksum, and what `done` was told about it.
     """
 
     def __init__(self, folder: Path, lock: int, run: dict):
         self.folder, self._lock, self._run = folder, lock, run
-        self.stem, self.identity, self.prompt = run["stem"], run["identity"], run["prompt"]
+        self.stem, self.identity, self.settled = run["stem"], run["identity"], run["settled"]
         self.pieces: list[dict] = run["pieces"]
 
     # Beginning, finding and leaving
@@ -103,9 +105,9 @@ class Journal:
         outdir: Path,
         stem: str,
         identity: dict,
-        prompt: str,
+        settled: dict,
         fps: float,
-        keys: Sequence[str] = (),
+        keys: Sequence[str],
         keep: bool = False,
     ) -> Journal:
         """A new run, beside any others.
@@ -114,13 +116,13 @@ class Journal:
             outdir: where the video will be.
             stem: of its name.
             identity: what tells the run from others, as JSON has it; ``prompt`` and ``seed`` are in it.
-            prompt: as it is used, perhaps written out.
+            settled: prompt, device and dtype, as they are used.
             fps: frames per second.
             keys: for every piece what tells it, with all before it, from others; see `adopt`.
             keep: the folder stays when the video is finished, for `adopt`.
         """
         name = f"{stem}-{digest_of(identity)}"
-        run = {"format": FORMAT, "stem": stem, "prompt": prompt, "identity": identity}
+        run = {"format": FORMAT, "stem": stem, "settled": settled, "identity": identity}
         run |= {"fps": fps, "keys": keys, "keep": keep, "pieces": [], "output": None}
         for number in itertools.count(1):
             folder = outdir / f"{name}{f'-{number}' if number > 1 else ''}{SUFFIX}"
@@ -141,38 +143,41 @@ class Journal:
         raise AssertionError("unreachable")
 
     @classmethod
-    def resume(cls, outdir: Path, stem: str, identity: dict) -> Journal | None:
+    def resume(cls, outdir: Path, stem: str, identity: dict, keep: bool = False) -> Journal | None:
         """The interrupted run of this identity; None: there is none of this prompt and seed.
 
         Args:
-            stem: what the names of such runs begin with.
+            stem: of the video's name; without a seed what such names begin with.
             identity: as for `begin`; a seed that is None fits any.
+            keep: from now on, as for `begin`.
 
         Raises:
             InputError: those of this prompt and seed differ otherwise; names in what. Or the run is still going on, or
                 damaged.
         """
         busy, damaged, different = [], [], []
-        for folder in sorted(outdir.iterdir() if outdir.is_dir() else []):
-            if not folder.name.startswith(stem) or not FOLDER.fullmatch(folder.name) or not folder.is_dir():
-                continue
+        begins = stem if identity["seed"] is None else f"{stem}-"
+        folders = [path for path in outdir.glob(f"{glob.escape(begins)}*") if FOLDER.fullmatch(path.name)]
+        # Kept ones that are finished come last: what was interrupted goes first.
+        for folder in sorted(folders, key=lambda path: (is_finished(path), path)):
             try:
                 lock = take_lock(folder / LOCK)
                 if lock is None:
                     if not differences(read_json(folder / "run.json")["identity"], identity):
                         busy.append(folder)
                     continue
-            except (FileNotFoundError, DamagedError):  # somebody is just making or removing it
+            except (OSError, DamagedError):  # somebody is just making or removing it, or it is somebody else's
                 continue
             try:
                 run = read_json(folder / "run.json")  # under the lock: what it says now holds
                 changed = differences(run["identity"], identity)
                 if not changed:
                     journal = cls._opened(folder, lock, run)
+                    run["keep"] = run["keep"] or keep
                     lock = None
                     return journal
                 finished = run["keep"] and run["output"] is not None
-                if not finished and not {"prompt", "seed"} & set(changed):
+                if not finished and not {"script", "prompt", "seed"} & set(changed):
                     different.append((folder, changed, run["identity"]))
             except FileNotFoundError:
                 remove_beginning(folder)
@@ -187,21 +192,19 @@ class Journal:
             raise damaged[0]
         if different:
             folder, changed, found = min(different, key=lambda item: len(item[1]))
-            names = "; ".join(
-                f"--{name} was {str(found.get(name))[:SHOWN]}, now is {str(identity[name])[:SHOWN]}" for name in changed
-            )
+            shown = [(name, *apart(found.get(name), identity.get(name))) for name in changed]
+            names = "; ".join(f"--{name} was {was}, now is {now}" for name, was, now in shown)
             raise InputError("resume", None, f"the interrupted run in {folder} has other settings: {names}")
         return None
 
-    def adopt(self, stem: str, history: Sequence[int]) -> int:
+    def adopt(self, history: Sequence[int]) -> int:
         """Takes over the first pieces of a run that was kept, as many as are those of this run too -> how many.
 
         Args:
-            stem: what the names of such runs begin with.
             history: for every piece, how many frames (or latents) it goes on from.
         """
         best: tuple[int, Path, dict] | None = None
-        for folder in sorted(self.folder.parent.glob(f"{glob.escape(stem)}*{SUFFIX}")):
+        for folder in sorted(self.folder.parent.glob(f"{glob.escape(self.stem)}-*{SUFFIX}")):
             if folder == self.folder or not FOLDER.fullmatch(folder.name):
                 continue
             try:
@@ -275,6 +278,10 @@ class Journal:
         remove_beginning(self.folder)
 
     @property
+    def keep(self) -> bool:
+        return self._run["keep"]
+
+    @property
     def plan(self) -> str:
         """The last key: what tells this run's windows, settings and files from all others'."""
         return self._run["keys"][-1]
@@ -325,7 +332,7 @@ class Journal:
             about: what the manifest says of it.
             ends: its first and last frame, see `preview.pair`.
         """
-        at_hand = (self._latents,) if self._run["keep"] else (self._latents, self._history)
+        at_hand = (self._latents,) if self.keep else (self._latents, self._history)
         path = writer.path
         piece = {"name": path.name, "checksum": checksum(path), **about}
         write_whole(self._ends(len(self.pieces)), lambda file: ends.save(file, format="PNG"))
@@ -367,7 +374,7 @@ class Journal:
         if preview is not None and not path.with_suffix(".png").exists():
             page = preview(self.ends)
             write_whole(path.with_suffix(".png"), lambda file: page.save(file, format="PNG"))
-        if self._run["keep"]:
+        if self.keep:
             for extra in (self._joined, self._metadata):
                 extra.unlink(missing_ok=True)
             self.close()
@@ -392,9 +399,16 @@ class Journal:
         if self._run["output"] is None:
             return None
         path = self.folder.parent / self._run["output"]
-        if path.exists() and (not self._joined.exists() or path.samefile(self._joined)):
-            return path
-        return None
+        if not path.exists():
+            return None
+        if self._joined.exists():
+            if path.stat().st_size == 0:  # claimed on a file system without links, but not filled any more
+                path.unlink()
+                return None
+            return path if path.samefile(self._joined) else None
+        with suppress(InputError):  # without a manifest nothing says that it is another run's
+            return path if read(path.with_suffix(".json")).get("plan") == self.plan else None
+        return path
 
 
 def history_name(number: int) -> str:
@@ -434,10 +448,32 @@ def read_state(path: Path) -> np.ndarray | None:
         raise DamagedError(path, str(error)) from None
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run's video has its name."""
+    with suppress(OSError, DamagedError):
+        return read_json(folder / "run.json")["output"] is not None
+    return False
+
+
 def differences(found: dict, wanted: dict) -> list[str]:
     """The settings in which two identities differ; a wanted seed of None fits any."""
-    compared = [name for name in wanted if name != "seed" or wanted[name] is not None]
-    return [name for name in compared if found.get(name) != wanted[name]]
+    compared = [name for name in wanted | found if name != "seed" or wanted["seed"] is not None]
+    return [name for name in compared if found.get(name) != wanted.get(name)]
+
+
+def apart(one: object, other: object) -> tuple[str, str]:
+    """Two values of a setting for a message: of long ones what differs, of several files those that do."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [name for name in one | other if one.get(name) != other.get(name)]
+        one, other = ({name: value[name] for name in names if name in value} for value in (one, other))
+    texts = str(one), str(other)
+    first = 0
+    if max(map(len, texts)) > SHOWN:
+        common = next(
+            (i for i, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), len(min(texts, key=len))
+        )
+        first = max(0, common - SHOWN // 3)
+    return tuple("..." * (first > 0) + text[first : first + SHOWN] for text in texts)
 
 
 def remove_beginning(folder: Path) -> None:

@@ -175,17 +175,20 @@ class Look:
         }
 
 
-def drift(pieces: list[dict]) -> str | None:
+def drift(pieces: list[dict], prefix: int = 0) -> str | None:
     """One line if the look of a video moves away from how it began, or jumps at a seam.
 
     Args:
-        pieces: the windows, as in a manifest; a seam in front of the first one is not looked at.
+        pieces: as in a manifest.
+        prefix: how many of them come before the first window: 1 where a video is continued.
     """
+    windows = pieces[prefix:]
     for name in ("brightness", "saturation"):
-        begun, ended = pieces[0][name], pieces[-1][name]
+        begun, ended = windows[0][name], windows[-1][name]
         if abs(ended - begun) > DRIFT:
             return f"{name} moved from {begun:.2f} to {ended:.2f} (of 1) between the first and the last window"
-    for number, piece in enumerate(pieces[1:], start=2):
+    first = 1 if prefix else 2  # window in front of which there is a seam
+    for number, piece in enumerate(windows[first - 1 :], start=first):
         if piece["seam"] > SEAM:
             return f"the picture jumps where window {number} begins (mean difference {piece['seam']:.2f} of 1)"
     return None

@@ -11,7 +11,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +24,7 @@ from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, asse
 from skyreels_v2_infer.dry_run import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.files import fingerprint
-from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint
+from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint, settle
 from skyreels_v2_infer.journal import Journal, digest_of
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
@@ -79,11 +78,14 @@ class Run:
     def __init__(self, prog: str, settings: GenerateSettings):
         self.prog, self.began, self.loading = prog, time.perf_counter(), 0.0  # seconds
         self.journal: Journal | None = None
+        self.path: Path | None = None  # of the video, once it is there
         self.prefix = int(getattr(settings, "video_path", None) is not None)
         self.pieces = self.prefix + len(plan_of(settings).windows)
 
     def left(self) -> str:
         """What a message about an early end says of the files."""
+        if self.path is not None:
+            return f"the video is complete: {self.path}"
         if self.journal is None or not self.journal.worth_keeping:
             return "no video was written"
         return f"{len(self.journal.pieces)} of {self.pieces} pieces are kept; the same command with --resume goes on"
@@ -135,6 +137,8 @@ def _run(prog: str, parse, start, argv: Sequence[str] | None) -> int:
         say(f"{prog}: {error}", from_any_rank=True)
         return REFUSED
     except SilencedError:
+        if run is not None:
+            say(f"{prog}: {run.left()}")  # only the first rank is heard
         return interrupts.code or FAILED
     except KeyboardInterrupt:
         say(f"{prog}: interrupted; {'no video was written' if run is None else run.left()}")
@@ -143,7 +147,8 @@ def _run(prog: str, parse, start, argv: Sequence[str] | None) -> int:
         if not isinstance(error, OSError | MemoryError) and "out of memory" not in str(error):
             traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
         left = "no video was written" if run is None else run.left()
-        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}; {left}", from_any_rank=True)
+        left = "" if Launch.from_environment().rank else f"; {left}"  # which only the first rank knows
+        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}{left}", from_any_rank=True)
         return FAILED
     return DONE if path is None else tell(prog, path)
 
@@ -153,28 +158,24 @@ def execute(
 ) -> Path | None:
     """Does the job -> the video's path; None on other ranks than the first."""
     checkpoint = open_checkpoint(settings, team)
-    identity = identity_of(settings, checkpoint)
+    identity = {"script": run.prog} | identity_of(settings, checkpoint)
     found = None
-    if settings.resume and not team.rank:
-        stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
-        run.journal = Journal.resume(settings.outdir, stem, identity)
-        found = where_to_go_on(run, settings)
-        if found is None:
-            found = finished_before(settings, stem, identity)
-    found = team.same(found)
-    if found is not None and "path" in found:
-        return None if team.rank else found["path"]
+    if settings.resume:
+        found = team.same(None if team.rank else look_for(run, settings, identity))
+        if found is not None and "path" in found:
+            return None if team.rank else found["path"]
     if found is None:
         seed = team.same(secrets.randbelow(SEEDS)) if settings.seed is None else settings.seed
         identity |= {"seed": seed}
-        settings = enhance(replace(settings, seed=seed), team)
+        settings = enhance(settle(replace(settings, seed=seed), checkpoint), team)
         if settings.keep_parts and not team.rank:
             found = take_over(begin(run, settings, identity), run, settings)
         found = team.same(found)
     if found is not None:
-        settings = replace(settings, seed=found["seed"], prompt=found["prompt"])
+        settings = replace(settings, seed=found["seed"], prompt=found["prompt"], dtype=found["dtype"])
         if found["complete"]:
             return None if team.rank else finish(run, settings)
+        settings = settle(settings, checkpoint)
     job = Job(settings, team, check, checkpoint, found and found["resume"])
     began = time.perf_counter()
     parts = start(job)
@@ -193,32 +194,42 @@ def identity_of(settings: GenerateSettings, checkpoint: Checkpoint) -> dict:
     return json.loads(json.dumps(identity))  # as it comes back from a file
 
 
-def where_to_go_on(run: Run, settings: GenerateSettings) -> dict | None:
-    """What all ranks have to know of an interrupted run."""
+def look_for(run: Run, settings: GenerateSettings, identity: dict) -> dict | None:
+    """For --resume: what all ranks have to know of the interrupted run, or the path of the finished video."""
+    stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
+    refused = None
+    try:
+        run.journal = Journal.resume(settings.outdir, stem, identity, settings.keep_parts)
+    except InputError as error:
+        refused = error
+    if run.journal is not None:
+        return where_to_go_on(run, settings)
+    path = manifests.finished(settings.outdir, stem, asked_for(identity), settings.seed)
+    if path is not None:  # one that is asked for again must not be made again
+        say("--resume: this video is finished")
+        return {"path": path}
+    if refused is not None:
+        raise refused
+    say(f"--resume: nothing to go on with in {settings.outdir}; this run begins with the first frame")
+    return None
+
+
+def where_to_go_on(run: Run, settings: GenerateSettings) -> dict:
+    """What all ranks have to know of the run in the journal."""
     journal = run.journal
-    if journal is None:
-        return None
     done = len(journal.pieces)
     latents, history = journal.state()
     # Without a piece a prefix has to be read first; there are no latents then.
     resume = (done - run.prefix, latents, history) if done or latents is not None else None
     say(f"--resume: {done} of {run.pieces} pieces are there{', and the next one is denoised' * (latents is not None)}")
-    return {
-        "seed": journal.identity["seed"],
-        "prompt": journal.prompt,
-        "resume": resume,
-        "complete": done == run.pieces,
-    }
+    return known_of(run, resume)
 
 
-def finished_before(settings: GenerateSettings, stem: str, identity: dict) -> dict | None:
-    """The video, if an earlier run has finished it: one that is asked for again must not be made again."""
-    path = manifests.finished(settings.outdir, stem, asked_for(identity), settings.seed)
-    if path is None:
-        say(f"--resume: nothing to go on with in {settings.outdir}; this run begins with the first frame")
-        return None
-    say("--resume: this video is finished")
-    return {"path": path}
+def known_of(run: Run, resume: tuple | None) -> dict:
+    """What all ranks have to know of the run in the journal, which goes on from `resume`."""
+    journal = run.journal
+    found = {"seed": journal.identity["seed"], "prompt": journal.settled["prompt"], "dtype": journal.settled["dtype"]}
+    return found | {"resume": resume, "complete": len(journal.pieces) == run.pieces}
 
 
 def asked_for(identity: dict) -> str:
@@ -231,12 +242,11 @@ def take_over(journal: Journal, run: Run, settings: GenerateSettings) -> dict | 
     windows = [window.window for window in plan_of(settings).windows]
     by_latents = getattr(settings, "history", None) == "latent"  # but for the first window, behind a prefix
     history = [w.history_latents if by_latents and w.index else w.history_frames for w in windows]
-    count = journal.adopt(output_stem(settings.prompt, settings.seed), [0] * run.prefix + history)
+    count = journal.adopt([0] * run.prefix + history)
     if not count:
         return None
     say(f"--keep_parts: {count} of {run.pieces} pieces are those of a run that was kept")
-    resume = (count - run.prefix, *journal.state())
-    return {"seed": settings.seed, "prompt": journal.prompt, "resume": resume, "complete": count == run.pieces}
+    return known_of(run, (count - run.prefix, *journal.state()))
 
 
 def keys_of(settings: GenerateSettings, identity: dict) -> list[str]:
@@ -252,7 +262,8 @@ def keys_of(settings: GenerateSettings, identity: dict) -> list[str]:
         "prompt_enhancer",
         "prompt_enhancer_model",
     }
-    so_far: list = [{name: value for name, value in identity.items() if name not in varying}]
+    place = {name: value for name, value in settled(settings).items() if name != "prompt"}
+    so_far: list = [{name: value for name, value in identity.items() if name not in varying} | place]
     keys = [digest_of({"pieces": so_far})] if getattr(settings, "video_path", None) is not None else []
     for window, scene, scale in zip(plan.windows, scenes, scales, strict=True):
         end = identity.get("end_image") if window.end_latents else None
@@ -284,11 +295,11 @@ def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
 
 
 def tell(prog: str, result: Path | str) -> int:
-    """Prints the result; where it cannot be printed, a video is still there."""
+    """Prints the result, names of files as they are; where it cannot be printed, a video is still there."""
     try:
-        with suppress(AttributeError):  # not a file
-            sys.stdout.reconfigure(errors="surrogateescape")  # a path may hold what is no UTF-8
-        print(result, flush=True)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(f"{result}\n"))
+        sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit
         complete = f", but the video is complete: {result}" if isinstance(result, Path) else ""
@@ -334,7 +345,7 @@ def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | N
             seconds = {"sampling": sampled - waited, "decoding": time.perf_counter() - sampled}
             about = {"frames": look.frames, "seconds": manifests.rounded(seconds), **look.figures()}
             about["seam"] = round(seam(journal, ends), 4)
-            unneeded = last and not settings.keep_parts
+            unneeded = last and not journal.keep
             journal.done(writer, None if unneeded else newest_frames(part), about, ends)
             frames += look.frames
             job.check()
@@ -365,7 +376,7 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
     manifest = {
         "format": manifests.FORMAT,
         "script": run.prog,
-        "settings": manifests.settings_of(settings),
+        "settings": manifests.settings_of(settings) | {"device": journal.settled["device"]},
         "weights": journal.identity["model_id"],
         "inputs": {name: journal.identity[name] for name in INPUTS if journal.identity.get(name)},
         "versions": manifests.versions(),
@@ -378,14 +389,15 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
     manifest |= {"seconds": manifests.rounded(seconds), "peak_memory_gib": manifests.peak_memory()}
     firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
     total = sum(piece["frames"] for piece in pieces)
-    moved = manifests.drift(pieces[run.prefix :])
+    moved = manifests.drift(pieces, run.prefix)
     if moved is not None:
         say(moved)
 
     def page(ends):
         return preview.sheet(ends, firsts, total)
 
-    return journal.finish(manifest, lasting, None if settings.no_preview else page)
+    run.path = journal.finish(manifest, lasting, None if settings.no_preview else page)
+    return run.path
 
 
 def frames_of(parts) -> Iterator:
@@ -401,5 +413,10 @@ def begin(run: Run, settings: GenerateSettings, identity: dict) -> Journal:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
     stem = output_stem(identity["prompt"], settings.seed)
     keys, keep = keys_of(settings, identity), settings.keep_parts
-    run.journal = Journal.begin(settings.outdir, stem, identity, settings.prompt, settings.fps, keys, keep)
+    run.journal = Journal.begin(settings.outdir, stem, identity, settled(settings), settings.fps, keys, keep)
     return run.journal
+
+
+def settled(settings: GenerateSettings) -> dict:
+    """What `settle` and `enhance` have made of what was asked for or left open."""
+    return {"prompt": settings.prompt, "device": settings.device.partition(":")[0], "dtype": settings.dtype}

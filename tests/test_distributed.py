@@ -235,7 +235,9 @@ def test_a_rank_that_fails_ends_all_with_its_error_shown_once(checkpoints, tmp_p
     began = time.monotonic()
     result = torchrun(2, HERE / "script_ranks.py", GENERATE, *flags, "--use_usp", cwd=tmp_path, FAILING_RANK="1")
     assert result.code != 0
-    assert said(result) == ["generate_video.py: failed: RuntimeError: a fault of rank 1; no video was written"]
+    # Of the files only the first process knows.
+    lines = ["generate_video.py: failed: RuntimeError: a fault of rank 1", "generate_video.py: no video was written"]
+    assert sorted(said(result)) == lines
     assert time.monotonic() - began < 90  # it would hang for hours
     assert contents(tmp_path / "video_out") == []
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from PIL import Image
 from script_runs import FORCING, ROOT, contents, environment, read_frames, run
 
 from skyreels_v2_infer import files, journal, manifest, preview
+from skyreels_v2_infer import run as conductor
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.journal import DamagedError, Journal
 from skyreels_v2_infer.video_io import VideoWriter, join_videos
 
-STEM = "a-swan_"
 FILES = ["run.json", "segment-0001.mp4", "ends-0000.png", "history-0002.npy", "latents-0002.npy"]
-IDENTITY = {"prompt": "a swan", "seed": 7, "shift": 8.0, "model_id": {"weights": "12-ab"}}
+IDENTITY = {"script": FORCING, "prompt": "a swan", "seed": 7, "shift": 8.0, "model_id": {"weights": "12-ab"}}
+SETTLED = {"prompt": "a swan, written out", "device": "cpu", "dtype": "float32"}
 
 
 def frames(count: int, start: int = 0) -> np.ndarray:
@@ -40,6 +42,17 @@ def add_piece(run: Journal, count: int, start: int, history: bool = True) -> Non
     run.done(writer, np.full(3, start + count, np.float32) if history else None, about, ends)
 
 
+def begin(
+    folder: Path, identity: dict = IDENTITY, keys: tuple[str, ...] = ("a", "b", "c"), keep: bool = False
+) -> Journal:
+    return Journal.begin(folder, f"a-swan_{identity['seed']}", identity, SETTLED, 24, keys, keep)
+
+
+def resume(folder: Path, identity: dict = IDENTITY, keep: bool = False) -> Journal | None:
+    stem = f"{identity['prompt'].replace(' ', '-')}_{'' if identity['seed'] is None else identity['seed']}"
+    return Journal.resume(folder, stem, identity, keep)
+
+
 def finish(run: Journal) -> Path:
     firsts = [sum(piece["frames"] for piece in run.pieces[:i]) for i in range(len(run.pieces))]
     total = sum(piece["frames"] for piece in run.pieces)
@@ -48,7 +61,7 @@ def finish(run: Journal) -> Path:
 
 @pytest.fixture
 def begun(tmp_path) -> Journal:
-    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan, written out", 24)
+    made = begin(tmp_path)
     add_piece(made, 5, 0)
     add_piece(made, 8, 5)
     return made
@@ -107,14 +120,14 @@ def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
     begun.keep_latents(np.arange(6, dtype=np.float32))
     begun.close()
     for wanted in (IDENTITY, IDENTITY | {"seed": None}):
-        found = Journal.resume(tmp_path, STEM, wanted)
-        assert (len(found.pieces), found.identity, found.prompt) == (2, IDENTITY, "a swan, written out")
+        found = resume(tmp_path, wanted)
+        assert (len(found.pieces), found.identity, found.settled) == (2, IDENTITY, SETTLED)
         latents, history = found.state()
         assert latents.tolist() == list(range(6)) and history.tolist() == [13, 13, 13]
         found.close()
-    assert Journal.resume(tmp_path, STEM, IDENTITY | {"prompt": "a goose"}) is None
-    assert Journal.resume(tmp_path, STEM, IDENTITY | {"seed": 8}) is None
-    found = Journal.resume(tmp_path, STEM, IDENTITY)
+    assert resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
+    assert resume(tmp_path, IDENTITY | {"seed": 8}) is None
+    found = resume(tmp_path)
     add_piece(found, 4, 13, history=False)
     assert len(read_frames(finish(found))) == 17
 
@@ -122,13 +135,13 @@ def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
 def test_other_settings_are_refused_and_named(begun, tmp_path):
     begun.close()
     with pytest.raises(InputError, match=r"--resume: the interrupted run in .* has other settings: ") as caught:
-        Journal.resume(tmp_path, STEM, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
+        resume(tmp_path, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
     assert "--shift was 8.0, now is 3.0; --model_id was {'weights': '12-ab'}" in str(caught.value)
 
 
 def kept(folder: Path, keys: list[str], seed: int = 7) -> Journal:
     """A run that is finished, one piece for each key, whose folder stays."""
-    made = Journal.begin(folder, f"a-swan_{seed}", IDENTITY | {"seed": seed}, "a swan", 24, keys, keep=True)
+    made = begin(folder, IDENTITY | {"seed": seed}, keys, keep=True)
     for number in range(len(keys)):
         add_piece(made, 5, 5 * number, history=False)
         files.write_array(made._history, np.zeros((1, 3, 9, 2, 2), np.float32))
@@ -137,8 +150,8 @@ def kept(folder: Path, keys: list[str], seed: int = 7) -> Journal:
 
 
 def adopted(folder: Path, keys: list[str], history: tuple[int, ...] = (0, 9, 9)) -> int:
-    made = Journal.begin(folder, "a-swan_9", IDENTITY | {"seed": 9}, "a swan", 24, keys, keep=True)
-    count = made.adopt(STEM, history)
+    made = begin(folder, IDENTITY, keys, keep=True)
+    count = made.adopt(history)
     assert len(made.pieces) == count
     made.discard()
     return count
@@ -146,12 +159,12 @@ def adopted(folder: Path, keys: list[str], history: tuple[int, ...] = (0, 9, 9))
 
 def test_a_kept_run_of_other_settings_is_no_interrupted_one(tmp_path):
     kept(tmp_path, ["a"])
-    assert Journal.resume(tmp_path, STEM, IDENTITY | {"shift": 3.0}) is None
+    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
 
 
 def test_as_many_pieces_are_taken_over_as_are_alike_and_can_be_gone_on_from(tmp_path):
     kept(tmp_path, ["a", "b", "c"])
-    kept(tmp_path, ["a", "x"], seed=8)
+    kept(tmp_path, ["a", "x"])
     assert adopted(tmp_path, ["a", "b", "c"]) == 3
     assert adopted(tmp_path, ["a", "b", "d"]) == 2
     assert adopted(tmp_path, ["a", "x", "y"]) == 2
@@ -169,18 +182,138 @@ def test_a_damaged_piece_is_not_taken_over(tmp_path, name):
     assert adopted(tmp_path, ["a", "b", "d"]) == 1
 
 
+def test_a_run_of_the_other_script_is_another_run(begun, tmp_path):
+    begun.close()
+    assert resume(tmp_path, IDENTITY | {"script": "generate_video.py"}) is None
+
+
+def test_settings_that_only_the_interrupted_run_had_count(tmp_path):
+    made = begin(tmp_path, IDENTITY | {"ar_step": 2})
+    add_piece(made, 5, 0)
+    made.close()
+    with pytest.raises(InputError, match="--ar_step was 2, now is None"):
+        resume(tmp_path)
+
+
+def test_of_long_settings_what_differs_is_shown(tmp_path):
+    negative = "blurry, out of focus, low resolution, compression artifacts, grain, flicker, ghosting, "
+    weights = {f"shard-{i}": "12-ab" for i in range(9)}
+    made = begin(tmp_path, IDENTITY | {"negative_prompt": negative + "logo", "model_id": weights})
+    add_piece(made, 5, 0)
+    made.close()
+    changed = {"negative_prompt": negative + "border", "model_id": weights | {"shard-7": "13-cd"}}
+    with pytest.raises(InputError) as caught:
+        resume(tmp_path, IDENTITY | changed)
+    assert "ghosting, logo, now is ..." in str(caught.value) and str(caught.value).endswith("ghosting, border")
+    assert "--model_id was {'shard-7': '12-ab'}, now is {'shard-7': '13-cd'}" in str(caught.value)
+
+
+def test_what_was_interrupted_goes_before_what_was_kept(tmp_path):
+    kept(tmp_path, ["a"], seed=1)
+    begun = begin(tmp_path, IDENTITY | {"seed": 2})
+    add_piece(begun, 5, 0)
+    begun.close()
+    found = resume(tmp_path, IDENTITY | {"seed": None})
+    assert found.identity["seed"] == 2
+    found.discard()
+    assert resume(tmp_path, IDENTITY | {"seed": None}).identity["seed"] == 1
+
+
+def test_another_video_under_the_name_of_a_kept_one_is_not_taken_for_it(tmp_path):
+    made = kept(tmp_path, ["a"])
+    path = tmp_path / "a-swan_7.mp4"
+    found = resume(tmp_path)
+    assert found._named() == path
+    about = {"format": 1, "script": FORCING, "settings": {}}
+    for plan, named in (("a", path), ("b", None)):
+        path.with_suffix(".json").write_text(json.dumps(about | {"plan": plan}))
+        assert found._named() == named
+    assert finish(found).name == "a-swan_7-2.mp4"
+    assert made.folder.exists()
+
+
+def test_a_name_that_was_only_claimed_is_claimed_again(begun, tmp_path, monkeypatch):
+    """On a file system without links a kill can come between claiming a name and giving it."""
+    path, replace = tmp_path / "a-swan_7.mp4", os.replace
+
+    def no_links(*names):
+        raise OSError("no links here")
+
+    def killed(source, target):
+        if Path(target) == path:
+            os._exit(9)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "link", no_links)
+    child = os.fork()
+    if not child:
+        os.replace = killed
+        try:
+            finish(begun)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.stat().st_size == 0
+    begun.close()
+    assert finish(resume(tmp_path)) == path
+    assert len(read_frames(path)) == 13 and "a-swan_7-2.mp4" not in contents(tmp_path)
+
+
+def test_parts_are_kept_from_when_that_is_asked_for(begun, tmp_path):
+    begun.close()
+    finish(resume(tmp_path, keep=True))
+    assert begun.folder.exists()
+
+
+def test_damage_of_another_seed_s_run_is_of_no_account(begun, tmp_path):
+    begun.discard()
+    other = begin(tmp_path, IDENTITY | {"seed": 70})
+    add_piece(other, 5, 0)
+    other.close()
+    (other.folder / "run.json").write_text("{")
+    assert resume(tmp_path) is None
+
+
+def test_folders_of_somebody_else_are_passed_over(begun, tmp_path, monkeypatch):
+    begun.close()
+    theirs = tmp_path / "a-swan_7-0123456789ab.parts"
+    theirs.mkdir()
+
+    def take_lock(path):
+        if path.parent == theirs:
+            raise PermissionError(13, "not yours")
+        return files.take_lock(path)
+
+    monkeypatch.setattr(journal, "take_lock", take_lock)
+    assert resume(tmp_path).folder == begun.folder
+
+
+def test_a_finished_video_is_named_whatever_was_interrupted_beside_it(tmp_path):
+    interrupted = begin(tmp_path, IDENTITY | {"shift": 5.0})
+    add_piece(interrupted, 5, 0)
+    interrupted.close()
+    asked = SimpleNamespace(outdir=tmp_path, prompt="a swan", seed=7, keep_parts=False)
+    here = SimpleNamespace(journal=None)
+    with pytest.raises(InputError, match=r"--shift was 5\.0, now is 8\.0"):
+        conductor.look_for(here, asked, IDENTITY)
+    about = {"format": 1, "script": FORCING, "settings": {"seed": 7}, "asked": conductor.asked_for(IDENTITY)}
+    (tmp_path / "a-swan_7.json").write_text(json.dumps(about))
+    (tmp_path / "a-swan_7.mp4").touch()
+    assert conductor.look_for(here, asked, IDENTITY) == {"path": tmp_path / "a-swan_7.mp4"}
+
+
 def test_two_runs_never_touch_each_other(begun, tmp_path):
-    other = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    other = begin(tmp_path)
     assert other.folder != begun.folder
     with pytest.raises(InputError, match="is being worked on by another process"):
-        Journal.resume(tmp_path, STEM, IDENTITY)
+        resume(tmp_path)
     add_piece(other, 5, 0, history=False)
     add_piece(begun, 1, 13, history=False)
     assert [finish(begun).name, finish(other).name] == ["a-swan_7.mp4", "a-swan_7-2.mp4"]
 
 
 def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
-    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    made = begin(tmp_path)
     with pytest.raises(ValueError, match="stop"), made.segment(32, 32, 24) as writer:
         writer.write(frames(2))
         raise ValueError("stop")
@@ -196,28 +329,28 @@ def test_folders_of_runs_that_did_not_begin_are_tidied_up_and_no_others(tmp_path
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious.txt").touch()
     (tmp_path / "a-swan_7-0123456789cd.parts").touch()  # a file
-    assert Journal.resume(tmp_path, STEM, IDENTITY) is None
+    assert resume(tmp_path) is None
     assert not begun.exists()
     assert len(list(tmp_path.rglob("precious.txt"))) == 3
 
 
 def test_runs_that_go_on_are_left_alone_whatever_their_settings(begun, tmp_path):
-    assert Journal.resume(tmp_path, STEM, IDENTITY | {"shift": 3.0}) is None
-    free = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
+    free = begin(tmp_path)
     add_piece(free, 5, 0)
     free.close()
-    found = Journal.resume(tmp_path, STEM, IDENTITY)  # one of the two is locked
+    found = resume(tmp_path)  # one of the two is locked
     assert found.folder == free.folder
 
 
 def test_a_damaged_run_does_not_stand_in_the_way_of_others(begun, tmp_path):
     begun.close()
-    other = Journal.begin(tmp_path, "a-swan_8", IDENTITY | {"seed": 8}, "a swan", 24)
+    other = begin(tmp_path, IDENTITY | {"seed": 8})
     add_piece(other, 5, 0)
     other.close()
     (other.folder / "run.json").write_text("{")
-    assert Journal.resume(tmp_path, STEM, IDENTITY).folder == begun.folder
-    assert Journal.resume(tmp_path, "a-goose_", IDENTITY | {"prompt": "a goose"}) is None
+    assert resume(tmp_path).folder == begun.folder
+    assert resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
 
 
 def test_without_locks_on_a_file_system_a_run_begins_all_the_same(tmp_path, monkeypatch):
@@ -225,7 +358,7 @@ def test_without_locks_on_a_file_system_a_run_begins_all_the_same(tmp_path, monk
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    made = begin(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [made.folder.name]
     made.close()
 
@@ -254,7 +387,7 @@ def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
         content[int(damage * len(content))] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=f"--resume: .*{name} is damaged"):
-        found = Journal.resume(tmp_path, STEM, IDENTITY)
+        found = resume(tmp_path)
         try:
             found.state()
         finally:
@@ -262,7 +395,7 @@ def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
 
 
 def test_frames_that_are_missing_are_named(tmp_path):
-    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24, keys=("a", "b"))
+    made = begin(tmp_path, keys=("a", "b"))
     add_piece(made, 5, 0)
     (made.folder / "history-0001.npy").unlink()
     with pytest.raises(DamagedError, match=r"history-0001\.npy is damaged \(it is not there\); remove .*\.parts "):
@@ -273,7 +406,7 @@ def test_what_was_being_written_is_removed(begun, tmp_path):
     begun.close()
     for name in (".history-0003.npy.part", "segment-0002.mp4", "history-0001.npy", ".segment-0002.12.part.mp4"):
         (begun.folder / name).write_bytes(b"half")
-    found = Journal.resume(tmp_path, STEM, IDENTITY)
+    found = resume(tmp_path)
     assert contents(found.folder) == sorted(
         [
             "ends-0000.png",
@@ -294,7 +427,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("step", range(24))
 def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch, step):
     """Every change of the file system from the last piece on is made or not made; then the run is taken up again."""
-    made = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    made = begin(tmp_path)
     add_piece(made, 5, 0)
     count = 0
     with monkeypatch.context() as patch:
@@ -318,7 +451,7 @@ def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch
     if not finished:
         if made._lock is not None:
             os.close(made._lock)  # as the end of the process would
-        found = Journal.resume(tmp_path, STEM, IDENTITY)
+        found = resume(tmp_path)
         if found is not None:
             if len(found.pieces) == 1:
                 add_piece(found, 4, 5, history=False)
@@ -468,11 +601,11 @@ def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path
 
 
 def test_two_processes_do_not_share_a_run(tmp_path):
-    begun = Journal.begin(tmp_path, "a-swan_7", IDENTITY, "a swan", 24)
+    begun = begin(tmp_path)
     add_piece(begun, 5, 0)
     code = (
         "import json, sys; from pathlib import Path; from skyreels_v2_infer.journal import Journal\n"
-        'Journal.resume(Path(sys.argv[1]), "a-swan_", json.loads(sys.argv[2]))'
+        'Journal.resume(Path(sys.argv[1]), "a-swan_7", json.loads(sys.argv[2]))'
     )
     command = [sys.executable, "-c", code, str(tmp_path), json.dumps(IDENTITY)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

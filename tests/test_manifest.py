@@ -165,3 +165,7 @@ def test_drift_and_jumps_are_worth_a_line():
     assert "brightness moved from 0.50 to 0.62" in manifest.drift([still, still | {"brightness": 0.62}])
     assert "saturation moved" in manifest.drift([still, still | {"saturation": 0.15}])
     assert "jumps where window 2 begins" in manifest.drift([still, still | {"seam": 0.3}])
+    # A video before the windows may look otherwise, but the windows should go on from it.
+    dark = still | {"brightness": 0.1}
+    assert manifest.drift([dark, still, still], 1) is None
+    assert "jumps where window 1 begins" in manifest.drift([dark, still | {"seam": 0.3}, still], 1)

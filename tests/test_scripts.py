@@ -41,6 +41,8 @@ from script_runs import (
     write_clip,
 )
 
+from skyreels_v2_infer import cli
+from skyreels_v2_infer import run as conductor
 from skyreels_v2_infer.modules import get_vae
 
 HEIGHT, WIDTH = 48, 80
@@ -608,6 +610,20 @@ def test_a_folder_whose_name_is_no_utf8(models, tmp_path):
     made = run(*argv, cwd=tmp_path, stdout_to=said, PYTHONUTF8="1")
     assert (made.code, made.err) == (0, "")
     assert said.read_bytes().splitlines()[-1].startswith(b"-> caf\xe9/")
+
+
+def test_a_stdout_that_takes_ascii_only(models, tmp_path):
+    argv = t2v(models, "--outdir", "鶴", "--dry_run")
+    made = run(*argv, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (made.code, made.err) == (0, "") and made.out.splitlines()[-1].startswith("-> 鶴/")
+
+
+def test_an_interrupt_after_the_last_frame_does_not_deny_the_video(models):
+    settings = cli.parse_generate([str(word) for word in t2v(models)[1:]])
+    here = conductor.Run(GENERATE, settings)
+    assert here.left() == "no video was written"
+    here.path = Path("video_out/a.mp4")
+    assert here.left() == "the video is complete: video_out/a.mp4"
 
 
 SWALLOW = """

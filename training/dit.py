@@ -37,7 +37,7 @@ SHAPE = {
     "freq_dim": 256,
 }
 T2V = loop.Recipe(steps=1000, muon=3e-3, adamw=2e-3, decay=0.0)
-DF = loop.Recipe(steps=12500, muon=3e-3, adamw=2e-3, decay=0.4, seed=1)
+DF = loop.Recipe(steps=11500, muon=3e-3, adamw=2e-3, decay=0.42, seed=1)
 I2V = loop.Recipe(steps=700, muon=1.5e-3, adamw=1e-3, decay=0.8, seed=2)
 
 
