@@ -72,14 +72,19 @@ def main() -> int:
             before = sampled(process.communicate()[1])
             again = start(folder)
             err = again.communicate()[1]
-            stage = err.splitlines()[0].removeprefix("--resume: ").split(" in ")[0]
+            stage = err.partition("\n")[0].removeprefix("--resume: ").split(" in ")[0]
             stages[stage] += 1
             names = sorted(path.name for path in folder.iterdir())
-            right = names == [wanted.with_suffix(suffix).name for suffix in (".json", ".mp4", ".png")]
-            right = right and filecmp.cmp(folder / wanted.name, wanted, shallow=False)
-            right = right and before + sampled(err) <= WINDOWS + 1
-            faults += not right
-            print(f"{number + 1:3} killed {moment:5.2f} s into it: {stage}: {'right' if right else names}", flush=True)
+            wrong = [] if again.returncode == 0 else [f"exit code {again.returncode}: {err}"]
+            if names != [wanted.with_suffix(suffix).name for suffix in (".json", ".mp4", ".png")]:
+                wrong.append(f"left {names}")
+            elif not filecmp.cmp(folder / wanted.name, wanted, shallow=False):
+                wrong.append("another video")
+            if before + sampled(err) > WINDOWS + 1:
+                wrong.append(f"{before} windows, and {sampled(err)} again")
+            faults += bool(wrong)
+            verdict = "; ".join(wrong) or "right"
+            print(f"{number + 1:3} killed {moment:5.2f} s into it: {stage}: {verdict}", flush=True)
     for stage, count in sorted(stages.items()):
         print(f"{count:3} x {stage}")
     print(f"{args.count - faults} of {args.count} as if nothing had happened")

@@ -72,6 +72,7 @@ class GenerateSettings:
     prompt_enhancer_model: str
     dry_run: str | None
     resume: bool
+    replay: Path | None
     no_preview: bool
     keep_parts: bool
 

@@ -92,17 +92,20 @@ class Cost:
     """Of a whole run.
 
     Attributes:
-        forwards: calls of the transformer, both branches of guidance counted.
         tokens: of the longest window.
         pflop: of the transformer in all forwards, in 10**15 operations.
         weights_gib, activations_gib: estimates of what is on the device at the most.
     """
 
-    forwards: int
     tokens: int
     pflop: float
     weights_gib: float
     activations_gib: float
+
+
+def forwards(plan: Plan, guided: Sequence[bool]) -> list[int]:
+    """For each window the calls of the transformer; `guided`: whether it has two branches of guidance."""
+    return [len(window.schedule) * (1 + two) for window, two in zip(plan.windows, guided, strict=True)]
 
 
 def frame_tokens(height: int, width: int) -> int:
@@ -132,10 +135,9 @@ def cost_of(
     size = frame_tokens(height, width)
     longest = max(window.latents for window in plan.windows)
     tokens, d = longest * size, config["dim"]
-    calls = [len(window.schedule) * (1 + two) for window, two in zip(plan.windows, guided, strict=True)]
     flop = sum(
         count * forward_flop(config, window.latents, size, block_frames)
-        for count, window in zip(calls, plan.windows, strict=True)
+        for count, window in zip(forwards(plan, guided), plan.windows, strict=True)
     )
     transformer = parameters(config) * weight_bytes
     published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
@@ -148,4 +150,4 @@ def cost_of(
     # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward.
     stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
     decoder = VAE_CHUNK * height * width * VAE_CHANNELS * 4 * VAE_LIVE
-    return Cost(sum(calls), tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1))
+    return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1))

@@ -1,12 +1,15 @@
 """What a command would do, as a table or as JSON: the plan that would be executed and what it would cost."""
 
 import json
+from pathlib import Path
 
 from skyreels_v2_infer import cost, embedded
 from skyreels_v2_infer.checkpoint import local_folder, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
-from skyreels_v2_infer.distributed.layout import MOST_RANKS, layouts
+from skyreels_v2_infer.distributed.layout import Layout, Wanted, choose_layout, legal_counts
+from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.feature_cache import choose_coefficients
 from skyreels_v2_infer.plan import Plan, make_plan
 from skyreels_v2_infer.story import Scene, scenes_of
 from skyreels_v2_infer.video_io import output_stem
@@ -67,6 +70,18 @@ def is_guided(settings: GenerateSettings) -> bool:
     return any(scale != 1 for scale in scenes_and_scales(settings, plan_of(settings))[1])
 
 
+def wanted_layout(settings: GenerateSettings) -> Wanted:
+    return Wanted(settings.cfg_parallel, settings.ulysses_degree, settings.ring_degree)
+
+
+def choose_sharing(settings: GenerateSettings, ranks: int, config: dict) -> Layout:
+    """How the ranks share the work."""
+    if ranks == 1:
+        return Layout()
+    tokens = cost.frame_tokens(settings.height, settings.width)
+    return choose_layout(ranks, config["num_heads"], tokens, is_guided(settings), wanted_layout(settings))
+
+
 def describe(settings: GenerateSettings) -> dict:
     """What the command would do, as plain data; what only the weights would tell is None."""
     plan, config = plan_of(settings), known_config(settings)
@@ -100,12 +115,16 @@ def describe(settings: GenerateSettings) -> dict:
             for window, scene, scale in zip(plan.windows, scenes, scales, strict=True)
         ],
         "rows": plan.rows,
-        "forwards": sum(len(w.schedule) * (1 + two) for w, two in zip(plan.windows, guided, strict=True)),
+        "forwards": sum(cost.forwards(plan, guided)),
         "output": str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
     }
     if config is None:
         return about | dict.fromkeys(("tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
     check_kind(settings, config)
+    choose_sharing(settings, Launch.from_environment().size, config)
+    if settings.teacache and not settings.teacache_coefficients:
+        folder = local_folder(settings.model_id) or Path(settings.model_id)
+        choose_coefficients(config, folder, settings.height, settings.width, settings.use_ret_steps)
     dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
     spent = cost.cost_of(
         plan,
@@ -118,13 +137,12 @@ def describe(settings: GenerateSettings) -> dict:
         block_frames=settings.causal_block_size if forcing and settings.causal_attention else None,
     )
     tokens = cost.frame_tokens(settings.height, settings.width)
-    ranks = [n for n in range(1, MOST_RANKS + 1) if layouts(n, config["num_heads"], tokens, any(guided))]
     return about | {
         "tokens": spent.tokens,
         "pflop": spent.pflop,
         "weights_gib": spent.weights_gib,
         "activations_gib": spent.activations_gib,
-        "gpus": ranks,
+        "gpus": legal_counts(config["num_heads"], tokens, any(guided), wanted_layout(settings)),
     }
 
 

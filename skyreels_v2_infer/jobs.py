@@ -13,10 +13,9 @@ from importlib.util import find_spec
 from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.console import say, silent
-from skyreels_v2_infer.cost import frame_tokens
-from skyreels_v2_infer.distributed.layout import Layout, choose_layout
+from skyreels_v2_infer.distributed.layout import Layout
 from skyreels_v2_infer.distributed.team import Team
-from skyreels_v2_infer.dry_run import check_kind, is_guided
+from skyreels_v2_infer.dry_run import check_kind, choose_sharing
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
 from skyreels_v2_infer.video_io import read_image
@@ -48,27 +47,12 @@ def open_checkpoint(settings: GenerateSettings, team: Team) -> Checkpoint:
     with team.first_rank_first():  # which downloads what is missing; the others find it there
         config = read_transformer_config(settings.model_id)
         check_kind(settings, config)
-        layout = choose_sharing(settings, team, config)  # before gigabytes are fetched
+        layout = choose_sharing(settings, team.size, config)  # before gigabytes are fetched
         check_layout(settings, layout)
         checkpoint = Checkpoint.open(settings.model_id)
     if not team.rank:
         check_files(checkpoint)
     return checkpoint
-
-
-def choose_sharing(settings: GenerateSettings, team: Team, config: dict) -> Layout:
-    """How the ranks share the work."""
-    if team.size == 1:
-        return Layout()
-    return choose_layout(
-        team.size,
-        config["num_heads"],
-        frame_tokens(settings.height, settings.width),
-        guided=is_guided(settings),
-        cfg_parallel=settings.cfg_parallel,
-        ulysses=settings.ulysses_degree,
-        ring=settings.ring_degree,
-    )
 
 
 def check_layout(settings: GenerateSettings, layout: Layout) -> None:
@@ -80,18 +64,19 @@ def check_layout(settings: GenerateSettings, layout: Layout) -> None:
 
 
 def settle(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettings:
-    """The settings with device and precision chosen.
+    """The settings with device, precision and the cache's polynomial chosen.
 
     Raises:
         InputError: for what this machine or this model cannot do, before weights are loaded.
     """
-    choose_cache(checkpoint, settings)
+    cache = choose_cache(checkpoint, settings)
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
     if settings.offload and place.device.type != "cpu" and find_spec("diffusers") is None:
         raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
-    return replace(settings, device=str(place.device), dtype=str(place.dtype).removeprefix("torch."))
+    chosen = {"device": str(place.device), "dtype": str(place.dtype).removeprefix("torch.")}
+    return replace(settings, **chosen, teacache_coefficients=cache and cache.coefficients)
 
 
 def load(pipeline_class: str, job: Job):
@@ -100,7 +85,7 @@ def load(pipeline_class: str, job: Job):
 
     settings, checkpoint = job.settings, job.checkpoint
     cache = choose_cache(checkpoint, settings)
-    layout = choose_sharing(settings, job.team, checkpoint.transformer_config)
+    layout = choose_sharing(settings, job.team.size, checkpoint.transformer_config)
     from skyreels_v2_infer import pipelines
     from skyreels_v2_infer.runtime import Placement
 

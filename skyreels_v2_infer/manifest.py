@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -21,7 +22,7 @@ LUMA = (0.2126, 0.7152, 0.0722)
 DRIFT, SEAM = 0.1, 0.1  # from where on a difference is worth a line
 # Settings that change where and how a video is made, but not what is in it.
 WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
-WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts"}
+WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts", "replay"}
 # The prompt is written as it came out of these.
 LEFT_OUT = WITHOUT_EFFECT | {"prompt_enhancer", "prompt_enhancer_model"}
 
@@ -102,6 +103,20 @@ def read(path: Path) -> dict:
         legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
         raise InputError("replay", path, legal) from None
     return manifest
+
+
+def changed_since(path: Path, settings, identity: dict) -> Iterator[str]:
+    """A line for each file that the video in `path` was made of and that is another one now.
+
+    Args:
+        identity: of the run, with fingerprints of files and weights.
+    """
+    written, now = read(path), settings_of(settings)
+    for name, was in written.get("inputs", {}).items():
+        if now.get(name) == written["settings"].get(name) and identity[name] != was:
+            yield f"--replay {path}: {now[name]} is not the file that it was"
+    if now["model_id"] == written["settings"]["model_id"] and identity["model_id"] != written.get("weights"):
+        yield f"--replay {path}: the weights of {now['model_id']} are not what they were"
 
 
 def comment_of(video: Path) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule, ad_schedule
 from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
-from skyreels_v2_infer.scheduler.windows import Window, plan_windows
+from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_windows
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,14 @@ class Plan:
 
     Attributes:
         num_frames: frames that are made.
+        overlap_history: frames that a window goes on from, also one that a longer video would have; 0: none could.
     """
 
     windows: tuple[WindowPlan, ...]
     num_frames: int
     num_inference_steps: int
     shift: float
+    overlap_history: int = 0
 
     @property
     def rows(self) -> int:
@@ -53,12 +55,12 @@ class Plan:
     @property
     def longest_history(self) -> int:
         """How many of the newest frames have to be kept."""
-        return max(w.window.history_frames for w in self.windows)
+        return max(self.overlap_history, *(w.window.history_frames for w in self.windows))
 
     @property
     def most_history_latents(self) -> int:
         """The same in latent frames."""
-        return max(w.window.history_latents for w in self.windows)
+        return latent_length(self.longest_history) if self.longest_history else 0
 
 
 def make_plan(
@@ -99,4 +101,4 @@ def make_plan(
         held[window.latents :] = True
         schedule = ad_schedule(len(held), timesteps, ar_step, held, causal_block_size)
         plans.append(WindowPlan(window, held, schedule, given, end))
-    return Plan(tuple(plans), num_frames, num_inference_steps, shift)
+    return Plan(tuple(plans), num_frames, num_inference_steps, shift, overlap_history or 0)

@@ -24,7 +24,7 @@ from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, asse
 from skyreels_v2_infer.dry_run import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.files import fingerprint
-from skyreels_v2_infer.jobs import Job, generate, generate_df, open_checkpoint, settle
+from skyreels_v2_infer.jobs import Job, choose_cache, generate, generate_df, open_checkpoint, settle
 from skyreels_v2_infer.journal import Journal, digest_of
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
@@ -159,6 +159,9 @@ def execute(
     """Does the job -> the video's path; None on other ranks than the first."""
     checkpoint = open_checkpoint(settings, team)
     identity = {"script": run.prog} | identity_of(settings, checkpoint)
+    if settings.replay is not None:
+        for line in manifests.changed_since(settings.replay, settings, identity):
+            say(line)
     found = None
     if settings.resume:
         found = team.same(None if team.rank else look_for(run, settings, identity))
@@ -191,6 +194,9 @@ def identity_of(settings: GenerateSettings, checkpoint: Checkpoint) -> dict:
             identity[name] = fingerprint(value)
     files = [file for part in checkpoint.parts.values() for file in part.files if file.is_file()]
     identity["model_id"] = {str(file.relative_to(checkpoint.folder)): fingerprint(file) for file in sorted(files)}
+    cache = choose_cache(checkpoint, settings)
+    if cache is not None:  # what they are may be written in the model's folder
+        identity["teacache_coefficients"] = cache.coefficients
     return json.loads(json.dumps(identity))  # as it comes back from a file
 
 

@@ -128,7 +128,8 @@ def scenes_of(story: Sequence[Scene], windows: Sequence[Window]) -> list[Scene]:
     chosen = [[scene for scene in story if scene.start <= window.first_frame][-1] for window in windows]
     for scene in story:
         if scene not in chosen:
-            edges = ", ".join(str(window.first_frame) for window in windows[1:]) or "0 only, there is one"
-            legal = f"the scene from frame {scene.start} on would never begin; windows begin at frames {edges}"
+            edges = ", ".join(str(window.first_frame) for window in windows)
+            begin = "windows begin at frames" if len(windows) > 1 else "the only window begins at frame"
+            legal = f"the scene from frame {scene.start} on would never begin; {begin} {edges}"
             raise InputError("story", None, legal)
     return chosen

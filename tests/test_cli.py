@@ -44,6 +44,7 @@ PUBLISHED = dict(
     prompt_enhancer_model="Qwen/Qwen2.5-32B-Instruct",
     dry_run=None,
     resume=False,
+    replay=None,
     no_preview=False,
     keep_parts=False,
 )
@@ -164,6 +165,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         prompt_enhancer_model="some/one",
         dry_run="json",
         resume=True,
+        replay=None,
         no_preview=True,
         keep_parts=True,
     )

@@ -17,7 +17,7 @@ from script_runs import FORCING, GENERATE, LIMIT, ROOT, Run, contents, environme
 
 from skyreels_v2_infer import jobs
 from skyreels_v2_infer.distributed import team
-from skyreels_v2_infer.distributed.layout import Layout, choose_layout
+from skyreels_v2_infer.distributed.layout import Layout, Wanted, choose_layout
 from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
 
@@ -77,7 +77,7 @@ def test_layouts_of_540p(ranks, heads, guided, layout):
 
 def test_what_is_asked_for_is_kept_or_refused():
     def choose(ranks, **asked):
-        return choose_layout(ranks, 40, 2040, guided=True, **asked)
+        return choose_layout(ranks, 40, 2040, True, Wanted(**asked))
 
     assert choose(8, ulysses=2) == Layout(2, 2, 2)
     assert choose(8, ulysses=2, ring=4) == Layout(1, 2, 4)
@@ -89,10 +89,12 @@ def test_what_is_asked_for_is_kept_or_refused():
         "--use_usp: 6 processes cannot share 40 heads and 2040 tokens a frame with --ulysses_degree 4; "
         "legal are 4, 8, 12, 16, 20, 24, 40, 48, 60"
     )
+    with pytest.raises(InputError, match="tokens a frame with --no-cfg_parallel --ring_degree 2; legal are 2, 4, 8,"):
+        choose(6, cfg_parallel=False, ring=2, ulysses=None)
     with pytest.raises(InputError, match="--ulysses_degree 3; no number of processes is legal"):
         choose(3, ulysses=3)
     with pytest.raises(InputError, match="--cfg_parallel: needs two branches"):
-        choose_layout(2, 40, 2040, guided=False, cfg_parallel=True)
+        choose_layout(2, 40, 2040, False, Wanted(cfg_parallel=True))
 
 
 def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
@@ -270,6 +272,26 @@ def test_only_the_first_process_tells_of_a_dry_run(tmp_path):
     first = run(*flags, cwd=tmp_path, RANK="0", LOCAL_RANK="0", WORLD_SIZE="2")
     second = run(*flags, cwd=tmp_path, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
     assert first.out.startswith("tiny") and (second.code, second.out, second.err) == (0, "", "")
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path):
+    flags = (GENERATE, "--dry_run", "json", "--model_id", "Skywork/SkyReels-V2-T2V-14B-540P", "--use_usp")
+    of_seven = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "7"}
+    result = run(*flags, "--ulysses_degree", 5, cwd=tmp_path, **of_seven)
+    assert (result.code, result.out) == (2, "")
+    assert "7 processes cannot share 40 heads and 2040 tokens a frame with --ulysses_degree 5" in result.err
+    result = run(*flags, "--ulysses_degree", 4, cwd=tmp_path, **of_seven | {"WORLD_SIZE": "8"})
+    assert json.loads(result.out)["gpus"][:4] == [4, 8, 12, 16]
+
+
+def test_only_the_first_process_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert team.own_device(None, 1) == "cuda:1"
+    with pytest.raises(InputError, match="--device cuda: process 3 of this machine finds only 2 GPUs"):
+        team.own_device(None, 2)
+    with pytest.raises(team.SilencedError):
+        team.own_device("cuda", 3)
 
 
 def test_only_the_first_process_of_a_machine_says_what_is_wrong_with_a_flag(tmp_path):

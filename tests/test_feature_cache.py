@@ -196,6 +196,10 @@ class TestCoefficients:
         (tmp_path / feature_cache.FILE).write_text("{")
         with pytest.raises(InputError, match=r"teacache\.json"):
             choose_coefficients(config, tmp_path, 64, 64, use_ret_steps=False)
+        for unusable in ([], [1, 2, 3, 4], [1, 2, 3, 4, float("inf")]):
+            (tmp_path / feature_cache.FILE).write_text(json.dumps({"coefficients": unusable}))
+            with pytest.raises(InputError, match="must be 5 numbers"):
+                choose_coefficients(config, tmp_path, 64, 64, use_ret_steps=False)
 
 
 class TestFit:
@@ -215,6 +219,16 @@ class TestFit:
         for use_ret_steps in (False, True):
             found = choose_coefficients(config, folder, 32, 48, use_ret_steps)
             assert len(found) == 5 and all(np.isfinite(found))
+
+    def test_what_could_not_be_fitted_or_written_is_refused_before_the_work(self, tmp_path, capsys):
+        argv = ["--model_id", str(write_diffusers(tmp_path / "df", "df"))]
+        for more, line in (
+            (["--inference_steps=5"], "--inference_steps 5: must be at least 6"),
+            (["--out", str(tmp_path / "no" / "where.json")], "must be a folder that can be written to"),
+        ):
+            with pytest.raises(SystemExit) as stop:
+                feature_cache.main([*argv, *more])
+            assert stop.value.code == 2 and line in capsys.readouterr().err
 
     def test_a_wrong_model_ends_in_one_line(self, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:

@@ -27,6 +27,7 @@ def test_beside_a_video_lies_what_made_it(made):
     about = json.loads(made.path.with_suffix(".json").read_text())
     settings = about["settings"]
     assert (settings["model_id"], settings["seed"], settings["prompt"]) == ("tiny", 3, TINY[-1])
+    assert (settings["device"], settings["dtype"]) == ("cpu", "float32")  # not given, and settled by the run
     assert (settings["image"], settings["height"]) == (str(made.folder / "first.png"), 64)
     assert {"torch", "transformers", "python", "ffmpeg", "skyreels_v2_infer"} <= set(about["versions"])
     assert any(name.endswith("safetensors") for name in about["weights"])
@@ -53,6 +54,20 @@ def test_the_preview_shows_the_ends_of_the_windows(made):
 def test_a_replay_makes_the_same_video(made, tmp_path, suffix):
     again = run(FORCING, "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_a_replay_says_what_has_changed(made, tmp_path):
+    settings = cli.parse_diffusion_forcing(["--replay", str(made.path)])
+    written = json.loads(made.path.with_suffix(".json").read_text())
+    identity = written["inputs"] | {"model_id": written["weights"]}
+    assert list(manifest.changed_since(made.path, settings, identity)) == []
+    other = identity | {"image": "0-0", "model_id": {"weights": "0-0"}}
+    image, weights = manifest.changed_since(made.path, settings, other)
+    assert image.endswith(f"{made.folder / 'first.png'} is not the file that it was")
+    assert weights.endswith("the weights of tiny are not what they were")
+    Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
+    settings = cli.parse_diffusion_forcing(["--replay", str(made.path), "--image", str(tmp_path / "other.png")])
+    assert len(list(manifest.changed_since(made.path, settings, other))) == 1  # what is given anew may be another
 
 
 def test_other_flags_replace_what_is_written(made, tmp_path):

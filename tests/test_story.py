@@ -68,8 +68,15 @@ def test_scenes_begin_where_windows_begin():
     assert scenes_of([a, replace(b, start=33)], windows)[1].prompt == "b"
     assert [scene.prompt for scene in scenes_of([a, replace(b, start=34)], windows)] == ["a", "a", "b"]
     for story, never in (([a, replace(b, start=50)], 50), ([a, Scene(10, "c"), replace(b, start=32)], 10)):
-        with pytest.raises(InputError, match=rf"frame {never} on would never begin; windows begin at frames 33, 49"):
+        with pytest.raises(InputError, match=rf"frame {never} on would never begin; windows begin at frames 0, 33, 49"):
             scenes_of(story, windows)
+
+
+def test_behind_a_video_frames_are_counted_from_its_beginning():
+    windows = plan_windows(32, 33, 17, prefix_frames=33)
+    assert scenes_of([Scene(0, "a"), Scene(40, "b")], windows)[1].prompt == "b"
+    with pytest.raises(InputError, match="from frame 0 on would never begin; windows begin at frames 33, 49"):
+        scenes_of([Scene(0, "a"), Scene(16, "b")], windows)
 
 
 def test_a_prompt_for_each_window():
@@ -160,6 +167,8 @@ def test_after_a_change_only_windows_from_there_on_are_made(tmp_path, history):
     longer = tell(a, a, b, b, frames=81)
     assert "3 of 4 pieces" in longer.err and longer.err.count(" rows, ") == 1
     assert longer.path.read_bytes() == tell(a, a, b, b, frames=81, outdir="plain", keep=()).path.read_bytes()
+    short, grown = tell(a, frames=33, outdir="grown"), tell(a, frames=49, outdir="grown")
+    assert len(short.frames) == 33 and "1 of 2 pieces" in grown.err
     again = tell(a, a, b)
     assert "loaded" not in again.err and again.path.read_bytes() == first.path.read_bytes()
     assert len({run.path for run in (first, changed, longer, again)}) == 4

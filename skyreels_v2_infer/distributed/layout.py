@@ -43,16 +43,36 @@ def layouts(ranks: int, heads: int, frame_tokens: int, guided: bool) -> list[Lay
     return legal
 
 
-def choose_layout(
-    ranks: int,
-    heads: int,
-    frame_tokens: int,
-    *,
-    guided: bool,
-    cfg_parallel: bool | None = None,
-    ulysses: int | None = None,
-    ring: int | None = None,
-) -> Layout:
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a layout; None: anything.
+
+    cfg_parallel: whether each branch of guidance has ranks of its own. ulysses, ring: degrees.
+    """
+
+    cfg_parallel: bool | None = None
+    ulysses: int | None = None
+    ring: int | None = None
+
+    def allows(self, layout: Layout) -> bool:
+        asked = (self.cfg_parallel, self.ulysses, self.ring)
+        has = (layout.guidance == 2, layout.ulysses, layout.ring)
+        return all(wish in (None, is_so) for wish, is_so in zip(asked, has, strict=True))
+
+    def __str__(self) -> str:
+        flags = [] if self.cfg_parallel is None else ["--cfg_parallel" if self.cfg_parallel else "--no-cfg_parallel"]
+        flags += [] if self.ulysses is None else [f"--ulysses_degree {self.ulysses}"]
+        flags += [] if self.ring is None else [f"--ring_degree {self.ring}"]
+        return " ".join(flags)
+
+
+def legal_counts(heads: int, frame_tokens: int, guided: bool, wanted: Wanted) -> list[int]:
+    """How many ranks may share a video, up to MOST_RANKS."""
+    counts = range(1, MOST_RANKS + 1)
+    return [n for n in counts if any(map(wanted.allows, layouts(n, heads, frame_tokens, guided)))]
+
+
+def choose_layout(ranks: int, heads: int, frame_tokens: int, guided: bool, wanted: Wanted = Wanted()) -> Layout:
     """The best legal layout that is as asked for.
 
     Args:
@@ -60,35 +80,17 @@ def choose_layout(
         heads: of the transformer's attention.
         frame_tokens: tokens of a latent frame: height / 16 x width / 16 of the video.
         guided: whether there are two branches of guidance.
-        cfg_parallel: whether each branch has ranks of its own; None: where the number of ranks allows it.
-        ulysses, ring: degrees; None: chosen.
+        wanted: by default each branch has ranks of its own where the number of ranks allows it.
 
     Raises:
         InputError: none is; names what would be legal.
     """
-    if cfg_parallel and not guided:
+    if wanted.cfg_parallel and not guided:
         raise InputError("cfg_parallel", None, "needs two branches of guidance; --guidance_scale 1 has one")
-
-    def wanted(layout: Layout) -> bool:
-        return (
-            cfg_parallel in (None, layout.guidance == 2)
-            and ulysses in (None, layout.ulysses)
-            and ring in (None, layout.ring)
-        )
-
-    def legal(count: int) -> list[Layout]:
-        return [layout for layout in layouts(count, heads, frame_tokens, guided) if wanted(layout)]
-
-    found = legal(ranks)
-    if found:
-        return found[0]
-    given = {"cfg_parallel": cfg_parallel, "ulysses_degree": ulysses, "ring_degree": ring}
-    asked = [f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items() if value]
-    asked = f" with {' '.join(asked)}" if asked else ""
-    counts = [str(count) for count in range(1, MOST_RANKS + 1) if legal(count)]
-    choices = f"legal are {', '.join(counts)}" if counts else "no number of processes is legal"
-    raise InputError(
-        "use_usp",
-        None,
-        f"{ranks} processes cannot share {heads} heads and {frame_tokens} tokens a frame{asked}; {choices}",
-    )
+    for layout in layouts(ranks, heads, frame_tokens, guided):
+        if wanted.allows(layout):
+            return layout
+    counts = legal_counts(heads, frame_tokens, guided, wanted)
+    choices = f"legal are {', '.join(map(str, counts))}" if counts else "no number of processes is legal"
+    shares = f"{ranks} processes cannot share {heads} heads and {frame_tokens} tokens a frame"
+    raise InputError("use_usp", None, f"{shares}{f' with {wanted}' if str(wanted) else ''}; {choices}")

@@ -87,15 +87,21 @@ class RankTeam(Team):
 
 
 def own_device(device: str | None, local_rank: int) -> str | None:
-    """The device of one of several processes: each GPU takes the process with its number."""
+    """The device of one of several processes: each GPU takes the process with its number.
+
+    Raises:
+        InputError: there is none for it; SilencedError where a process before it has said so.
+    """
     if device == "cpu":
         return device
     import torch
 
     if device is None and not torch.cuda.is_available():
         return "cpu"
-    if local_rank >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    if local_rank > count:
+        raise SilencedError  # a process before this one says it
+    if local_rank == count:
         raise InputError("device", "cuda", f"process {local_rank + 1} of this machine finds only {count} GPUs")
     return f"cuda:{local_rank}"
 

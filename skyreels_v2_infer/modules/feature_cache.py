@@ -11,6 +11,8 @@ B batch, F latent frames, S tokens of a frame, D model width.
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # the coefficients are looked up before torch is needed
 
 RETAINED = 5  # first steps that are always computed with `use_ret_steps`
 PIXELS_720P = 640 * 1100  # between 544 x 960 and 720 x 1280
+DEGREE = 4  # of all polynomials
 FILE = "teacache.json"  # in a checkpoint's folder: {"coefficients": [...], "ret_steps_coefficients": [...]}
 
 # By width for text, by the size of the video for images; highest degree first. Published for Wan 2.1, built alike.
@@ -130,7 +133,10 @@ def choose_coefficients(config: dict, folder: Path, height: int, width: int, use
     name = "ret_steps_coefficients" if use_ret_steps else "coefficients"
     if (folder / FILE).is_file():
         try:
-            return tuple(float(value) for value in json.loads((folder / FILE).read_bytes())[name])
+            found = tuple(float(value) for value in json.loads((folder / FILE).read_bytes())[name])
+            if len(found) != DEGREE + 1 or not all(map(math.isfinite, found)):
+                raise ValueError(f"must be {DEGREE + 1} numbers")
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError("teacache", None, f"{folder / FILE} has no usable {name}: {first_line(error)}") from error
     kind = config["model_type"]
@@ -170,14 +176,14 @@ class Recorder:
         return done
 
 
-def fit(changes: Sequence[tuple[float, float, float]], degree: int = 4) -> dict[str, list[float]]:
+def fit(changes: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
     """What a `FILE` holds: polynomials from a change of the embedding to the change of what the blocks add."""
     import numpy as np
 
     time, modulation, added = np.array(changes).T
     return {
-        "coefficients": np.polyfit(time, added, degree).tolist(),
-        "ret_steps_coefficients": np.polyfit(modulation, added, degree).tolist(),
+        "coefficients": np.polyfit(time, added, DEGREE).tolist(),
+        "ret_steps_coefficients": np.polyfit(modulation, added, DEGREE).tolist(),
     }
 
 
@@ -207,8 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = parse_generate([f"--{name}={value}" for name, value in ({"model_id": args.model_id} | given).items()])
+    if settings.inference_steps < DEGREE + 2:  # each but the first is a point
+        parser.error(f"--inference_steps {settings.inference_steps}: must be at least {DEGREE + 2}")
     try:
         checkpoint = Checkpoint.open(settings.model_id)
+        out = args.out or checkpoint.folder / FILE
+        if not os.access(out.parent, os.W_OK):  # known before the work, not after it
+            parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
         pipeline = Text2VideoPipeline(checkpoint, device=args.device)
         pipeline.progress = partial(show_rows, lambda: None)
         recorders: list[Recorder] = []
@@ -225,7 +236,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(first_line(error))
     found = fit([change for recorder in recorders for change in recorder.changes])
-    out = args.out or checkpoint.folder / FILE
     write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
     print(out)
     return 0
