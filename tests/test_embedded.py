@@ -170,6 +170,6 @@ def test_it_follows_prompts_that_training_never_saw():
     """A few of those that the figures in docs/embedded_model.md are measured on."""
     clips = world.test_prompts(20, 17)
     found = evaluate.rates(evaluate.in_batches(models()(Text2VideoPipeline), clips, **evaluate.settings(num_frames=17)))
-    assert found["colour"] >= 95 and found["shape"] >= 95 and found["speed"] >= 85, found
+    assert found["colour"] >= 95 and found["shape"] >= 95 and found["speed"] >= 90, found
     assert found["direction"] >= 95, found
-    assert found["motion"] >= 60, found  # steady; the docs say what is still wrong with it
+    assert found["motion"] >= 85, found  # steady; the docs say what is still wrong with it
