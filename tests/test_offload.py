@@ -11,7 +11,6 @@ from PIL import Image
 from torch import nn
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, jobs
-from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.runtime import Offload
 
@@ -89,11 +88,10 @@ def test_on_a_cpu_nothing_changes(checkpoints):
 
 
 def test_without_the_library_it_is_refused_before_weights_are_loaded(monkeypatch):
-    checkpoint = SimpleNamespace(transformer_config={})
     asked = SimpleNamespace(offload=True, device="meta", dtype=None, teacache=False)  # neither a CPU nor a GPU here
     monkeypatch.setattr(jobs, "find_spec", {"diffusers": None}.__getitem__)
     with pytest.raises(InputError, match="--offload: needs diffusers: pip install diffusers accelerate"):
-        jobs.load("DiffusionForcingPipeline", jobs.Job(asked, Team(), lambda: None, checkpoint))
+        jobs.settle(asked, SimpleNamespace(transformer_config={}))
 
 
 def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):
