@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_id", default="tiny")
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 40])
-    parser.add_argument("--side", type=int, default=512, help="height and width of the video, in pixels")
+    parser.add_argument("--side", type=int, default=256, help="height and width of the video, in pixels")
     parser.add_argument("--device")
     args = parser.parse_args()
     first = None
