@@ -113,9 +113,9 @@ def changed_since(path: Path, settings, identity: dict) -> Iterator[str]:
     """
     written, now = read(path), settings_of(settings)
     for name, was in written.get("inputs", {}).items():
-        if now.get(name) == written["settings"].get(name) and identity[name] != was:
+        if name in now and now[name] == written["settings"].get(name) and identity[name] != was:
             yield f"--replay {path}: {now[name]} is not the file that it was"
-    if now["model_id"] == written["settings"]["model_id"] and identity["model_id"] != written.get("weights"):
+    if now["model_id"] == written["settings"].get("model_id") and identity["model_id"] != written.get("weights"):
         yield f"--replay {path}: the weights of {now['model_id']} are not what they were"
 
 

@@ -65,6 +65,8 @@ def test_a_replay_says_what_has_changed(made, tmp_path):
     image, weights = manifest.changed_since(made.path, settings, other)
     assert image.endswith(f"{made.folder / 'first.png'} is not the file that it was")
     assert weights.endswith("the weights of tiny are not what they were")
+    (tmp_path / "short.json").write_text('{"format": 1, "script": "generate_video_df.py", "settings": {"seed": 3}}')
+    assert list(manifest.changed_since(tmp_path / "short.json", settings, other)) == []  # shortened by hand
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
     settings = cli.parse_diffusion_forcing(["--replay", str(made.path), "--image", str(tmp_path / "other.png")])
     assert len(list(manifest.changed_since(made.path, settings, other))) == 1  # what is given anew may be another

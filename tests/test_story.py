@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import small_checkpoints
 import torch
 from script_runs import FORCING, run
 from test_dry_run import StubTransformer, StubVAE
@@ -176,6 +177,13 @@ def test_after_a_change_only_windows_from_there_on_are_made(tmp_path, history):
     suffixes = {path.suffix for path in (tmp_path / "kept").iterdir()}
     assert suffixes == {".mp4", ".json", ".png", ".parts"}
     assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".mp4", ".json", ".png"}
+
+
+def test_what_a_model_cannot_do_is_refused_before_parts_are_kept(tmp_path):
+    small_checkpoints.write_original(tmp_path / "model", "df")
+    result = run(FORCING, "--model_id", "model", "--keep_parts", "--teacache", "--device", "cpu", cwd=tmp_path)
+    assert result.code == 2 and "--teacache" in result.lines[-1] and len(result.lines) == 1
+    assert not (tmp_path / "video_out").exists()
 
 
 @pytest.mark.parametrize(
