@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from skyreels_v2_infer import embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.modules import WanVAE, get_image_encoder, get_text_encoder, get_transformer, get_vae
 from skyreels_v2_infer.scheduler import flow_sigmas
-from training import clips, command, dit, evaluate, export, loop, text, timesteps, vae, world
+from training import clips, command, decoder, dit, evaluate, export, loop, text, timesteps, vae, world
 from training.clips import Clips
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
@@ -205,6 +206,56 @@ def test_the_image_stage_lowers_its_loss_and_keeps_the_text_encoder(image_store,
     assert any("v_img" in name for name in moved) and "patch_embedding.weight" in moved
 
 
+class Straight(torch.nn.Module):
+    """A model that knows where all noise leads: to 2 with a prompt, to 1 without."""
+
+    def prepare_context(self, words):
+        return words
+
+    def forward(self, x, t, goal):
+        sigma = (t / 1000)[:, None, :, None, None]
+        return torch.where(sigma > 0, (x - goal) / sigma.clamp(min=1e-6), 100.0)
+
+
+class Goals:
+    def embed(self, prompts: list[str], length: int):
+        return 2.0 if prompts[0] else 1.0
+
+
+def test_what_a_model_makes_of_a_clip_is_guided_and_spares_what_is_given():
+    model = types.SimpleNamespace(transformer=Straight(), encoder=Goals())
+    latents, noise = torch.randn(2, 2, 16, 5, 8, 8)
+    made = decoder.remade(model, latents, noise, ["a", "b"], 2, flow_sigmas(20, dit.SHIFT)[-5:])
+    assert torch.equal(made[:, :, :2], latents[:, :, :2])
+    goal = 1 + embedded.DEFAULTS.guidance_scale * (2 - 1)
+    torch.testing.assert_close(made[:, :, 2:], torch.full_like(made[:, :, 2:], goal))
+
+
+def test_a_round_trip_is_what_a_window_does_to_its_history():
+    latents = torch.randn(1, 16, 3, 8, 8)
+    coder = small_vae()
+    frames = coder.decode(latents).add(1).mul(127.5).round().div(127.5).sub(1)
+    expected = coder.encode(frames)
+    far = (decoder.round_trip(coder, latents) - expected).abs().mean() / expected.std()  # in bfloat16
+    assert far < 0.05 * (latents - expected).abs().mean() / expected.std()
+
+
+def test_the_decoder_learns_and_latents_keep_their_meaning(model, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    coder = WanVAE(**VAE)
+    before = {name: tensor.clone() for name, tensor in coder.state_dict().items()}
+    shares = {"REMADE": 0.4, "ROUNDS": 0.3}
+    for name, share in shares.items():
+        monkeypatch.setattr(decoder, name, share)
+    quick = loop.Recipe(steps=24, muon=1e-2, adamw=5e-3, warmup=3, decay=0.9)
+    assert decoder.train(tmp_path, coder, model, CPU, 60, 1, recipe=quick)
+    moved = {name.split(".")[0] for name, tensor in coder.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"conv2", "decoder"}
+    first = WanVAE(**VAE)
+    first.load_state_dict(before)
+    assert vae.judged(coder, 2, 5)["held_out_psnr"] > vae.judged(first, 2, 5)["held_out_psnr"] + 1
+
+
 def peer_of(folder, part: str):
     import diffusers
 
@@ -275,6 +326,8 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     monkeypatch.setattr(vae, "latent_statistics", functools.partial(vae.latent_statistics, clips=2))
     for name in ("T2V", "DF", "I2V"):
         monkeypatch.setattr(dit, name, brief)
+    monkeypatch.setattr(decoder, "RECIPE", brief)
+    monkeypatch.setattr(decoder, "growth", functools.partial(decoder.growth, count=1, rounds=1))
     monkeypatch.setattr(dit, "SHAPE", SMALL)
     monkeypatch.setattr(text, "SENTENCES", 300)
     monkeypatch.setattr(command, "CLIPS", 10)
@@ -292,3 +345,15 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     assert models(evaluate.Image2VideoPipeline)(**asked, image=picture)[0].shape == (5, 16, 16, 3)
     gates = [json.loads(line) for line in (tmp_path / "df" / "log.jsonl").read_text().splitlines()]
     assert "colour" in gates[-1] and "motion" in gates[-1]
+
+    # What is finished can be gone on from where nothing else is left of its training.
+    argv = ["training", "df", "--start", str(tmp_path / "tiny"), "--steps", "1", "--out", str(tmp_path / "further")]
+    monkeypatch.setattr("sys.argv", [*argv, "--processes", "1", "--batch", "2"])
+    assert command.main() == 0
+    (further,) = [json.loads(line) for line in (tmp_path / "further" / "df" / "log.jsonl").read_text().splitlines()]
+    assert further["step"] == 1
+    before, after = (
+        dit.load_finished(place / "df")[0].state_dict() for place in (tmp_path / "tiny", tmp_path / "further/tiny")
+    )
+    distance = max((before[name] - after[name]).abs().max().item() for name in before)
+    assert 0 < distance < 0.01

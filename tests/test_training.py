@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from skyreels_v2_infer.modules import WanVAE
-from training import loop, vae
+from training import loop, vae, world
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
 
@@ -188,3 +188,12 @@ def test_a_sheet_of_videos_moves_and_names_them(tmp_path):
     assert all((frames[t][pictures.CAPTION + 8, 8 * t + 4] == 255) for t in range(5))
     assert frames[0][: pictures.CAPTION, :48].min() < 100  # the caption
     assert pictures.wrapped("one two three", 30).count("\n") >= 1
+
+
+def test_as_much_counts_just_outside_an_outline_as_inside():
+    clip = world.Clip(world.Scene(start=(32.0, 32.0)), "", {}, {}, 5)
+    _, weight = vae.pictures([clip], np.random.default_rng(0), 64)
+    across = weight[0, 0, 2, 32].tolist()  # through the middle of a circle of radius 11
+    inside, background = 1 + vae.OBJECT, 1.0
+    assert across[32] == across[22] == across[19] == across[44] == inside
+    assert across[15] == across[48] == background

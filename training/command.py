@@ -1,58 +1,76 @@
 """``python -m training STAGE``: trains a part of the embedded model, from where it stopped; or measures it."""
 
 import argparse
+import dataclasses
 import math
 import tempfile
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
 
-STAGES = ("vae", "t2v", "df", "i2v")
+STAGES = ("vae", "t2v", "df", "decoder", "i2v")
 SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")  # of `evaluate`
 STOPPED = 3  # the exit code of a stage that --minutes ended
 CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
-BATCH = {"vae": 3, "t2v": 24, "df": 24, "i2v": 24}
+BATCH = {"vae": 3, "t2v": 24, "df": 24, "decoder": 3, "i2v": 24}
 
 
 def train(args: argparse.Namespace, rank: int) -> bool:
-    """One stage in one process; True when it is done. vae, df and i2v then write what they have made."""
+    """One stage in one process; True when it is done. vae, df, decoder and i2v then write what they have made."""
     import torch
 
-    from training import clips, dit, evaluate, export, loop, text, vae
+    from training import dit, export, loop, text, vae
 
     device, size = torch.device(args.device), args.batch or BATCH[args.stage]
     if args.stage == "vae":
         return vae.train(args.out / "vae", device, args.minutes, size, vae.RECIPES, vae.SHAPE)
-    tokenizer = args.out / "tokenizer"
-    if rank == 0 and not (tokenizer / "tokenizer.json").exists():
-        text.train_tokenizer(tokenizer, text.SENTENCES)
-    decoder = dit.load_vae(args.out / "vae")
-    decoder = decoder.to(device)
+    if args.start or args.stage in ("decoder", "i2v"):
+        model, coder = dit.load_finished((args.start or args.out / "tiny") / "df")
+    else:
+        tokenizer = args.out / "tokenizer"
+        if rank == 0 and not (tokenizer / "tokenizer.json").exists():
+            text.train_tokenizer(tokenizer, text.SENTENCES)
+        loop.barrier()
+        model, coder = dit.new_model(tokenizer), dit.load_vae(args.out / "vae")
+        if args.stage == "df":
+            model.load_state_dict(loop.average_of(args.out / "t2v"), strict=False)
+    model, coder = model.to(device), coder.to(device)
+    model, done = train_stage(args, model, coder, size, device, rank)
+    if done and rank == 0 and args.stage != "t2v":
+        part = "i2v" if args.stage == "i2v" else "df"
+        export.write(args.out / "tiny" / part, model, coder, vae.SHAPE, dit.TOWER, dit.SHIFT)
+    return done
+
+
+def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank: int):
+    """A stage that begins with `model` and `coder`: (the model that it ends with, whether it is done)."""
+    from training import clips, decoder, dit, evaluate
+
+    recipe = {"t2v": dit.T2V, "df": dit.DF, "decoder": decoder.RECIPE, "i2v": dit.I2V}[args.stage]
+    if args.steps:
+        recipe = dataclasses.replace(recipe, steps=args.steps)
+    if args.stage == "decoder":
+        gate = decoder.gate(model)
+        return model, decoder.train(args.out, coder, model, device, args.minutes, size, gate, recipe)
     ours = {"rank": rank, "world_size": args.processes}
     if args.stage == "i2v":
         store = clips.load_or_encode(
-            decoder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
+            coder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
         )
-    else:
-        store = clips.load_or_encode(decoder, args.out / "clips", CLIPS, 1, **ours)
+        return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe=recipe)
+    seeds = (4, 5) if args.start else (1, 3)  # what is finished has seen the recipe's
+    store = clips.load_or_encode(coder, args.out / "clips", CLIPS, seeds[0], **ours)
     if args.stage == "df":
-        turns = clips.load_or_encode(decoder, args.out / "clips", TURN_CLIPS, 3, clips.TURNS, **ours)
+        turns = clips.load_or_encode(coder, args.out / "clips", TURN_CLIPS, seeds[1], clips.TURNS, **ours)
         store = clips.joined(store, turns)
-    model = dit.new_model(tokenizer)
 
     def gate(trained) -> dict[str, float]:
         from skyreels_v2_infer.pipelines import Text2VideoPipeline
 
-        return evaluate.quick(Text2VideoPipeline.from_parts(trained.transformer, decoder, trained.encoder))
+        return evaluate.quick(Text2VideoPipeline.from_parts(trained.transformer, coder, trained.encoder))
 
-    if args.stage == "i2v":
-        model.load_state_dict(loop.average_of(args.out / "df"), strict=False)
-        model, done = dit.train_image_stage(args.out, store, model, device, args.minutes, size)
-    else:
-        done = dit.train_text_stage(args.stage, args.out, store, model, device, args.minutes, size, gate)
-    if done and rank == 0 and args.stage != "t2v":
-        export.write(args.out / "tiny" / args.stage, model, decoder, vae.SHAPE, dit.TOWER, dit.SHIFT)
-    return done
+    done = dit.train_text_stage(args.stage, args.out, store, model, device, args.minutes, size, gate, recipe)
+    return model, done
 
 
 def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
@@ -91,6 +109,13 @@ def main() -> int:
         command.add_argument("--processes", type=int, default=2, help="on the CPU, one a core is fastest")
         command.add_argument("--threads", type=int, default=1, help="of each process")
         command.add_argument("--batch", type=int, help=f"clips a process takes at a time (default: {BATCH[stage]})")
+        command.set_defaults(start=None, steps=None)
+        if stage in ("df", "decoder", "i2v"):
+            command.add_argument(
+                "--start", type=Path, help=f"a folder with a finished df/ to go on from, as in {embedded.FOLDER}"
+            )
+        if stage != "vae":
+            command.add_argument("--steps", type=int, help="updates in all (default: the recipe's)")
         command.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; resume any time")
     measure = commands.add_parser("evaluate", help="measure a model with the judge")
     measure.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/ and i2v/")

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder, empty_model
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.pipelines import Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import with_mask
 from training import loop, timesteps
 from training import text as texts
@@ -59,7 +61,7 @@ class Mix:
 
 
 T2V_MIX = Mix(lengths=((0.75, 5), (0.15, 9)))
-DF_MIX = Mix(lengths=((0.52, 5), (0.38, 9)), falling=0.35, prefix=0.36, end=0.12, causal=0.15)
+DF_MIX = Mix(lengths=((0.52, 5), (0.38, 9)), falling=0.3, prefix=0.4, end=0.12, causal=0.15)
 I2V_MIX = Mix(lengths=((0.5, 5), (0.4, 9)))
 
 
@@ -145,7 +147,7 @@ def draw_length(draws: np.random.Generator, mix: Mix) -> int:
 def draw_prefix(draws: np.random.Generator, length: int, least: int, with_end: bool) -> int:
     """Latents that are given: often an image, above all where an end is given too, or what a window goes on from."""
     value = draws.random()
-    if value < (0.7 if with_end else 0.35) and least == 1:
+    if value < (0.7 if with_end else 0.25) and least == 1:
         return 1
     if value < 0.7 and length == LENGTHS[1]:
         return LENGTHS[0]
@@ -281,10 +283,8 @@ def train_text_stage(
     judge=None,
     recipe: loop.Recipe | None = None,
 ) -> bool:
-    """`t2v`, or `df` which goes on from t2v's average; `model` is left with the average when all is done."""
+    """`t2v`, or `df`; `model` is where it begins, and is left with the average when all is done."""
     model.to(device)
-    if stage == "df":
-        model.load_state_dict(loop.average_of(folder / "t2v"), strict=False)
     recipe = recipe or {"t2v": T2V, "df": DF}[stage]
     mix = {"t2v": T2V_MIX, "df": DF_MIX}[stage]
     loss = text_loss(model, clips, size, mix, device)
@@ -313,6 +313,12 @@ def train_image_stage(
     if done:
         model.load_state_dict(loop.average_of(folder / "i2v"), strict=False)
     return model, done
+
+
+def load_finished(folder: Path) -> tuple[Trained, WanVAE]:
+    """Transformer, text encoder and VAE of a text model that a stage has written, the first two ready to be trained."""
+    pipeline = Text2VideoPipeline(Checkpoint.open(folder), device="cpu", weight_dtype=torch.float32)
+    return Trained(pipeline.transformer, pipeline.text_encoder).requires_grad_(True), pipeline.vae
 
 
 def load_vae(folder: Path) -> WanVAE:

@@ -267,4 +267,4 @@ def quick(pipeline: Text2VideoPipeline, count: int = 40) -> dict[str, float]:
     """A gate during training, on prompts of the training split: 17 frames, in percent."""
     clips = [world.sample_clip(5150, i, 17, world.CORE) for i in range(count)]
     found = rates(in_batches(pipeline, clips, **settings(num_frames=17)))
-    return {name: found[name] for name in (*CORE, "all", "clean") if name in found}
+    return {name: found[name] for name in (*CORE, "all", "clean", "outline") if name in found}

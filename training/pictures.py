@@ -34,7 +34,7 @@ def curves(folder: Path, out: Path) -> None:
     from matplotlib import pyplot
 
     stages = [("vae/main", "VAE"), ("vae/align", "VAE, one code"), ("vae/finish", "VAE, decoder")]
-    stages += [("t2v", "t2v"), ("df", "df"), ("i2v", "i2v")]
+    stages += [("t2v", "t2v"), ("df", "df"), ("decoder", "VAE, decoder again"), ("i2v", "i2v")]
     stages = [(title, log) for name, title in stages if (log := read_log(folder / name))]
     figure, axes = pyplot.subplots(2, len(stages), figsize=(3 * len(stages), 5), squeeze=False)
     for (title, log), (above, below) in zip(stages, axes.T, strict=True):
@@ -47,7 +47,7 @@ def curves(folder: Path, out: Path) -> None:
         names = [name for name in (gates[0] if gates else {}) if name not in NOT_DRAWN]
         for name in names:
             below.plot([note["step"] for note in gates], [note[name] for note in gates], ".-", label=name)
-        below.set(xlabel="update", ylabel="dB" if title.startswith("VAE") else "%")
+        below.set(xlabel="update", ylabel="dB" if names and "all" not in names else "%")
         if gates:
             below.legend(fontsize=6)
     figure.tight_layout()

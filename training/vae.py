@@ -21,7 +21,8 @@ from training import loop, world
 SHAPE = {"dim": 8, "z_dim": 16, "multipliers": (1, 2, 4, 8), "blocks": 1}
 KL = 1e-4
 EDGES = 0.5  # weight of the difference of gradients
-OBJECT = 3.0  # how much more a pixel of an object, or of its outline, counts than one of the background
+OBJECT = 3.0  # how much more a pixel of an object, or near it, counts than one of the background
+MARGIN = 3  # pixels around an object that count like it
 ALIGN = 0.05  # weight of the distance, in squared standard deviations, between the latents of a video that stands still
 LATENT_NOISE = 0.12  # standard deviations; from when the code is aligned on
 SIDE = 64
@@ -38,24 +39,35 @@ FINISH = loop.Recipe(steps=220, muon=1e-3, adamw=7e-4, decay=1.0, seed=1)
 RECIPES = (MAIN, ALIGNMENT, FINISH)
 
 
-def batch(draws: np.random.Generator, size: int, frames: int, crop: int, split: str = "train"):
-    """`size` clips as the VAE sees them.
+def draw(draws: np.random.Generator, size: int, frames: int, split: str, mix: world.Mix = MIX) -> list[world.Clip]:
+    return [world.sample_clip(int(draws.integers(2**62)), 0, frames, mix, split) for _ in range(size)]
+
+
+def pictures(clips: list[world.Clip], draws: np.random.Generator, crop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips as the VAE sees them, each at a place of its own.
 
     Returns:
         video float32 ``[B, 3, T, crop, crop]`` in -1..1, and weights ``[B, 1, T, crop, crop]`` of its pixels.
     """
     videos, weights = [], []
-    for _ in range(size):
-        clip = world.sample_clip(int(draws.integers(2**62)), 0, frames, MIX, split)
-        times = np.arange(clip.first_frame, clip.first_frame + frames)
+    for clip in clips:
+        times = np.arange(clip.first_frame, clip.first_frame + clip.frames)
         video = clip.render(SIDE).astype(np.float32)
         object_seen = np.abs(video - world.backdrop(clip.scene, times, SIDE)).max(axis=-1) > 8
         top, left = draws.integers(SIDE - crop + 1, size=2)
         window = (slice(None), slice(top, top + crop), slice(left, left + crop))
         videos.append(torch.from_numpy(video[window]).permute(3, 0, 1, 2) / 127.5 - 1)
-        weights.append(1 + OBJECT * torch.from_numpy(object_seen[window]).float()[None])
-    video, weight = torch.stack(videos), torch.stack(weights)
+        weights.append(torch.from_numpy(object_seen[window]).float()[None])
+    video, near = torch.stack(videos), torch.stack(weights)
+    # As much counts outside an outline as inside; else what is unsure would go to the object, which would grow.
+    near = F.max_pool3d(near, (1, 2 * MARGIN + 1, 2 * MARGIN + 1), stride=1, padding=(0, MARGIN, MARGIN))
+    weight = 1 + OBJECT * near
     return video.contiguous(memory_format=torch.channels_last_3d), weight
+
+
+def batch(draws: np.random.Generator, size: int, frames: int, crop: int, split: str = "train"):
+    """`pictures` of `size` clips drawn anew."""
+    return pictures(draw(draws, size, frames, split), draws, crop)
 
 
 def differences(video: torch.Tensor) -> list[torch.Tensor]:
