@@ -138,7 +138,7 @@ class TestAgainstDiffusers:
         "width": 64,
         "num_frames": 17,
         "num_inference_steps": 8,
-        "guidance_scale": 3.0,
+        "guidance_scale": embedded.DEFAULTS.guidance_scale,
         "output_type": "latent",
     }
 
@@ -172,4 +172,4 @@ def test_it_follows_prompts_that_training_never_saw():
     found = evaluate.rates(evaluate.in_batches(models()(Text2VideoPipeline), clips, **evaluate.settings(num_frames=17)))
     assert found["colour"] >= 95 and found["shape"] >= 95 and found["speed"] >= 90, found
     assert found["direction"] >= 95, found
-    assert found["motion"] >= 85, found  # steady; the docs say what is still wrong with it
+    assert found["motion"] >= 85 and found["clean"] >= 65, found  # the docs say what is still wrong
