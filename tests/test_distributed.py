@@ -237,9 +237,10 @@ def test_a_rank_that_fails_ends_all_with_its_error_shown_once(checkpoints, tmp_p
     began = time.monotonic()
     result = torchrun(2, HERE / "script_ranks.py", GENERATE, *flags, "--use_usp", cwd=tmp_path, FAILING_RANK="1")
     assert result.code != 0
-    # Of the files only the first process knows.
-    lines = ["generate_video.py: failed: RuntimeError: a fault of rank 1", "generate_video.py: no video was written"]
-    assert sorted(said(result)) == lines
+    failed, left = sorted(said(result))
+    assert failed == "generate_video.py: failed: RuntimeError: a fault of rank 1"
+    # Of the files only the first process knows, which may learn of it by the lost connection or by torchrun's SIGTERM.
+    assert left in ("generate_video.py: no video was written", "generate_video.py: interrupted; no video was written")
     assert time.monotonic() - began < 90  # it would hang for hours
     assert contents(tmp_path / "video_out") == []
 
