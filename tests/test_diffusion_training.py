@@ -317,6 +317,24 @@ def test_settings_are_those_of_training():
     assert embedded.DEFAULTS.height == embedded.DEFAULTS.width == clips.SIDE
 
 
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["t2v"], "--out nothing: t2v needs vae/vae.json there, which the stage vae makes"),
+        (["decoder"], "--out nothing: decoder needs tiny/df/model_index.json there, which the stage df makes"),
+        (["df", "--start", "nowhere"], f"--start nowhere: must hold a finished df/, as {embedded.FOLDER} does"),
+        (["df", "--steps", "0"], "argument --steps: 0: must be a whole number, at least 1"),
+    ],
+)
+def test_a_stage_that_cannot_begin_says_why_at_once(argv, line, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["training", *argv, "--out", "nothing"])
+    monkeypatch.setattr(command, "run_stage", lambda args: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(line)
+
+
 def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     """``python -m training STAGE`` for each, at sizes of seconds, up to videos by the pipelines."""
     brief = loop.Recipe(steps=2, muon=1e-3, adamw=1e-3)

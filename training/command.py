@@ -7,11 +7,13 @@ import tempfile
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.flags import whole
 
 STAGES = ("vae", "t2v", "df", "decoder", "i2v")
 SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")  # of `evaluate`
 STOPPED = 3  # the exit code of a stage that --minutes ended
 CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
+FINISHED = Path("df/model_index.json")  # is written last
 BATCH = {"vae": 3, "t2v": 24, "df": 24, "decoder": 3, "i2v": 24}
 
 
@@ -106,22 +108,24 @@ def main() -> int:
             "--out", type=Path, default=Path("training_out"), help="checkpoints, logs, what is exported"
         )
         command.add_argument("--device", default="cpu")
-        command.add_argument("--processes", type=int, default=2, help="on the CPU, one a core is fastest")
-        command.add_argument("--threads", type=int, default=1, help="of each process")
-        command.add_argument("--batch", type=int, help=f"clips a process takes at a time (default: {BATCH[stage]})")
+        command.add_argument("--processes", type=whole(1), default=2, help="on the CPU, one a core is fastest")
+        command.add_argument("--threads", type=whole(1), default=1, help="of each process")
+        command.add_argument(
+            "--batch", type=whole(1), help=f"clips a process takes at a time (default: {BATCH[stage]})"
+        )
         command.set_defaults(start=None, steps=None)
         if stage in ("df", "decoder", "i2v"):
             command.add_argument(
                 "--start", type=Path, help=f"a folder with a finished df/ to go on from, as in {embedded.FOLDER}"
             )
         if stage != "vae":
-            command.add_argument("--steps", type=int, help="updates in all (default: the recipe's)")
+            command.add_argument("--steps", type=whole(1), help="updates in all (default: the recipe's)")
         command.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; resume any time")
     measure = commands.add_parser("evaluate", help="measure a model with the judge")
     measure.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/ and i2v/")
     measure.add_argument("--out", type=Path, default=Path("training_out/figures.json"), help="gets the figures")
-    measure.add_argument("--count", type=int, help="videos of a row (default: each section's own)")
-    measure.add_argument("--threads", type=int)
+    measure.add_argument("--count", type=whole(1), help="videos of a row (default: each section's own)")
+    measure.add_argument("--threads", type=whole(1))
     measure.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     sheet = commands.add_parser("sheet", help="an animated picture of what a model makes")
     sheet.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/")
@@ -147,8 +151,28 @@ def main() -> int:
 
         pictures.curves(args.runs, args.out)
     else:
+        if (fault := missing(args)) is not None:
+            parser.error(fault)
         return run_stage(args)
     return 0
+
+
+def missing(args: argparse.Namespace) -> str | None:
+    """What a stage goes on from and does not find, in words."""
+    if args.start is not None:
+        known = (args.start / FINISHED).exists()
+        return None if known else f"--start {args.start}: must hold a finished df/, as {embedded.FOLDER} does"
+    vae, text, finished = Path("vae/vae.json"), Path("t2v/checkpoint.pt"), Path("tiny") / FINISHED
+    before = {
+        "t2v": {vae: "vae"},
+        "df": {vae: "vae", text: "t2v"},
+        "decoder": {finished: "df"},
+        "i2v": {finished: "df"},
+    }
+    for path, stage in before.get(args.stage, {}).items():
+        if not (args.out / path).exists():
+            return f"--out {args.out}: {args.stage} needs {path} there, which the stage {stage} makes"
+    return None
 
 
 def run_stage(args: argparse.Namespace) -> int:
