@@ -2,7 +2,7 @@
 
 The encoder and so the meaning of latents stay as they are. What the decoder then forgives are the transformer's own
 faults (a bent outline, a step too short, a shadow), and what every window of a long video would add to them when its
-history is decoded and encoded again: without this an object grows by a twentieth in twenty such rounds, or by a third.
+history is decoded and encoded again: before it, objects grew by a twentieth to a third in twenty such rounds.
 """
 
 import math
