@@ -52,14 +52,13 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
     if args.steps:
         recipe = dataclasses.replace(recipe, steps=args.steps)
     if args.stage == "decoder":
-        gate = decoder.gate(model)
-        return model, decoder.train(args.out, coder, model, device, args.minutes, size, gate, recipe)
+        return model, decoder.train(args.out, coder, model, device, args.minutes, size, recipe, decoder.gate(model))
     ours = {"rank": rank, "world_size": args.processes}
     if args.stage == "i2v":
         store = clips.load_or_encode(
             coder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
         )
-        return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe=recipe)
+        return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe)
     seeds = (4, 5) if args.start else (1, 3)  # a finished model has seen the stages' own
     store = clips.load_or_encode(coder, args.out / "clips", CLIPS, seeds[0], **ours)
     if args.stage == "df":
@@ -71,7 +70,7 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
 
         return evaluate.quick(Text2VideoPipeline.from_parts(trained.transformer, coder, trained.encoder))
 
-    done = dit.train_text_stage(args.stage, args.out, store, model, device, args.minutes, size, gate, recipe)
+    done = dit.train_text_stage(args.stage, args.out, store, model, device, args.minutes, size, recipe, gate)
     return model, done
 
 

@@ -141,16 +141,13 @@ def train(
     device: torch.device,
     minutes: float,
     size: int,
-    judge=None,
-    recipe: loop.Recipe | None = None,
+    recipe: loop.Recipe,
+    judged=None,
 ) -> bool:
-    """Trains the decoder of `coder`, which is left with the average when all is done: then True."""
+    """Trains the decoder of `coder`, and nothing else: True when all is done."""
     coder.to(device).requires_grad_(False)
     for part in (coder.conv2, coder.decoder):
         part.requires_grad_(True)
     model.to(device).eval().requires_grad_(False)
     loss = decoder_loss(coder, model, size, device)
-    done = loop.fit(coder, loss, recipe or RECIPE, folder / "decoder", minutes=minutes, every=300, judge=judge)
-    if done:
-        coder.load_state_dict(loop.average_of(folder / "decoder"), strict=False)
-    return done
+    return loop.fit(coder, loss, recipe, folder / "decoder", minutes=minutes, every=300, judge=judged)

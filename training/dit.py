@@ -280,18 +280,14 @@ def train_text_stage(
     device: torch.device,
     minutes: float,
     size: int,
+    recipe: loop.Recipe,
     judge=None,
-    recipe: loop.Recipe | None = None,
 ) -> bool:
-    """`t2v`, or `df`; `model` is where it begins, and is left with the average when all is done."""
+    """`t2v`, or `df`, from where `model` stands, which is trained: True when all is done."""
     model.to(device)
-    recipe = recipe or {"t2v": T2V, "df": DF}[stage]
     mix = {"t2v": T2V_MIX, "df": DF_MIX}[stage]
     loss = text_loss(model, clips, size, mix, device)
-    done = loop.fit(model, loss, recipe, folder / stage, minutes=minutes, every=300, judge=judge)
-    if done:
-        model.load_state_dict(loop.average_of(folder / stage), strict=False)
-    return done
+    return loop.fit(model, loss, recipe, folder / stage, minutes=minutes, every=300, judge=judge)
 
 
 def train_image_stage(
@@ -301,18 +297,14 @@ def train_image_stage(
     device: torch.device,
     minutes: float,
     size: int,
-    judge=None,
-    recipe: loop.Recipe | None = None,
+    recipe: loop.Recipe,
 ) -> tuple[Trained, bool]:
     """The image-to-video model, from the diffusion-forcing one, whose text encoder it keeps as it is."""
     torch.manual_seed(2)
     model = Trained(to_image_model(source.transformer.cpu()), source.encoder, new_tower()).to(device)
     model.encoder.requires_grad_(False)
     loss = image_loss(model, clips, size, device)
-    done = loop.fit(model, loss, recipe or I2V, folder / "i2v", minutes=minutes, every=300, judge=judge)
-    if done:
-        model.load_state_dict(loop.average_of(folder / "i2v"), strict=False)
-    return model, done
+    return model, loop.fit(model, loss, recipe, folder / "i2v", minutes=minutes, every=300)
 
 
 def load_finished(folder: Path) -> tuple[Trained, WanVAE]:

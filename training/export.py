@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -81,7 +82,9 @@ def renamed(module: nn.Module, table: key_tables.Table, back: key_tables.Table) 
 def write_part(folder: Path, config: dict, tensors: dict[str, torch.Tensor], stem: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    path = folder / f"{stem}.safetensors"
+    save_file(tensors, path.with_suffix(".part"), metadata={"format": "pt"})
+    os.replace(path.with_suffix(".part"), path)  # a stage may replace what it has gone on from
 
 
 def write_transformer(folder: Path, model: WanModel) -> None:

@@ -147,7 +147,7 @@ def fit(
     judge: Callable[[nn.Module], dict[str, float]] | None = None,
     log_every: int = 20,
 ) -> bool:
-    """Trains until `recipe.steps`, from the checkpoint in `folder` if there is one.
+    """Trains until `recipe.steps`, from the checkpoint in `folder` if there is one; then the module gets the average.
 
     Args:
         loss: closes over `module`.
@@ -210,6 +210,7 @@ def fit(
     if first < recipe.steps:
         checkpoint(recipe.steps)
     barrier()  # the others read what rank 0 has written
+    module.load_state_dict(average_of(folder), strict=False)
     return True
 
 

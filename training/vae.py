@@ -220,14 +220,12 @@ def train(
     for (name, loss), recipe in zip(losses.items(), (main, align), strict=True):
         if not loop.fit(vae, loss, recipe, folder / name, minutes=minutes, judge=judged):
             return False
-        vae.load_state_dict(loop.average_of(folder / name))
     std = torch.tensor(latent_statistics(vae)[1], device=device).view(1, -1, 1, 1, 1)
     vae.encoder.requires_grad_(False)
     vae.conv1.requires_grad_(False)
     loss = finish_loss(vae, size, device, std)
     if not loop.fit(vae, loss, finish, folder / "finish", minutes=minutes, judge=judged):
         return False
-    vae.load_state_dict(loop.average_of(folder / "finish"))
     rank = dist.get_rank() if dist.is_initialized() else 0
     if rank == 0 and not (folder / "vae.json").exists():
         export(vae, folder)
