@@ -306,6 +306,20 @@ def test_levels_reach_where_every_video_starts():
     assert (levels > flow_sigmas(20, dit.SHIFT)[2]).mean() > 0.01
 
 
+def test_a_model_gets_more_layers_and_predicts_the_same(model):
+    few = model.transformer.requires_grad_(False)
+    torch.nn.init.normal_(few.head.head.weight)
+    many = dit.deepened(few, 5).requires_grad_(False)
+    assert [many.num_layers, len(many.blocks), few.num_layers] == [5, 5, 2]
+    x, t, words = torch.randn(2, 16, 3, 4, 4), torch.tensor([[0.0, 300, 900], [10, 10, 10]]), torch.randn(2, 7, 64)
+    predicted = [net(x, t, net.prepare_context(words)) for net in (few, many)]
+    assert predicted[0].std() > 0.1
+    torch.testing.assert_close(*predicted)
+    # ... and what is new can learn: its outputs, and then all else.
+    assert not many.blocks[1].ffn[2].weight.any() and many.blocks[1].ffn[0].weight.any()
+    assert torch.equal(many.blocks[3].self_attn.q.weight, few.blocks[1].self_attn.q.weight)
+
+
 def test_every_section_can_be_asked_for():
     assert tuple(evaluate.SECTIONS) == command.SECTIONS
 
@@ -364,14 +378,15 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     gates = [json.loads(line) for line in (tmp_path / "df" / "log.jsonl").read_text().splitlines()]
     assert "colour" in gates[-1] and "motion" in gates[-1]
 
-    # What is finished can be gone on from where nothing else is left of its training.
+    # What is finished can be gone on from where nothing else is left of its training, also with more layers.
+    monkeypatch.setattr(dit, "SHAPE", SMALL | {"num_layers": 3})
     argv = ["training", "df", "--start", str(tmp_path / "tiny"), "--steps", "1", "--out", str(tmp_path / "further")]
     monkeypatch.setattr("sys.argv", [*argv, "--processes", "1", "--batch", "2"])
     assert command.main() == 0
     (further,) = [json.loads(line) for line in (tmp_path / "further" / "df" / "log.jsonl").read_text().splitlines()]
     assert further["step"] == 1
-    before, after = (
-        dit.load_finished(place / "df")[0].state_dict() for place in (tmp_path / "tiny", tmp_path / "further/tiny")
-    )
+    before, after = (dit.load_finished(place / "df")[0] for place in (tmp_path / "tiny", tmp_path / "further/tiny"))
+    assert (before.transformer.num_layers, after.transformer.num_layers) == (2, 3)
+    before, after = dit.deepened(before.transformer, 3).state_dict(), after.transformer.state_dict()
     distance = max((before[name] - after[name]).abs().max().item() for name in before)
     assert 0 < distance < 0.01

@@ -28,6 +28,8 @@ def train(args: argparse.Namespace, rank: int) -> bool:
         return vae.train(args.out / "vae", device, args.minutes, size, vae.RECIPES, vae.SHAPE)
     if args.start or args.stage in ("decoder", "i2v"):
         model, coder = dit.load_finished((args.start or args.out / "tiny") / "df")
+        if args.stage == "df" and model.transformer.num_layers < dit.SHAPE["num_layers"]:
+            model.transformer = dit.deepened(model.transformer, dit.SHAPE["num_layers"])
     else:
         tokenizer = args.out / "tokenizer"
         if rank == 0 and not (tokenizer / "tokenizer.json").exists():

@@ -33,7 +33,7 @@ SHAPE = {
     "dim": 128,
     "ffn_dim": 512,
     "num_heads": 4,
-    "num_layers": 5,
+    "num_layers": 8,
     "text_dim": texts.CONFIG["d_model"],
     "text_len": texts.TEXT_LEN,
     "freq_dim": 256,
@@ -249,6 +249,26 @@ def new_tower() -> nn.Module:
     nn.init.normal_(tower.embeddings.class_embedding, std=0.1)
     nn.init.normal_(tower.embeddings.position_embedding.weight, std=0.1)
     return tower
+
+
+def deepened(source: WanModel, layers: int) -> WanModel:
+    """A model of `layers` layers, at least as many as `source` has, that predicts what `source` does.
+
+    The new ones lie between the others: copies of the one before, whose outputs are zero.
+    """
+    shape = {name: getattr(source, name) for name in SHAPE} | {"num_layers": layers}
+    model = new_transformer(**shape)
+    weights = {name: value for name, value in source.state_dict().items() if not name.startswith("blocks.")}
+    model.load_state_dict(weights, strict=False)
+    origins = [i * source.num_layers // layers for i in range(layers)]
+    for i, origin in enumerate(origins):
+        block = model.blocks[i]
+        block.load_state_dict(source.blocks[origin].state_dict())
+        if i and origins[i - 1] == origin:
+            for output in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
+                nn.init.zeros_(output.weight)
+                nn.init.zeros_(output.bias)
+    return model
 
 
 def to_image_model(source: WanModel) -> WanModel:
