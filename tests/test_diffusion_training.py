@@ -2,7 +2,12 @@
 
 import functools
 import json
+import shlex
+import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,6 +352,46 @@ def test_a_stage_that_cannot_begin_says_why_at_once(argv, line, monkeypatch, cap
         command.main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(line)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    try:
+        return state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
+def test_a_run_ends_as_a_whole_and_no_second_one_joins_it(tmp_path):
+    command_line = [sys.executable, "-m", "training", "vae", "--out", str(tmp_path)]
+    # As a script's background jobs are: without the signal of Ctrl-C.
+    ignoring = f"trap '' INT; exec {shlex.join(command_line)}"
+    with subprocess.Popen(["sh", "-c", ignoring], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while len(children(run.pid)) < 2 or not (tmp_path / "vae" / "lock").exists():
+                assert run.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            second = subprocess.run(command_line, capture_output=True, text=True)
+            time.sleep(5)  # so that they have begun
+        finally:
+            workers = children(run.pid)
+            run.kill()
+    assert len(workers) >= 2
+    assert second.returncode == 2
+    assert second.stderr.splitlines()[-1].endswith(f"--out {tmp_path}: another run trains vae there")
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "some go on alone"
+        time.sleep(0.1)
 
 
 def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):

@@ -3,10 +3,14 @@
 import argparse
 import dataclasses
 import math
+import multiprocessing
+import os
 import tempfile
+import threading
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.files import take_lock
 from skyreels_v2_infer.flags import whole
 
 STAGES = ("vae", "t2v", "df", "decoder", "i2v")
@@ -88,6 +92,7 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
 
     torch.set_num_threads(max(1, args.threads))
     if args.processes > 1:
+        threading.Thread(target=end_with_parent, daemon=True).start()
         dist.init_process_group("gloo", init_method=f"file://{meeting}/processes", rank=rank, world_size=args.processes)
     try:
         done = train(args, rank)
@@ -98,6 +103,15 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
         print("done" if done else "stopped; the same command goes on", flush=True)
         if not done:
             (meeting / "stopped").touch()
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, however: else it would go on writing checkpoints.
+
+    The SIGINT that torch has it sent then is not enough, since what a script starts in the background ignores that.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def main() -> int:
@@ -154,7 +168,14 @@ def main() -> int:
     else:
         if (fault := missing(args)) is not None:
             parser.error(fault)
-        return run_stage(args)
+        folder = args.out / args.stage
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lock := take_lock(folder / "lock")) is None:
+            parser.error(f"--out {args.out}: another run trains {args.stage} there")
+        try:
+            return run_stage(args)
+        finally:
+            os.close(lock)
     return 0
 
 
