@@ -251,13 +251,17 @@ def new_tower() -> nn.Module:
     return tower
 
 
+def shape_of(model: WanModel) -> dict[str, int]:
+    """The values that `model` has for the names of SHAPE."""
+    return {name: getattr(model, name) for name in SHAPE}
+
+
 def deepened(source: WanModel, layers: int) -> WanModel:
     """A model of `layers` layers, at least as many as `source` has, that predicts what `source` does.
 
     The new ones lie between the others: copies of the one before, whose outputs are zero.
     """
-    shape = {name: getattr(source, name) for name in SHAPE} | {"num_layers": layers}
-    model = new_transformer(**shape)
+    model = new_transformer(**shape_of(source) | {"num_layers": layers})
     weights = {name: value for name, value in source.state_dict().items() if not name.startswith("blocks.")}
     model.load_state_dict(weights, strict=False)
     origins = [i * source.num_layers // layers for i in range(layers)]
@@ -273,10 +277,8 @@ def deepened(source: WanModel, layers: int) -> WanModel:
 
 def to_image_model(source: WanModel) -> WanModel:
     """An image-to-video model that begins where a text-to-video model stands: new weights that add are zero."""
-    shape = SHAPE | {"model_type": "i2v", "in_dim": 36, "img_dim": TOWER["hidden_size"]}
-    shape |= {"dim": source.dim, "ffn_dim": source.ffn_dim, "num_heads": source.num_heads}
-    shape |= {"num_layers": source.num_layers, "text_dim": source.text_dim, "text_len": source.text_len}
-    model = new_transformer(**shape)
+    image = {"model_type": "i2v", "in_dim": 36, "img_dim": TOWER["hidden_size"]}
+    model = new_transformer(**shape_of(source), **image)
     weights = source.state_dict()
     patches = torch.zeros_like(model.patch_embedding.weight)
     patches[:, : source.in_dim] = weights["patch_embedding.weight"]
