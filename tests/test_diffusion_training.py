@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from skyreels_v2_infer import embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.modules import WanVAE, get_image_encoder, get_text_encoder, get_transformer, get_vae
 from skyreels_v2_infer.scheduler import flow_sigmas
-from training import clips, command, decoder, dit, evaluate, export, loop, text, timesteps, vae, world
+from training import clips, command, decoder, dit, evaluate, export, judge, loop, text, timesteps, vae, world
 from training.clips import Clips
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
@@ -75,6 +76,37 @@ def test_clips_are_latents_of_the_world(store, folder):
     assert store.has_again[going_on].any() and store.has_again[~going_on].any() and not store.has_again.all()
     again = clips.load_or_encode(small_vae(), folder / "clips", 20, seed=1)
     assert torch.equal(again.latents, store.latents)
+
+
+def test_a_history_strays_and_ends_where_the_clip_goes_on():
+    paces, sizes = [], []
+    for i in range(12):
+        clip = world.sample_clip(3, i, clips.FRAMES, world.CORE)
+        strayed = judge.judge(clips.straying(clip, np.random.default_rng(i))).first
+        true = judge.judge(clip.render()[: clips.HISTORY]).first
+        assert np.abs(strayed.position[-1] - true.position[-1]).max() < 0.3
+        assert strayed.size.mean() == pytest.approx(true.size.mean(), rel=0.01)
+        assert (strayed.shape, strayed.colour) == (true.shape, true.colour)
+        sizes.append(np.ptp(strayed.size) / np.ptp(true.size).clip(0.05))
+        if clip.scene.motion != "still":
+            paces.append(np.abs(strayed.pace / true.pace - 1))
+    assert np.median(sizes) > 2 and 0.03 < np.mean(paces) < 0.3
+
+
+def test_what_strays_is_given_only_as_a_whole(store):
+    """The clip goes on where such a history ends, so a part of it would end elsewhere."""
+    assert store.has_strayed.any() and not store.has_strayed.all()
+    assert (store.strayed.flatten(1).abs().sum(dim=1) > 0).equal(store.has_strayed)
+    marked, met = replace(store, strayed=store.strayed + 100), 0
+    for seed in range(60):
+        batch = dit.draw(marked, np.random.default_rng(seed), 6, dit.DF_MIX)
+        for latents, held, levels in zip(batch.latents, batch.held, batch.levels, strict=True):
+            strayed = (latents > 50).all(dim=(0, 2, 3))
+            if strayed.any():
+                met += 1
+                assert strayed.tolist() == [True] * 5 + [False] * (len(held) - 5)
+                assert (levels[:5] <= 0.12).all() and (held[:5] | (levels[:5] > 0)).all()
+    assert met > 3
 
 
 def test_a_prompt_is_worded_anew_each_time(store):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from training import grammar, world
+from training.judge import judge
 from training.world import COLOURS, CORE, MOTIONS, SHAPES, SIDE, SPEEDS, Mix, Scene
 
 EVERYTHING = Mix(0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1)
@@ -67,6 +68,13 @@ def test_a_long_video_is_its_windows_side_by_side():
     scene = clips(1)[0].scene
     parts = [world.render(scene, 17, first_frame=t) for t in (0, 17, 34)]
     assert np.array_equal(np.concatenate(parts), world.render(scene, 51))
+
+
+def test_a_scene_is_drawn_at_any_time_and_size():
+    scene = world.Scene(colour="white", motion="right", speed="slow", start=(20.0, 32.0), radius=10.0)
+    seen = judge(world.render_at(scene, np.array([0.0, 2.5, 7.0]), scale=np.array([1.0, 1.1, 0.9]))).first
+    assert seen.position[:, 0] == pytest.approx([20, 21.25, 23.5], abs=0.1)
+    assert seen.size == pytest.approx([10, 11, 9], abs=0.15)
 
 
 def test_bounce_clips_are_continuations_about_a_wall():

@@ -16,6 +16,7 @@ from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.pipelines.conditioning import image_channels
 from skyreels_v2_infer.scheduler.windows import latent_length
 from training import grammar, loop, world
+from training.vae import decode as decode_whole
 from training.vae import encode as encode_whole
 
 FRAMES = 33
@@ -24,10 +25,13 @@ SIDE = 64
 HISTORY = 17  # frames that are decoded and encoded again: a window's history comes from decoded frames
 AGAIN = 0.7  # of the clips that need a history
 AGAIN_FREE = 0.2  # of the others
+STRAYED = 0.6  # of the clips that need a history, half as many of the others
+STRAY_SPEED, STRAY_SIZE = 0.15, 0.03  # deviations of how far they stray, as a fraction; at most two of them
 SHARD = 200
 MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, sizes=0.06, spin=0.03, growth=0.04, camera=0.02, pair=0.05)
 TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
 STARTS = replace(MIX, bounce=0.0)
+TENSORS = ("latents", "ends", "again", "has_again", "strayed", "has_strayed", "images", "channels")
 CHUNK = 2  # clips that are encoded together: more do not fit a CPU's caches
 
 
@@ -37,7 +41,8 @@ class Clips:
     latents: float16 ``[N, 16, 9, 8, 8]``, normalised.
     ends: float16 ``[N, 2, 16, 8, 8]``, the last frame of the first 5 and of all 9 latents, encoded as an image.
     again: float16 ``[N, 16, 5, 8, 8]``, the first 17 frames after decoding and encoding; zeros where not made.
-    has_again: bool ``[N]``.
+    strayed: float16 ``[N, 16, 5, 8, 8]``, the same of frames such as windows make, see `straying`.
+    has_again, has_strayed: bool ``[N]``.
     channels: float16 ``[N, 16, 9, 8, 8]``, what an image-to-video model sees of the first frame; or None.
     images: uint8 ``[N, 64, 64, 3]``, the first frames.
     facts: what a prompt may name. history: latents that must be given.
@@ -47,6 +52,8 @@ class Clips:
     ends: torch.Tensor
     again: torch.Tensor
     has_again: torch.Tensor
+    strayed: torch.Tensor
+    has_strayed: torch.Tensor
     images: torch.Tensor
     channels: torch.Tensor | None
     facts: list[dict[str, str]]
@@ -71,8 +78,12 @@ class Clips:
 
 def video_of(clips: list[world.Clip], side: int = SIDE) -> torch.Tensor:
     """float32 ``[B, 3, T, side, side]`` in -1..1."""
-    frames = np.stack([clip.render(side) for clip in clips])
-    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    return as_video([clip.render(side) for clip in clips])
+
+
+def as_video(clips: list[np.ndarray]) -> torch.Tensor:
+    """The same of frames, uint8 ``[T, H, W, 3]`` each."""
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
 def encode(vae: WanVAE, video: torch.Tensor) -> torch.Tensor:
@@ -82,11 +93,37 @@ def encode(vae: WanVAE, video: torch.Tensor) -> torch.Tensor:
     return (encode_whole(vae, video)[0] - mean) / std
 
 
+def straying(clip: world.Clip, rng: np.random.Generator) -> np.ndarray:
+    """The clip's first HISTORY frames as a window may have made them: uint8 ``[17, 64, 64, 3]``.
+
+    The object is now a little slower, now faster than it should be, now larger, now smaller, but on the whole as large,
+    and in the last frame where the clip has it. What goes on from it learns to come back.
+    """
+    knots, frames = (0, HISTORY // 2, HISTORY - 1), np.arange(HISTORY)
+    pace, scale = (
+        1 + np.interp(frames, knots, deviation * rng.standard_normal(3).clip(-2, 2))
+        for deviation in (STRAY_SPEED, STRAY_SIZE)
+    )
+    steps = (pace[1:] + pace[:-1]) / 2
+    left = np.append(steps[::-1].cumsum()[::-1], 0)  # time until the last frame
+    times = clip.first_frame + HISTORY - 1 - left
+    return world.render_at(clip.scene, times, SIDE, scale / scale.mean())
+
+
+@torch.no_grad()
+def round_trip(vae: WanVAE, latents: torch.Tensor) -> torch.Tensor:
+    """Normalised latents, decoded to frames of 8 bits and encoded again."""
+    mean, std = vae.statistics()
+    frames = decode_whole(vae, latents * std + mean).float().clamp(-1, 1)
+    return encode(vae, frames.add(1).mul(127.5).round().div(127.5).sub(1))
+
+
 @torch.no_grad()
 def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> dict:
     """Clips ``shard * size, ...`` of the seed's list, encoded."""
     rng = np.random.default_rng((seed, shard))
-    kept: dict[str, list] = {name: [] for name in ("latents", "ends", "again", "has_again", "images", "channels")}
+    strays = np.random.default_rng((seed, shard, 1))
+    kept: dict[str, list] = {name: [] for name in TENSORS}
     facts, history = [], []
     for first in range(shard * size, (shard + 1) * size, CHUNK):
         clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(first, min(first + CHUNK, (shard + 1) * size))]
@@ -96,13 +133,14 @@ def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, 
         needed = torch.tensor([rng.random() < (AGAIN if clip.history else AGAIN_FREE) for clip in clips])
         again = torch.zeros_like(latents[:, :, : LENGTHS[0]])
         if needed.any():
-            seen = vae.decode(latents[needed, :, : LENGTHS[0]])
-            seen = seen.add(1).mul_(127.5).round_().div_(127.5).sub_(1)
-            again[needed] = encode(vae, seen)
+            again[needed] = round_trip(vae, latents[needed, :, : LENGTHS[0]])
+        strayed, has_strayed = encode_strayed(vae, clips, strays, 0.0 if with_channels else STRAYED)
         kept["latents"].append(latents.half())
         kept["ends"].append(torch.stack(lasts, dim=1).half())
         kept["again"].append(again.half())
         kept["has_again"].append(needed)
+        kept["strayed"].append(strayed.half())
+        kept["has_strayed"].append(has_strayed)
         kept["images"].append(video[:, :, 0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1))
         if with_channels:
             channels = [image_channels(vae, image[None], FRAMES)[0, 4:] for image in video[:, :, :1]]
@@ -111,6 +149,24 @@ def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, 
         history += [latent_length(clip.history) if clip.history else 0 for clip in clips]
     tensors = {name: torch.cat(values).cpu() for name, values in kept.items() if values}
     return tensors | {"facts": facts, "history": np.array(history)}
+
+
+@torch.no_grad()
+def encode_strayed(
+    vae: WanVAE, clips: list[world.Clip], rng: np.random.Generator, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Histories that stray, as windows hand them on, ``[B, 16, 5, 8, 8]``, and of which clips, ``[B]``; else zeros.
+
+    Args:
+        share: of the clips that need a history; half as many of the others.
+    """
+    chosen = torch.tensor([rng.random() < (share if clip.history else share / 2) for clip in clips])
+    strayed = torch.zeros(len(clips), 16, LENGTHS[0], SIDE // 8, SIDE // 8, device=vae.device)
+    if chosen.any():
+        picked = [clip for clip, kept in zip(clips, chosen, strict=True) if kept]
+        video = as_video([straying(clip, rng) for clip in picked]).to(vae.device)
+        strayed[chosen] = round_trip(vae, encode(vae, video))
+    return strayed, chosen
 
 
 def load_or_encode(
@@ -130,7 +186,8 @@ def load_or_encode(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, count)
-    origin = repr((vae.latents_mean, vae.latents_std, mix, with_channels))  # other latents get other names
+    # Other latents get other names.
+    origin = repr((vae.latents_mean, vae.latents_std, mix, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE))
     tag = f"{zlib.crc32(origin.encode()):08x}-{seed}"
     shards = [folder / f"{tag}-{i:04d}.pt" for i in range(count // size)]
     for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):
@@ -138,19 +195,13 @@ def load_or_encode(
             loop.save(path, encode_shard(vae, i, size, seed, mix, with_channels))
     loop.barrier()
     parts = [torch.load(path, weights_only=False) for path in shards]
-    tensors = {
-        name: torch.cat([part[name] for part in parts]) if name in parts[0] else None
-        for name in ("latents", "ends", "again", "has_again", "images", "channels")
-    }
+    tensors = {name: torch.cat([part[name] for part in parts]) if name in parts[0] else None for name in TENSORS}
     facts = [facts for part in parts for facts in part["facts"]]
     return Clips(**tensors, facts=facts, history=np.concatenate([part["history"] for part in parts]))
 
 
 def joined(one: Clips, other: Clips) -> Clips:
     """The clips of both, neither with image channels."""
-    tensors = {
-        name: torch.cat([getattr(one, name), getattr(other, name)])
-        for name in ("latents", "ends", "again", "has_again", "images")
-    }
+    tensors = {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in TENSORS if name != "channels"}
     history = np.concatenate([one.history, other.history])
     return Clips(**tensors, channels=None, facts=one.facts + other.facts, history=history)

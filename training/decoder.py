@@ -55,15 +55,10 @@ def remade(
     return x
 
 
-@torch.no_grad()
 def round_trip(coder: WanVAE, latents: torch.Tensor) -> torch.Tensor:
-    """Normalised latents, decoded to frames of 8 bits and encoded again."""
-    mean, std = coder.statistics()
+    """`clips.round_trip` in bfloat16, which is faster."""
     with torch.autocast(latents.device.type, torch.bfloat16):
-        frames = vae.decode(coder, latents * std + mean).float().clamp(-1, 1)
-        frames = frames.add(1).mul(127.5).round().div(127.5).sub(1)
-        again = vae.encode(coder, frames.contiguous(memory_format=torch.channels_last_3d))[0]
-    return (again - mean) / std
+        return clips.round_trip(coder, latents)
 
 
 def spoilt(

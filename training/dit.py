@@ -28,6 +28,7 @@ from training import text as texts
 from training.clips import LENGTHS, Clips
 
 SHIFT = 3.0
+STRAYED = 0.7  # of the samples that could be given a history that strays, those that are
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
 SHAPE = {
     "dim": 128,
@@ -61,7 +62,7 @@ class Mix:
 
 
 T2V_MIX = Mix(lengths=((0.75, 5), (0.15, 9)))
-DF_MIX = Mix(lengths=((0.52, 5), (0.38, 9)), falling=0.3, prefix=0.4, end=0.12, causal=0.15)
+DF_MIX = Mix(lengths=((0.46, 5), (0.44, 9)), falling=0.3, prefix=0.44, end=0.12, causal=0.15)
 I2V_MIX = Mix(lengths=((0.5, 5), (0.4, 9)))
 
 
@@ -106,8 +107,11 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
         held[i] = levels[i] == 0  # given, or done already
         if not prefix:
             continue
-        if clips.has_again[index]:
-            known = min(prefix, clips.again.shape[2])
+        whole = clips.again.shape[2]
+        if clips.has_strayed[index] and prefix >= whole and draws.random() < STRAYED:
+            latents[i, :, :whole] = clips.strayed[index].float()
+        elif clips.has_again[index]:
+            known = min(prefix, whole)
             latents[i, :, :known] = clips.again[index, :, :known].float()
         if prefix > 1 and draws.random() < 0.3:  # faults that the model is not told of, as its own past has them
             fault = torch.from_numpy(draws.standard_normal((16, prefix, 8, 8), np.float32))

@@ -216,19 +216,24 @@ def backdrop(scene: Scene, t: np.ndarray, size: int) -> np.ndarray:
 
 def render(scene: Scene, frames: int, size: int = 64, first_frame: int = 0) -> np.ndarray:
     """Frames first_frame, first_frame + 1, ... of a scene: uint8 [frames, size, size, 3]."""
-    t = np.arange(first_frame, first_frame + frames)
+    return render_at(scene, np.arange(first_frame, first_frame + frames), size)
+
+
+def render_at(scene: Scene, t: np.ndarray, size: int = 64, scale: np.ndarray | float = 1.0) -> np.ndarray:
+    """A scene at times `t` ([T], frames, whole or not), its objects `scale` ([T] or one) times as large."""
+    frames = len(t)
     ground = np.clip(backdrop(scene, t, size) + 0.5, 0, 255).astype(np.uint8)
     video = np.broadcast_to(ground, (frames, size, size, 3)).copy()
     for thing in (scene, scene.other) if scene.other else (scene,):
-        _draw(video, thing, t)
+        _draw(video, thing, t, scale)
     return video
 
 
-def _draw(video: np.ndarray, scene: Scene, t: np.ndarray) -> None:
+def _draw(video: np.ndarray, scene: Scene, t: np.ndarray, scale: np.ndarray | float) -> None:
     """Draws the object into video [T, size, size, 3], in a square just large enough around it."""
     size = video.shape[1]
-    scale = size / SIDE
-    centre, radius = position(scene, t) * scale, radius_at(scene, t) * scale
+    pixels = size / SIDE
+    centre, radius = position(scene, t) * pixels, radius_at(scene, t) * scale * pixels
     side = min(size, 2 * math.ceil(radius.max() * SHAPES[scene.shape].outer + 1) + 1)
     corner = np.clip(np.floor(centre - side / 2).astype(int), 0, size - side)  # [T, 2]
     x = (corner[:, 0, None] + np.arange(side))[:, None, :]
