@@ -1,4 +1,4 @@
-"""How much memory a long video takes: the peak of the whole process for a few windows and for many.
+"""How much memory a long video takes: the peak of the whole process, or of its GPU, for a few windows and for many.
 
 ``python benchmarks/memory.py`` runs the script itself, once for each number of windows, and reads the peak from the
 manifest that it writes. One denoising step a window is enough: what could grow is what is kept of the frames.
@@ -40,7 +40,7 @@ def main() -> None:
     for windows in args.windows:
         about = measured(args.model_id, windows, args.side, args.device)
         frames = sum(piece["frames"] for piece in about["pieces"])
-        peak = about["peak_memory_gib"]["host"]
+        peak = about["peak_memory_gib"]["gpu" if about["settings"]["device"].startswith("cuda") else "host"]
         first = first or peak
         video = frames * args.side**2 * 3 * 4 / 2**30
         print(f"{windows:8} {frames:8} {peak:10.3f} {peak / first:13.3f} {video:22.3f}", flush=True)

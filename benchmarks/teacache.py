@@ -34,6 +34,8 @@ def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, f
     pipeline.around_blocks = around
     began = time.perf_counter()
     latents = pipeline(prompt, output_type="latent", **arguments)
+    if latents.is_cuda:
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     frames = pipeline.vae.decode(latents).add(1).mul(127.5).round()
     return frames.cpu().numpy(), seconds

@@ -90,6 +90,10 @@ def load(pipeline_class: str, job: Job):
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
+    if place.device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(place.device)  # new streams, and what is said of memory, are of the current GPU
     began = time.perf_counter()
     # Gone again when it is done: a checkpoint that does not fit is refused in one line.
     with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=silent()):

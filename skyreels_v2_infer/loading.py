@@ -162,7 +162,8 @@ def load_into(
             owner = module.get_submodule(owner)
             wanted = torch.float32 if keep_float32 is not None and keep_float32.search(target) else dtype
             # A view would keep its mapping alive, and with it all pages that its neighbours' conversion has touched.
-            value = piece.reshape(getattr(owner, leaf).shape).to(device, wanted, copy=wanted != dtype)
+            # Converted where it goes: torchrun leaves the CPU one thread for it.
+            value = piece.reshape(getattr(owner, leaf).shape).to(device).to(wanted, copy=wanted != dtype)
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     module.to(device)  # the buffers, which are in no file
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])

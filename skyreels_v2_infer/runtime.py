@@ -74,15 +74,16 @@ class Offload:
             return
         from diffusers.hooks import apply_group_offloading
 
-        streams = self.device.type == "cuda"
+        # With `record_stream` the host would not wait for a block before it frees it: it runs far ahead of the GPU, and
+        # each of the blocks it has queued by then holds memory of its own.
         apply_group_offloading(
             model,
             onload_device=self.device,
             offload_device=torch.device("cpu"),
             offload_type="block_level",
             num_blocks_per_group=1,
-            use_stream=streams,
-            record_stream=streams,
+            use_stream=self.device.type == "cuda",
+            record_stream=False,
         )
 
 

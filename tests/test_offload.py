@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, jobs
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, jobs
+from skyreels_v2_infer.checkpoint import Checkpoint
+from skyreels_v2_infer.cli import parse_generate
+from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.runtime import Offload
+from skyreels_v2_infer.runtime import Offload, Placement
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
 SIZE = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 1, "output_type": "pt"}
@@ -69,7 +72,7 @@ def test_encoders_and_vae_compute_only_while_they_are_at_work_and_one_at_a_time(
     assert shift.faults == {"transformer"}
     parts = [name for name in shift.log if name != "transformer"]
     windows = ["vae", "vae"], ["vae", "vae", "vae"]  # image, decode; history, end image, decode
-    assert parts == ["text_encoder", "text_encoder", *windows[0], *windows[1]]
+    assert parts == ["text_encoder", *windows[0], *windows[1]]
 
     pipeline = Image2VideoPipeline(checkpoints / "i2v", device="cpu")
     shift = Shift(parts_of(pipeline))
@@ -144,6 +147,28 @@ def test_the_transformer_has_one_block_at_a_time(checkpoints, monkeypatch):
     assert most == 1
     forwards = 2 * 2 * 2  # windows, steps, branches
     assert brought == forwards * small_checkpoints.LAYERS
+
+
+def test_a_gpu_copies_beside_and_has_no_more_blocks_than_it_computes(monkeypatch):
+    """`record_stream` would let the host queue block after block, all of them in memory."""
+    asked = {}
+    monkeypatch.setattr("diffusers.hooks.apply_group_offloading", lambda model, **settings: asked.update(settings))
+    Offload(torch.device("cuda")).by_blocks(nn.Linear(1, 1))
+    assert asked["use_stream"] and not asked["record_stream"]
+    assert (asked["offload_type"], asked["num_blocks_per_group"]) == ("block_level", 1)
+
+
+def test_the_gpu_that_is_asked_for_is_the_current_one(checkpoints, monkeypatch):
+    """New streams, and what is said of memory, are of the current one."""
+    gpu, seen = torch.device("cuda:1"), []
+    monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(gpu, torch.float32))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(("current", device)))
+    monkeypatch.setattr(Text2VideoPipeline, "__init__", lambda *given, device, **other: seen.append(("load", device)))
+    settings = parse_generate(["--model_id", str(checkpoints / "df"), "--prompt", "a swan", "--device", "cuda:1"])
+    job = jobs.Job(settings, Team(), lambda: None, Checkpoint.open(checkpoints / "df"))
+    with pytest.raises(AttributeError):  # what was not loaded has no transformer
+        jobs.load("Text2VideoPipeline", job)
+    assert seen == [("current", gpu), ("load", gpu)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -157,25 +157,32 @@ class VideoPipeline:
     def _encode_prompts(
         self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale: float, clip_fea=None
     ) -> Prompts:
-        positive = self._embeds("prompt", prompt, prompt_embeds)
+        asked = {"prompt": (prompt, prompt_embeds)}
+        if guidance_scale != 1:
+            asked["negative_prompt"] = negative_prompt or "", negative_prompt_embeds
+        positive, *others = self._embeds(asked)
         batch = len(positive)
         negative = None
-        if guidance_scale != 1:
-            negative = self._embeds("negative_prompt", negative_prompt or "", negative_prompt_embeds)
+        if others:
+            (negative,) = others
             if len(negative) not in (1, batch):
                 raise ValueError(f"negative_prompt: {len(negative)} of them, but {batch} prompts")
             negative = self._context(negative.expand(batch, -1, -1), clip_fea)
         return Prompts(batch, self._context(positive, clip_fea), negative, guidance_scale)
 
-    def _embeds(self, name: str, prompt, embeds) -> torch.Tensor:
-        if embeds is not None:
-            return embeds.to(self.device)
-        if prompt is None:
-            raise ValueError(f"{name}: give it as text, or as {name}_embeds")
-        if self.text_encoder is None:
-            raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
-        with self.at_work(self.text_encoder):
-            return self.text_encoder.encode(prompt, self.transformer.text_len).to(self.device)
+    def _embeds(self, asked: dict[str, tuple]) -> list[torch.Tensor]:
+        """Of each name's (text, embeds) the latter if given; the text encoder is brought once for all texts."""
+        texts = {name: text for name, (text, embeds) in asked.items() if embeds is None}
+        for name, text in texts.items():
+            if text is None:
+                raise ValueError(f"{name}: give it as text, or as {name}_embeds")
+            if self.text_encoder is None:
+                raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
+        encoded = {}
+        if texts:
+            with self.at_work(self.text_encoder):
+                encoded = {k: self.text_encoder.encode(text, self.transformer.text_len) for k, text in texts.items()}
+        return [encoded.get(name, embeds).to(self.device) for name, (_, embeds) in asked.items()]
 
     def _context(self, embeds: torch.Tensor, clip_fea: torch.Tensor | None) -> PromptContext:
         if clip_fea is not None:
