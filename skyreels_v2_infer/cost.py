@@ -15,8 +15,7 @@ IMAGE_ENCODER = 611_086_080  # of CLIP's vision tower without its last layer, wh
 VAE = 126_892_531
 IMAGE_TOKENS = 257
 VAE_CHANNELS = 96  # at full resolution, where its activations are largest
-VAE_CHUNK = 4  # frames that it decodes at once
-VAE_LIVE = 6  # tensors of that size that live at once
+VAE_FRAMES = 51  # of that size, in float32, live at once while it decodes, what it remembers among them
 
 # Published models by what their names say; see `architecture`.
 SIZES = {
@@ -149,5 +148,5 @@ def cost_of(
         weights = transformer + encoders + published * 4 * VAE
     # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward.
     stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
-    decoder = VAE_CHUNK * height * width * VAE_CHANNELS * 4 * VAE_LIVE
+    decoder = VAE_FRAMES * height * width * VAE_CHANNELS * 4
     return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1))
