@@ -144,15 +144,19 @@ class VideoWriter:
         self._ffmpeg: subprocess.Popen | None = None
         arguments = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
         arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF]
-        try:
-            # ffmpeg would create it with the first frame; a folder that cannot be written should come out before that.
-            self._part.open("xb").close()
+
+        def start() -> None:
             self._ffmpeg = _start_ffmpeg(
                 [*arguments, "-f", "mp4", f"file:{self._part}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
             )
+
+        try:
+            # ffmpeg would create it with the first frame; a folder that cannot be written should come out before that.
+            self._part.open("xb").close()
+            _to_its_end(start)
         except BaseException:
             self._end(discard=True)
             raise
@@ -309,6 +313,17 @@ def _decoding(path: Path | str, name: str, *output: str) -> Iterator[BinaryIO]:
             if "matches no streams" in reason:
                 raise InputError(name, path, "must be a video, but there is no video stream in this file")
             raise InputError(name, path, f"must be a complete video that ffmpeg can decode to its end, but: {reason}")
+
+
+def _to_its_end(work: Callable[[], object]) -> None:
+    """Calls `work`; an exception that a signal's handler raises comes only when it has ended.
+
+    Such a one, raised in the middle of `Popen`, would leave a process behind that nobody knows of.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as other:  # handlers run in the main thread
+        other.submit(work).result()
 
 
 def _start_ffmpeg(arguments: list[str], **pipes) -> subprocess.Popen:

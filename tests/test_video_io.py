@@ -1,8 +1,10 @@
 """Pictures and videos in, finished videos out."""
 
 import os
+import signal
 import subprocess
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -432,3 +434,21 @@ def test_names_are_short_and_safe(prompt, stem):
 def test_the_longest_name_fits_everywhere():
     stem = video_io.output_stem("word " * 100, 2**63 - 1)
     assert len(stem) <= 60 and stem.endswith("_9223372036854775807")
+
+
+def test_an_interrupt_while_ffmpeg_starts_leaves_neither_a_process_nor_a_file(tmp_path, monkeypatch):
+    real, started = subprocess.Popen, []
+
+    def start(command, **pipes):
+        process = real(command, **pipes)
+        if "rawvideo" in command:
+            started.append(process)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        video_io.VideoWriter(tmp_path, "cut", 16, 16, 8)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+    assert list(tmp_path.iterdir()) == []
