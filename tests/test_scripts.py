@@ -636,7 +636,7 @@ class Unlucky:
             time.sleep(0.001)
 
 def on(event, arguments):
-    if event == "subprocess.Popen" and "rawvideo" in arguments[1]:
+    if event == "open" and str(arguments[0]).endswith(".part.mp4") and "x" in (arguments[1] or ""):
         Unlucky()
 
 sys.addaudithook(on)
