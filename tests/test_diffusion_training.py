@@ -1,5 +1,6 @@
 """The transformer's stages: what a batch holds, losses that fall, the image model's first step, what is exported."""
 
+import copy
 import functools
 import json
 import os
@@ -78,6 +79,14 @@ def test_clips_are_latents_of_the_world(store, folder):
     assert torch.equal(again.latents, store.latents)
 
 
+def test_another_decoder_makes_other_histories(store, folder):
+    """They are kept under another name, though the encoder, so the clips, are the same."""
+    other = copy.deepcopy(small_vae())
+    other.conv2.bias.data += 0.1
+    made = clips.load_or_encode(other, folder / "clips", 20, seed=1)
+    assert torch.equal(made.latents, store.latents) and not torch.equal(made.again, store.again)
+
+
 def test_a_history_strays_and_ends_where_the_clip_goes_on():
     paces, sizes = [], []
     for i in range(12):
@@ -111,7 +120,23 @@ def test_what_strays_is_given_only_as_a_whole(store):
 
 def test_a_prompt_is_worded_anew_each_time(store):
     rng = np.random.default_rng(0)
-    assert len({store.prompt(0, rng) for _ in range(12)}) > 6
+    assert len({store.prompt(0, rng, {}) for _ in range(12)}) > 6
+
+
+def test_what_a_history_tells_the_prompt_often_leaves_out(store):
+    facts = {"colour": "purple", "shape": "square", "motion": "left", "speed": "fast", "background": "navy"}
+    told, given = {True: 0, False: 0}, {True: 0, False: 0}
+    plain = replace(store, facts=[facts] * len(store))
+    words = ("left", "purple", "violet")  # of the motion, of the colour
+    for seed in range(80):
+        batch = dit.draw(plain, np.random.default_rng(seed), 6, dit.DF_MIX)
+        for prompt, held, levels in zip(batch.prompts, batch.held, batch.levels, strict=True):
+            if prompt:
+                long = len(levels) > 1 and bool(held[1] or 0 < levels[1] <= 0.12)
+                given[long] += 1
+                told[long] += sum(word in prompt.lower() for word in words) == 2
+    assert min(given.values()) > 80
+    assert told[True] / given[True] < 0.53 < told[False] / given[False]
 
 
 def test_what_a_batch_of_diffusion_forcing_holds(store):

@@ -4,6 +4,7 @@ N clips; latents ``[16, F, 8, 8]``. The VAE is causal, so the first n latents of
 """
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,9 +63,10 @@ class Clips:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def prompt(self, index: int, rng: np.random.Generator) -> str:
-        """A new wording each time."""
-        return grammar.put_into_words(self.facts[index], rng, "train")[0]
+    def prompt(self, index: int, rng: np.random.Generator, left_out: Mapping[str, float]) -> str:
+        """A new wording each time; `left_out`: how often a fact is not told that the grammar might tell."""
+        facts = {name: value for name, value in self.facts[index].items() if rng.random() >= left_out.get(name, 0)}
+        return grammar.put_into_words(facts, rng, "train")[0]
 
     @cached_property
     def weights(self) -> torch.Tensor:
@@ -186,8 +188,11 @@ def load_or_encode(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, count)
-    # Other latents get other names.
-    origin = repr((vae.latents_mean, vae.latents_std, mix, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE))
+    # Other latents get other names, and other histories, which the decoder made, too.
+    weights = 0
+    for tensor in vae.state_dict().values():
+        weights = zlib.crc32(tensor.float().cpu().numpy().tobytes(), weights)
+    origin = repr((weights, vae.latents_mean, vae.latents_std, mix, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE))
     tag = f"{zlib.crc32(origin.encode()):08x}-{seed}"
     shards = [folder / f"{tag}-{i:04d}.pt" for i in range(count // size)]
     for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):

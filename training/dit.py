@@ -30,6 +30,10 @@ from training.clips import LENGTHS, Clips
 SHIFT = 3.0
 STRAYED = 0.7  # of the samples that could be given a history that strays, those that are
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
+# How often a fact is left unsaid, beside what the grammar leaves out: then all frames have to agree on it, and a window
+# has to take it from what it goes on from.
+UNSAID = {"colour": 0.15, "motion": 0.1}
+UNSAID_GIVEN = {"colour": 0.3, "motion": 0.3, "speed": 0.3}  # where more than an image is given
 SHAPE = {
     "dim": 128,
     "ffn_dim": 512,
@@ -40,7 +44,7 @@ SHAPE = {
     "freq_dim": 256,
 }
 T2V = loop.Recipe(steps=1000, muon=3e-3, adamw=2e-3, decay=0.0)
-DF = loop.Recipe(steps=11500, muon=3e-3, adamw=2e-3, decay=0.42, seed=1)
+DF = loop.Recipe(steps=11500, muon=3e-3, adamw=2e-3, decay=0.6, seed=1)
 I2V = loop.Recipe(steps=900, muon=2e-3, adamw=1.3e-3, decay=0.8, seed=2)
 
 
@@ -98,6 +102,7 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
     latents = clips.latents[indices, :, :length].float()
     frames = length + with_end
     levels, held = np.zeros((size, frames)), np.zeros((size, frames), bool)
+    prompts = []
     for i, index in enumerate(indices):
         least = int(clips.history[index])
         prefix = 0
@@ -105,6 +110,8 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
             prefix = draw_prefix(draws, length, max(1, least), with_end)
         levels[i, prefix:length] = draw_levels(draws, length - prefix, mix, block)
         held[i] = levels[i] == 0  # given, or done already
+        told = clips.prompt(index, draws, UNSAID_GIVEN if prefix > 1 else UNSAID)
+        prompts.append("" if draws.random() < UNPROMPTED else told)
         if not prefix:
             continue
         whole = clips.again.shape[2]
@@ -124,7 +131,6 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
         ends = clips.ends[indices, LENGTHS.index(length)].float()
         latents = torch.cat([latents, ends.unsqueeze(2)], dim=2)
     noise = torch.from_numpy(draws.standard_normal(latents.shape, np.float32))
-    prompts = ["" if draws.random() < UNPROMPTED else clips.prompt(i, draws) for i in indices]
     levels = torch.from_numpy(levels).float()
     return Batch(latents, noise, levels, torch.from_numpy(held), weights, prompts, block, indices)
 
