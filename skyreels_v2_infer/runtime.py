@@ -49,20 +49,27 @@ class Offload:
         self.device = device
 
     @contextmanager
-    def at_work(self, module: nn.Module) -> Iterator[None]:
-        """The module's weights are on the device inside the block. They are constant, so nothing is copied back."""
+    def at_work(self, module: nn.Module, memory: dict[nn.Module, torch.Tensor] | None = None) -> Iterator[None]:
+        """The module's weights are on the device inside the block. They are constant, so nothing is copied back.
+
+        Args:
+            memory: what the module remembers from one call to the next. It is brought too, and put back as it then is.
+        """
         if self.device.type == "cpu":
             yield
             return
+        memory = {} if memory is None else memory
         tensors = [*module.parameters(), *module.buffers()]
         at_rest = [tensor.data for tensor in tensors]
         try:
             for tensor in tensors:
                 tensor.data = tensor.data.to(self.device)
+            memory.update({layer: past.to(self.device) for layer, past in memory.items()})
             yield
         finally:
             for tensor, data in zip(tensors, at_rest, strict=True):
                 tensor.data = data
+            memory.update({layer: past.to(torch.device("cpu")) for layer, past in memory.items()})
 
     def by_blocks(self, model: nn.Module) -> None:
         """From now on the model's forward has one block on the device at a time, and the next one on its way.

@@ -45,7 +45,7 @@ class Shift:
                     layer.register_forward_pre_hook(self.computes)
 
     @contextmanager
-    def at_work(self, module: nn.Module):
+    def at_work(self, module: nn.Module, memory=None):
         self.working.append(module)
         self.log.append(self.names[id(module)])
         self.most = max(self.most, len(self.working))
@@ -108,6 +108,43 @@ def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):
         assert not set(there.values()) & set(at_rest.values())
         raise RuntimeError("inside")
     assert {name: tensor.data_ptr() for name, tensor in layer.state_dict().items()} == at_rest
+
+
+def test_what_a_part_remembers_goes_along_and_comes_back_as_it_then_is(monkeypatch):
+    layer, other = nn.Linear(4, 3), nn.Linear(3, 2)
+    memory = {layer: torch.zeros(2), other: torch.zeros(3)}
+    real, moved = torch.Tensor.to, []
+
+    def to(x, device):  # there is no GPU here
+        moved.append((device.type, tuple(x.shape)))
+        return real(x, "cpu", copy=True)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    with Offload(torch.device("cuda")).at_work(layer, memory):
+        assert moved[-2:] == [("cuda", (2,)), ("cuda", (3,))]
+        memory[other] = torch.ones(5)
+    assert moved[-2:] == [("cpu", (2,)), ("cpu", (5,))]
+    assert memory[other].tolist() == [1] * 5
+
+
+def test_windows_that_go_on_from_latents_say_what_the_decoder_remembers(checkpoints):
+    """Else it would fill the device while the next window is denoised."""
+    pipeline = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
+    seen = []
+
+    @contextmanager
+    def at_work(module, memory=None):
+        if module is pipeline.vae and memory is not None:
+            seen.append(len(memory))
+            yield
+            seen.append(len(memory))
+        else:
+            yield
+
+    pipeline.at_work = at_work
+    pipeline(prompt="a swan", history="latent", **LONG)
+    before, after, then, at_last = seen
+    assert before == 0 < after == then == at_last
 
 
 def test_the_transformer_has_one_block_at_a_time(checkpoints, monkeypatch):

@@ -27,6 +27,10 @@ def itself(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def always_there(module: torch.nn.Module, memory: dict | None = None) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[Callable[[], None]]:
     return nullcontext(lambda: None)
 
@@ -59,8 +63,8 @@ class VideoPipeline:
             one branch of guidance (`TeaCache.branch`); None: nothing is.
         sequence: what splits tokens over ranks. branches: what asks both branches of guidance. agree: makes a tensor
             the same on all ranks. See `share`; by default there are no other ranks.
-        at_work: is handed a part and returns a context inside which it computes, see `Offload`; by default nothing is
-            done, since all parts are on the device.
+        at_work: is handed a part, and what it remembers if it does, and returns a context inside which it computes, see
+            `Offload`; by default nothing is done, since all parts are on the device.
     """
 
     takes_image_channels = False
@@ -114,7 +118,7 @@ class VideoPipeline:
         self.progress: Progress = no_progress
         self.around_blocks: Callable[[int], Around] | None = None
         self.sequence, self.branches, self.agree = WHOLE, both_branches, itself
-        self.at_work: Callable[[torch.nn.Module], AbstractContextManager] = nullcontext
+        self.at_work: Callable[..., AbstractContextManager] = always_there
 
     def share(self, shared) -> None:
         """Works with other ranks from now on; `shared` is what `xdit_context_parallel.share` returns."""
@@ -239,7 +243,7 @@ class VideoPipeline:
     @torch.no_grad()
     def _decode_on(self, new: torch.Tensor, skip: int, history: LatentHistory) -> Iterator[torch.Tensor]:
         """The frames of latents ``[B, 16, F, H/8, W/8]`` that follow on those decoded before, from `skip` on."""
-        with self.at_work(self.vae):
+        with self.at_work(self.vae, history.memory):
             for piece in self.vae.decode_stream(new, history.memory):
                 shown = piece[:, :, skip:]
                 skip = max(0, skip - piece.shape[2])

@@ -177,7 +177,7 @@ class DiffusionForcingPipeline(VideoPipeline):
                 yield Finished(None, pieces, history=history)
                 exhaust(pieces)
         if resume.history is not None and by_latents and resume.window:
-            with self.at_work(self.vae):
+            with self.at_work(self.vae, tail.memory):
                 lengths = [w.latents - (w.window.history_latents if w.window.index else 0) for w in plan.windows]
                 tail.restore(resume.history, lengths[: resume.window], self.vae)
         elif resume.history is not None:
