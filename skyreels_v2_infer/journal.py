@@ -176,7 +176,8 @@ class Journal:
                     run["keep"] = run["keep"] or keep
                     lock = None
                     return journal
-                finished = run["keep"] and run["output"] is not None
+                # Of one that is not kept the folder may be left, if it was stopped after its video had got its name.
+                finished = run["output"] is not None and (run["keep"] or cls(folder, lock, run)._named() is not None)
                 if not finished and not {"script", "prompt", "seed"} & set(changed):
                     different.append((folder, changed, run["identity"]))
             except FileNotFoundError:
