@@ -1,5 +1,6 @@
 """The world: exact, repeatable, without surprises at its walls; prompts that say what is seen, and a test set apart."""
 
+import itertools
 import re
 import time
 from dataclasses import replace
@@ -114,7 +115,16 @@ def test_the_core_is_the_core_and_all_of_it():
     assert {s.motion for s in scenes} == {"left", "right", "up", "down", "still"}
     assert {s.speed for s in scenes} == set(SPEEDS)
     assert {s.background.kind for s in scenes} == set(world.BACKGROUNDS)
-    assert all(10 <= s.radius <= 12 and not (s.spin or s.growth or s.camera or s.other) for s in scenes)
+    assert {s.radius for s in scenes} == set(world.CORE_RADII)
+    assert not any(s.spin or s.growth or s.camera or s.other for s in scenes)
+
+
+def test_radii_are_well_apart():
+    """So that a model can tell which one was meant by an object that is a few percent too large."""
+    core, named = world.CORE_RADII, [radius for radii in world.SIZES.values() for radius in radii]
+    radii = sorted((*core, *named))
+    assert all(after / before > 1.14 for before, after in itertools.pairwise(radii)), radii
+    assert len(core) > 1
 
 
 def test_the_core_is_balanced():
@@ -131,7 +141,7 @@ def test_every_option_gives_what_it_is_called(option):
     fits = {
         "star": lambda s: s.shape == "star",
         "diagonal": lambda s: " " in s.motion,
-        "sizes": lambda s: not 9 < s.radius < 12.5,
+        "sizes": lambda s: s.radius in (7.5, 13.75),
         "spin": lambda s: s.spin or s.shape == "circle",
         "growth": lambda s: s.growth,
         "camera": lambda s: s.camera and s.background.waves,

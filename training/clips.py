@@ -27,7 +27,7 @@ HISTORY = 17  # frames that are decoded and encoded again: a window's history co
 AGAIN = 0.7  # of the clips that need a history
 AGAIN_FREE = 0.2  # of the others
 STRAYED = 0.6  # of the clips that need a history, half as many of the others
-STRAY_SPEED, STRAY_SIZE = 0.15, 0.03  # deviations of how far they stray, as a fraction; at most two of them
+STRAY_SPEED, STRAY_SIZE = 0.15, 0.04  # deviations of how far they stray, as a fraction; at most two of them
 SHARD = 200
 MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, sizes=0.06, spin=0.03, growth=0.04, camera=0.02, pair=0.05)
 TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
@@ -98,8 +98,8 @@ def encode(vae: WanVAE, video: torch.Tensor) -> torch.Tensor:
 def straying(clip: world.Clip, rng: np.random.Generator) -> np.ndarray:
     """The clip's first HISTORY frames as a window may have made them: uint8 ``[17, 64, 64, 3]``.
 
-    The object is now a little slower, now faster than it should be, now larger, now smaller, but on the whole as large,
-    and in the last frame where the clip has it. What goes on from it learns to come back.
+    The object is now a little slower, now faster than it should be, now larger, now smaller, and in the last frame
+    where the clip has it. What goes on from it learns to come back to a speed and a size that there are.
     """
     knots, frames = (0, HISTORY // 2, HISTORY - 1), np.arange(HISTORY)
     pace, scale = (
@@ -109,7 +109,7 @@ def straying(clip: world.Clip, rng: np.random.Generator) -> np.ndarray:
     steps = (pace[1:] + pace[:-1]) / 2
     left = np.append(steps[::-1].cumsum()[::-1], 0)  # time until the last frame
     times = clip.first_frame + HISTORY - 1 - left
-    return world.render_at(clip.scene, times, SIDE, scale / scale.mean())
+    return world.render_at(clip.scene, times, SIDE, scale)
 
 
 @torch.no_grad()
@@ -188,11 +188,13 @@ def load_or_encode(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, count)
-    # Other latents get other names, and other histories, which the decoder made, too.
+    # Clips of another world get other names, other latents, and other histories, which the decoder made, too.
+    scenes = [world.sample_clip(seed, i, FRAMES, mix).scene for i in range(8)]
     weights = 0
     for tensor in vae.state_dict().values():
         weights = zlib.crc32(tensor.float().cpu().numpy().tobytes(), weights)
-    origin = repr((weights, vae.latents_mean, vae.latents_std, mix, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE))
+    strays = (STRAYED, STRAY_SPEED, STRAY_SIZE)
+    origin = repr((scenes, weights, vae.latents_mean, vae.latents_std, mix, with_channels, strays))
     tag = f"{zlib.crc32(origin.encode()):08x}-{seed}"
     shards = [folder / f"{tag}-{i:04d}.pt" for i in range(count // size)]
     for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):

@@ -4,8 +4,10 @@ Lengths are in world units: the side of the frame is 64, whatever its size in pi
 the position of an object is its centre of mass. Time is in frames. Nothing here is random but the sampling, and that is
 a function of (seed, index): the same clip every time, on every machine.
 
-The core is what the model's figures hold on: CORE_SHAPES x COLOURS x radius 10 to 12 x BACKGROUNDS x CORE_MOTIONS x
-SPEEDS. `Mix` says how much of what lies beyond it is sampled.
+The core is what the model's figures hold on: CORE_SHAPES x COLOURS x CORE_RADII x BACKGROUNDS x CORE_MOTIONS x SPEEDS.
+Sizes and speeds are few and well apart, as colours are: a model can then see what a value was meant to be, and come
+back to it, where among values without gaps every small error would stay, and errors would add up over many windows.
+`Mix` says how much of what lies beyond it is sampled.
 """
 
 import itertools
@@ -48,8 +50,9 @@ MOTIONS = {
 }
 OPPOSITE = {name: next(n for n, v in MOTIONS.items() if np.allclose(v, -np.array(u))) for name, u in MOTIONS.items()}
 CORE_MOTIONS = tuple(MOTIONS)[:5]
-SIZES = {"small": (7.0, 8.0), "big": (13.0, 14.0)}  # the radii that a prompt may call so
-CORE_RADIUS = (10.0, 12.0)
+SIZES = {"small": (7.5,), "big": (13.75,)}  # the radii that a prompt may call so
+CORE_RADII = (10.0, 12.0)  # all have a name in common: none
+PAIR_RADII = (8.0, 9.5)
 GROWTH = {"grow": 0.12, "shrink": -0.12}  # units a frame
 GROWTH_RADIUS = (8.0, 12.0)  # where growth turns round
 SPIN = math.radians(5)  # a frame, clockwise
@@ -296,8 +299,8 @@ def attributes(scene: Scene) -> dict[str, str]:
         facts["growth"] = scene.growth
     if scene.other:
         return facts | {"other colour": scene.other.colour, "other shape": scene.other.shape}
-    for name, (low, high) in SIZES.items():
-        if not scene.growth and low <= scene.radius <= high:
+    for name, radii in SIZES.items():
+        if not scene.growth and scene.radius in radii:
             facts["size"] = name
     return facts
 
@@ -306,17 +309,22 @@ def _pick(rng, values):
     return values[rng.integers(len(values))]
 
 
+def _radius(rng, radii) -> float:
+    # One number whatever `radii` holds, so that a clip keeps the rest of what is drawn when sizes are changed.
+    return radii[int(rng.random() * len(radii))]
+
+
 def _any_scene(rng, mix) -> Scene:
     def chance(share: float) -> bool:
         return share > 0 and rng.random() < share
 
     shape = "star" if chance(mix.star) else _pick(rng, CORE_SHAPES)
     motion = _pick(rng, tuple(MOTIONS)[5:] if chance(mix.diagonal) else CORE_MOTIONS)
-    bounds = SIZES[_pick(rng, tuple(SIZES))] if chance(mix.sizes) else CORE_RADIUS
+    radii = SIZES[_pick(rng, tuple(SIZES))] if chance(mix.sizes) else CORE_RADII
     scene = Scene(
         shape=shape,
         colour=_pick(rng, tuple(COLOURS)),
-        radius=rng.uniform(*bounds),
+        radius=_radius(rng, radii),
         background=_any_background(rng),
         motion=motion,
         speed=_pick(rng, tuple(SPEEDS)),
@@ -364,9 +372,9 @@ def _start(scene, rng) -> tuple[float, float]:
 def _with_second(scene, rng) -> Scene:
     """Two unlike objects, each in its own half of the frame, so that they never meet."""
     motion = _pick(rng, CORE_MOTIONS)
-    scene = replace(scene, radius=rng.uniform(8, 9.5), motion=motion, growth=None, spin=False)
+    scene = replace(scene, radius=_radius(rng, PAIR_RADII), motion=motion, growth=None, spin=False)
     colours = [c for c in COLOURS if c != scene.colour]
-    other = replace(scene, shape=_pick(rng, CORE_SHAPES), colour=_pick(rng, colours), radius=rng.uniform(8, 9.5))
+    other = replace(scene, shape=_pick(rng, CORE_SHAPES), colour=_pick(rng, colours), radius=_radius(rng, PAIR_RADII))
     across = 0 if motion in ("up", "down") else 1  # the axis along which they lie apart
     starts = []
     for thing, middle in zip((scene, other), rng.permutation([SIDE / 4, 3 * SIDE / 4]), strict=True):
