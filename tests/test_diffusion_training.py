@@ -87,12 +87,16 @@ def test_another_decoder_makes_other_histories(store, folder):
     assert torch.equal(made.latents, store.latents) and not torch.equal(made.again, store.again)
 
 
-def test_another_world_makes_other_clips(folder, monkeypatch):
-    made = {}
-    for radii in ((10.0, 12.0), (8.0, 9.0)):
-        monkeypatch.setattr(clips.world, "CORE_RADII", radii)
-        made[radii] = clips.load_or_encode(small_vae(), folder / "worlds", 2, seed=1, mix=clips.world.CORE).latents
-    assert not torch.equal(*made.values())
+def test_a_shard_is_known_by_all_its_clips(monkeypatch):
+    """A change of the world gives another name to those with a clip that it changes, and to no others."""
+    names = {}
+    for radii in ((13.75,), (14.0,)):
+        monkeypatch.setitem(world.SIZES, "big", radii)
+        names[radii] = list(clips.shard_names(small_vae(), 30, 10, 4, clips.MIX, False))
+        bigs = [[world.sample_clip(4, i, clips.FRAMES, clips.MIX).scene.radius in radii for i in range(300)]]
+    changed = [one != other for one, other in zip(*names.values(), strict=True)]
+    assert changed == np.reshape(bigs, (30, 10)).any(axis=1).tolist() and 0 < sum(changed) < 30
+    assert len(set(names[(14.0,)])) == 30
 
 
 def test_a_history_strays_and_ends_where_the_clip_goes_on():

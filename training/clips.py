@@ -4,7 +4,7 @@ N clips; latents ``[16, F, 8, 8]``. The VAE is causal, so the first n latents of
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -171,6 +171,18 @@ def encode_strayed(
     return strayed, chosen
 
 
+def shard_names(vae: WanVAE, shards: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> Iterator[str]:
+    """File names: other clips get other ones, as do other latents and other histories, which the decoder made, too."""
+    weights = 0
+    for tensor in vae.state_dict().values():
+        weights = zlib.crc32(tensor.float().cpu().numpy().tobytes(), weights)
+    origin = (weights, vae.latents_mean, vae.latents_std, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE)
+    for shard in range(shards):
+        clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(shard * size, (shard + 1) * size)]
+        shown = [(clip.scene, clip.first_frame, clip.facts) for clip in clips]
+        yield f"{zlib.crc32(repr((origin, shown)).encode()):08x}-{seed}-{shard:04d}.pt"
+
+
 def load_or_encode(
     vae: WanVAE,
     folder: Path,
@@ -188,15 +200,7 @@ def load_or_encode(
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, count)
-    # Clips of another world get other names, other latents, and other histories, which the decoder made, too.
-    scenes = [world.sample_clip(seed, i, FRAMES, mix).scene for i in range(8)]
-    weights = 0
-    for tensor in vae.state_dict().values():
-        weights = zlib.crc32(tensor.float().cpu().numpy().tobytes(), weights)
-    strays = (STRAYED, STRAY_SPEED, STRAY_SIZE)
-    origin = repr((scenes, weights, vae.latents_mean, vae.latents_std, mix, with_channels, strays))
-    tag = f"{zlib.crc32(origin.encode()):08x}-{seed}"
-    shards = [folder / f"{tag}-{i:04d}.pt" for i in range(count // size)]
+    shards = [folder / name for name in shard_names(vae, count // size, size, seed, mix, with_channels)]
     for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):
         if i % world_size == rank and not path.exists():
             loop.save(path, encode_shard(vae, i, size, seed, mix, with_channels))
