@@ -1,6 +1,7 @@
 """The model that is shipped: whole, small, read by the scripts and by diffusers, and it does what prompts say."""
 
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -174,3 +175,19 @@ def test_it_follows_prompts_that_training_never_saw():
     assert found["direction"] >= 95, found
     assert found["motion"] >= 92 and found["all"] >= 90 and found["outline"] >= 90, found
     assert found["clean"] >= 80, found  # the docs say what is still wrong
+
+
+@pytest.mark.slow
+def test_every_section_of_the_figures_can_be_measured(tmp_path):
+    """With one video a row; those already in the file stay."""
+    out = tmp_path / "figures.json"
+    out.write_text('{"other": {"row": {"column": 1.0}}}')
+    found = evaluate.run(embedded.FOLDER, out, list(evaluate.SECTIONS), count=1)
+    assert list(found) == ["other", *evaluate.SECTIONS] and found == json.loads(out.read_text())
+    for name in evaluate.SECTIONS:
+        measured = [(column, v) for row in found[name].values() for column, v in row.items()]
+        shares = [v for column, v in measured if not column.startswith(("median", "first frame, least"))]
+        assert shares and set(shares) <= {0.0, 100.0}, (name, found[name])
+        assert evaluate.markdown(found[name]).count("\n") == 1 + len(found[name])
+    assert found["end"]["with the end image"]["median, pixels"] < 10
+    assert found["image"]["df"]["first frame, least dB"] > 28

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from training import world
-from training.judge import continues, drift, end_distance, judge, score
+from training.judge import judge
+from training.scores import continues, drift, end_distance, score
 from training.world import CORE, Background, Mix, Scene
 
 BEYOND = Mix(0.0, 0.2, 0.2, 0.2, 0.2, 0.2, 0.1, 0.1)

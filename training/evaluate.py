@@ -15,7 +15,7 @@ from skyreels_v2_infer import embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.pipelines import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import to_frames, to_video
-from training import judge, world
+from training import judge, scores, world
 
 SEED = 7
 BATCH = 20
@@ -60,14 +60,14 @@ def rates(results: Iterator[tuple[world.Clip, np.ndarray]]) -> dict[str, float]:
     """Shares, in percent, of what the prompts name that is seen; `clean`: without a fault in any frame."""
     seen: dict[str, list[bool]] = {}
     for clip, frames in results:
-        score = judge.score(judge.judge(frames), clip.named)
-        for name, right in score.attributes.items():
+        found = scores.score(judge.judge(frames), clip.named)
+        for name, right in found.attributes.items():
             seen.setdefault(name, []).append(right)
-        if score.direction is not None:
-            seen.setdefault("direction", []).append(score.direction)
-        seen.setdefault("all", []).append(score.core)
-        seen.setdefault("clean", []).append(score.clean)
-        seen.setdefault("outline", []).append(score.whole)
+        if found.direction is not None:
+            seen.setdefault("direction", []).append(found.direction)
+        seen.setdefault("all", []).append(found.core)
+        seen.setdefault("clean", []).append(found.clean)
+        seen.setdefault("outline", []).append(found.whole)
     first = [name for name in (*CORE, "direction", "all", "clean", "outline", "count", "background") if name in seen]
     return {name: percent(seen[name]) for name in first}
 
@@ -155,9 +155,9 @@ def windows(models: Models, count: int) -> dict:
     on, steady, first = [], [], []
     for clip, made in in_batches(models(DiffusionForcingPipeline), clips, **forcing(num_frames=frames)):
         verdict = judge.judge(made)
-        on.append(all(judge.continues(verdict, seam) for seam in seams))
-        steady.append(judge.drift(verdict).within())
-        first.append(judge.score(judge.judge(made[: own.base_num_frames]), clip.named).core)
+        on.append(all(scores.continues(verdict, seam) for seam in seams))
+        steady.append(scores.drift(verdict).within())
+        first.append(scores.score(judge.judge(made[: own.base_num_frames]), clip.named).core)
     return {
         f"{frames} frames": {
             "on across all seams": percent(on),
@@ -174,7 +174,7 @@ def long(models: Models, count: int) -> dict:
     clips = world.test_prompts(count, frames)
     drifts = []
     for _, made in in_batches(models(DiffusionForcingPipeline), clips, **forcing(num_frames=frames)):
-        drifts.append(judge.drift(judge.judge(made)))
+        drifts.append(scores.drift(judge.judge(made)))
     return {
         f"{frames} frames": {
             "within 10 %": percent([drift.within() for drift in drifts]),
@@ -193,7 +193,7 @@ def end(models: Models, count: int) -> dict:
             frames = clip.render()
             given = {"image": frames[0], "end_image": frames[-1] if name != "without" else None}
             made = pipeline(prompt=clip.prompt, num_frames=33, **given, **forcing(seed=SEED + i))[0]
-            distances.append(judge.end_distance(judge.judge(made), frames[-1]))
+            distances.append(scores.end_distance(judge.judge(made), frames[-1]))
         near = percent(np.array(distances) <= 3)
         table[name] = {"within 3 pixels": near, "median, pixels": round(float(np.median(distances)), 2)}
     return table
@@ -222,10 +222,10 @@ def beyond(models: Models, count: int) -> dict:
             if len(clips) == count:
                 break
         made = in_batches(models(Text2VideoPipeline), clips, **settings(num_frames=33))
-        scores = [judge.score(judge.judge(frames), clip.named) for clip, frames in made]
+        found = [scores.score(judge.judge(frames), clip.named) for clip, frames in made]
         table[name] = {
-            attribute: percent([score.attributes[attribute] for score in scores]),
-            "everything": percent([score.together for score in scores]),
+            attribute: percent([score.attributes[attribute] for score in found]),
+            "everything": percent([score.together for score in found]),
         }
     return table
 
