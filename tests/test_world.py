@@ -127,6 +127,16 @@ def test_radii_are_well_apart():
     assert len(core) > 1
 
 
+def test_gradients_get_darker_from_top_to_bottom_and_only_so():
+    """Otherwise the one word for them would stand for several things."""
+    made = [c.render()[0].astype(int) for c in clips(400) if c.scene.background.kind == "gradient"]
+    assert len(made) > 50
+    for frame in made:
+        top, bottom = (np.median(row, axis=0) for row in (frame[0], frame[-1]))
+        assert (frame[0] == top).all(axis=1).mean() > 0.9 and (frame[-1] == bottom).all(axis=1).mean() > 0.9
+        assert np.linalg.norm(top - bottom) > 38 and top.sum() > bottom.sum()
+
+
 def test_the_core_is_balanced():
     """No attribute is squeezed out by the room that others need."""
     scenes = [s for s in (c.scene for c in clips(3000)) if s.motion != "still"]

@@ -16,7 +16,7 @@ from skyreels_v2_infer.flags import whole
 STAGES = ("vae", "t2v", "df", "decoder", "i2v")
 SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")  # of `evaluate`
 STOPPED = 3  # the exit code of a stage that --minutes ended
-CLIPS, TURN_CLIPS, IMAGE_CLIPS = 6000, 800, 1600
+CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
 FINISHED = Path("df/model_index.json")  # is written last
 BATCH = {"vae": 3, "t2v": 24, "df": 24, "decoder": 3, "i2v": 24}
 

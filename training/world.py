@@ -6,11 +6,12 @@ a function of (seed, index): the same clip every time, on every machine.
 
 The core is what the model's figures hold on: CORE_SHAPES x COLOURS x CORE_RADII x BACKGROUNDS x CORE_MOTIONS x SPEEDS.
 Sizes and speeds are few and well apart, as colours are: a model can then see what a value was meant to be, and come
-back to it, where among values without gaps every small error would stay, and errors would add up over many windows.
+back to it, where among values without gaps every small error would stay, and errors would add up over many windows. For
+a like reason gradients run one way only, which prompts do not name: a model that hesitated between several ways made
+mixtures of them, with corners of another tone.
 `Mix` says how much of what lies beyond it is sampled.
 """
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -99,11 +100,10 @@ CORE_SHAPES = tuple(SHAPES)[:3]
 
 @dataclass(frozen=True)
 class Background:
-    """One tone, or a linear passage from `tone` to `other` along `axis` ("right", "down"); `waves`: patterned."""
+    """One tone, or a linear passage from `tone` at the top to the darker `other` at the bottom; `waves`: patterned."""
 
     tone: str = "black"
     other: str | None = None
-    axis: str = "right"
     waves: bool = False
 
     @property
@@ -204,7 +204,7 @@ def backdrop(scene: Scene, t: np.ndarray, size: int) -> np.ndarray:
     tone = np.array(TONES[background.tone], np.float32)
     other = np.array(TONES[background.other or background.tone], np.float32)
     ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None] * (other - tone) + tone  # [size, 3]
-    canvas = np.broadcast_to(ramp if background.axis == "right" else ramp[:, None], (1, size, size, 3))
+    canvas = np.broadcast_to(ramp[:, None], (1, size, size, 3))
     if not background.waves:
         return canvas
     pixels = (np.arange(size) + 0.5) * SIDE / size
@@ -348,8 +348,9 @@ def _any_background(rng) -> Background:
     kind = _pick(rng, BACKGROUNDS)
     if kind != "gradient":
         return Background(kind)
-    tone, other = _pick(rng, tuple(itertools.permutations(TONES, 2)))
-    return Background(tone, other, _pick(rng, ("right", "down")))
+    tone = _pick(rng, tuple(TONES))
+    other = _pick(rng, [other for other in TONES if other != tone])
+    return Background(*sorted((tone, other), key=lambda name: -sum(TONES[name])))
 
 
 def _start_range(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
