@@ -9,7 +9,8 @@ Sizes and speeds are few and well apart, as colours are: a model can then see wh
 back to it, where among values without gaps every small error would stay, and errors would add up over many windows. For
 a like reason gradients run one way only, which prompts do not name: a model that hesitated between several ways made
 mixtures of them, with corners of another tone.
-`Mix` says how much of what lies beyond it is sampled.
+
+`Mix` says how much of what lies beyond the core is sampled.
 """
 
 import math
