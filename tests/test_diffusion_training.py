@@ -116,13 +116,17 @@ def test_a_history_strays_and_ends_where_the_clip_goes_on():
     assert 0.01 < np.std(wholes) < 0.05 and 0.9 < min(wholes) < 0.98 < 1.01 < max(wholes) < 1.1
 
 
+def drawn(store, seed, size, mix):
+    return dit.draw(store, np.random.default_rng(seed), size, mix, dit.draw_length(seed, mix))
+
+
 def test_what_strays_is_given_only_as_a_whole(store):
     """The clip goes on where such a history ends, so a part of it would end elsewhere."""
     assert store.has_strayed.any() and not store.has_strayed.all()
     assert (store.strayed.flatten(1).abs().sum(dim=1) > 0).equal(store.has_strayed)
     marked, met = replace(store, strayed=store.strayed + 100), 0
     for seed in range(60):
-        batch = dit.draw(marked, np.random.default_rng(seed), 6, dit.DF_MIX)
+        batch = drawn(marked, seed, 6, dit.DF_MIX)
         for latents, held, levels in zip(batch.latents, batch.held, batch.levels, strict=True):
             strayed = (latents > 50).all(dim=(0, 2, 3))
             if strayed.any():
@@ -143,7 +147,7 @@ def test_what_a_history_tells_the_prompt_often_leaves_out(store):
     plain = replace(store, facts=[facts] * len(store))
     words = ("left", "purple", "violet")  # of the motion, of the colour
     for seed in range(80):
-        batch = dit.draw(plain, np.random.default_rng(seed), 6, dit.DF_MIX)
+        batch = drawn(plain, seed, 6, dit.DF_MIX)
         for prompt, held, levels in zip(batch.prompts, batch.held, batch.levels, strict=True):
             if prompt:
                 long = len(levels) > 1 and bool(held[1] or 0 < levels[1] <= 0.12)
@@ -156,7 +160,7 @@ def test_what_a_history_tells_the_prompt_often_leaves_out(store):
 def test_what_a_batch_of_diffusion_forcing_holds(store):
     seen = set()
     for seed in range(60):
-        batch = dit.draw(store, np.random.default_rng(seed), 6, dit.DF_MIX)
+        batch = drawn(store, seed, 6, dit.DF_MIX)
         levels, held = batch.levels, batch.held
         assert not held.all(dim=1).any()
         assert (levels[held] <= 0.12).all()
@@ -184,16 +188,32 @@ def test_what_a_batch_of_diffusion_forcing_holds(store):
     assert names.count("frames") >= 6
 
 
+def test_pure_noise_is_met_as_often_as_half_of_the_draws_lie_where_inference_starts(store):
+    rng = np.random.default_rng(0)
+    levels = np.array([dit.draw_levels(rng, 5, dit.T2V_MIX, None)[0] for _ in range(4000)])
+    assert 0.07 < (levels > 0.95).mean() < 0.1
+
+
+def test_all_processes_train_on_clips_of_the_same_length(store, model):
+    frames = {0: [], 1: []}
+    loss = dit.text_loss(model, store, 2, replace(dit.DF_MIX, end=0.0), CPU)
+    for rank, seen in frames.items():
+        model.transformer.forward = lambda x, t, context, causal_block_size, seen=seen: seen.append(x.shape[2]) or x
+        for step in range(12):
+            loss(step, np.random.default_rng((1, step, rank)))
+    assert frames[0] == frames[1] and len(set(frames[0])) > 1
+
+
 def test_text_to_video_shares_its_level(store):
     for seed in range(10):
-        batch = dit.draw(store, np.random.default_rng(seed), 4, dit.T2V_MIX)
+        batch = drawn(store, seed, 4, dit.T2V_MIX)
         assert (batch.levels == batch.levels[:, :1]).all()
         assert not batch.held.any()
         assert (store.history[batch.indices] == 0).all()
 
 
 def test_no_loss_comes_from_what_is_given(store):
-    batch = next(b for s in range(50) if (b := dit.draw(store, np.random.default_rng(s), 4, dit.DF_MIX)).held.any())
+    batch = next(b for s in range(50) if (b := drawn(store, s, 4, dit.DF_MIX)).held.any())
     truth = batch.noise - batch.latents
     wrong = truth + 9 * batch.held[:, None, :, None, None]
     assert dit.flow_loss(batch, lambda x, t: wrong) == 0
@@ -201,9 +221,7 @@ def test_no_loss_comes_from_what_is_given(store):
 
 
 def test_an_error_counts_the_more_the_less_the_clips_differ_there(store):
-    batch = next(
-        b for s in range(50) if (b := dit.draw(store, np.random.default_rng(s), 4, dit.T2V_MIX)).levels.shape[1] == 9
-    )
+    batch = next(b for s in range(50) if (b := drawn(store, s, 4, dit.T2V_MIX)).levels.shape[1] == 9)
     spread = store.latents.float().var(dim=0).mean(dim=(0, 2, 3))
     torch.testing.assert_close(batch.weights, 1 / spread)
     for frame in (0, 8):
@@ -214,7 +232,7 @@ def test_an_error_counts_the_more_the_less_the_clips_differ_there(store):
 
 
 def test_the_model_is_shown_what_its_levels_say(store):
-    batch = dit.draw(store, np.random.default_rng(3), 2, dit.DF_MIX)
+    batch = drawn(store, 3, 2, dit.DF_MIX)
 
     def predict(x, t):
         sigma = (t / 1000)[:, None, :, None, None]

@@ -30,6 +30,9 @@ from training.clips import LENGTHS, Clips
 SHIFT = 3.0
 STRAYED = 0.7  # of the samples that could be given a history that strays, those that are
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
+# Of the levels for a whole clip, those that lie as inference's steps do. What is seen, and what it does, is decided
+# near pure noise, where normal draws hardly ever come: above 0.95 are 3 % of them and 14 % of these.
+EVEN = 0.5
 # How often a fact is left unsaid, beside what the grammar leaves out: then all frames have to agree on it, and a window
 # has to take it from what it goes on from.
 UNSAID = {"colour": 0.15, "motion": 0.1}
@@ -91,9 +94,8 @@ class Batch:
     indices: np.ndarray
 
 
-def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch:
-    """A batch; every random choice is from `draws`."""
-    length = draw_length(draws, mix)
+def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix, length: int) -> Batch:
+    """A batch of clips of `length` latents; every random choice is from `draws`."""
     with_end = length in LENGTHS and draws.random() < mix.end
     block = int(draws.choice((1, 2, 3, 5))) if not with_end and draws.random() < mix.causal else None
     free = np.flatnonzero(clips.history == 0)
@@ -138,14 +140,15 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix) -> Batch
 def draw_levels(draws: np.random.Generator, frames: int, mix: Mix, block: int | None) -> np.ndarray:
     """Levels ``[frames]``, or ``[1]`` where all share one."""
     if draws.random() >= mix.falling:
-        # Normal draws hardly ever come near pure noise, where every video starts.
-        return timesteps.even(draws, SHIFT) if draws.random() < 0.15 else timesteps.logit_normal(draws, 1, SHIFT)
+        return timesteps.even(draws, SHIFT) if draws.random() < EVEN else timesteps.logit_normal(draws, 1, SHIFT)
     if draws.random() < 0.6:
         return timesteps.fopp_levels(draws, frames, SHIFT)
     return timesteps.staircase(draws, frames, SHIFT, block or int(draws.choice((1, 2, 3, 5))))
 
 
-def draw_length(draws: np.random.Generator, mix: Mix) -> int:
+def draw_length(step: int, mix: Mix) -> int:
+    """Latents of a step's clips: the same in all processes, so that none waits for one whose clips are longer."""
+    draws = np.random.default_rng(step)
     value = draws.random()
     for share, length in mix.lengths:
         if value < share:
@@ -202,7 +205,7 @@ def to(batch: Batch, device: torch.device) -> Batch:
 
 def text_loss(model: Trained, clips: Clips, size: int, mix: Mix, device: torch.device) -> loop.Loss:
     def loss(step: int, draws: np.random.Generator):
-        batch = to(draw(clips, draws, size, mix), device)
+        batch = to(draw(clips, draws, size, mix, draw_length(step, mix)), device)
         context = model.transformer.prepare_context(model.encoder.embed(batch.prompts, texts.TEXT_LEN))
 
         def predict(x, t):
@@ -217,7 +220,7 @@ def image_loss(model: Trained, clips: Clips, size: int, device: torch.device) ->
     """All frames share a level; what is known of the first one comes through channels and features."""
 
     def loss(step: int, draws: np.random.Generator):
-        batch = to(draw(clips, draws, size, I2V_MIX), device)
+        batch = to(draw(clips, draws, size, I2V_MIX, draw_length(step, I2V_MIX)), device)
         frames = batch.latents.shape[2]
         y = with_mask(clips.channels[batch.indices, :, :frames].float().to(device))
         images = clips.images[batch.indices].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
