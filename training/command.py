@@ -65,7 +65,7 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
             coder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
         )
         return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe)
-    seeds = (6, 7) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 and 5
+    seeds = (8, 9) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 to 7
     store = clips.load_or_encode(coder, args.out / "clips", CLIPS, seeds[0], **ours)
     if args.stage == "df":
         turns = clips.load_or_encode(coder, args.out / "clips", TURN_CLIPS, seeds[1], clips.TURNS, **ours)
