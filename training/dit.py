@@ -30,8 +30,8 @@ from training.clips import LENGTHS, Clips
 SHIFT = 3.0
 STRAYED = 0.7  # of the samples that could be given a history that strays, those that are
 UNPROMPTED = 0.1  # share of samples without a prompt, for guidance
-# Of the levels for a whole clip, those that lie as inference's steps do. What is seen, and what it does, is decided
-# near pure noise, where normal draws hardly ever come: above 0.95 are 3 % of them and 14 % of these.
+# Of the levels for a whole clip, those that lie as inference's steps do. Every video starts near pure noise, where
+# normal draws hardly ever come: above 0.95 are 3 % of them and 14 % of these.
 EVEN = 0.5
 # How often a fact is left unsaid, beside what the grammar leaves out: then all frames have to agree on it, and a window
 # has to take it from what it goes on from.
