@@ -63,20 +63,25 @@ def check_layout(settings: GenerateSettings, layout: Layout) -> None:
         raise InputError("dtype", "float32", "a ring of GPUs needs bfloat16 or float16")
 
 
+def with_coefficients(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettings:
+    """The settings with the cache's polynomial chosen."""
+    cache = choose_cache(checkpoint, settings)
+    return replace(settings, teacache_coefficients=cache and cache.coefficients)
+
+
 def settle(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettings:
     """The settings with device, precision and the cache's polynomial chosen.
 
     Raises:
         InputError: for what this machine or this model cannot do, before weights are loaded.
     """
-    cache = choose_cache(checkpoint, settings)
+    settings = with_coefficients(settings, checkpoint)
     from skyreels_v2_infer.runtime import Placement
 
     place = Placement.choose(settings.device, settings.dtype)
     if settings.offload and place.device.type != "cpu" and find_spec("diffusers") is None:
         raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
-    chosen = {"device": str(place.device), "dtype": str(place.dtype).removeprefix("torch.")}
-    return replace(settings, **chosen, teacache_coefficients=cache and cache.coefficients)
+    return replace(settings, device=str(place.device), dtype=str(place.dtype).removeprefix("torch."))
 
 
 def load(pipeline_class: str, job: Job):

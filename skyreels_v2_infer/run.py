@@ -24,7 +24,7 @@ from skyreels_v2_infer.distributed.team import Launch, SilencedError, Team, asse
 from skyreels_v2_infer.dry_run import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.files import fingerprint
-from skyreels_v2_infer.jobs import Job, choose_cache, generate, generate_df, open_checkpoint, settle
+from skyreels_v2_infer.jobs import Job, choose_cache, generate, generate_df, open_checkpoint, settle, with_coefficients
 from skyreels_v2_infer.journal import Journal, digest_of
 from skyreels_v2_infer.manifest import Look
 from skyreels_v2_infer.video_io import output_stem
@@ -176,8 +176,8 @@ def execute(
         found = team.same(found)
     if found is not None:
         settings = replace(settings, seed=found["seed"], prompt=found["prompt"], dtype=found["dtype"])
-        if found["complete"]:
-            return None if team.rank else finish(run, settings)
+        if found["complete"]:  # joining needs no device
+            return None if team.rank else finish(run, with_coefficients(settings, checkpoint))
         settings = settle(settings, checkpoint)
     job = Job(settings, team, check, checkpoint, found and found["resume"])
     began = time.perf_counter()

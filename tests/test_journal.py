@@ -511,8 +511,8 @@ def killed_when(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def resumed(tmp_path: Path, whole: bytes) -> str:
-    result = run(FORCING, *LONG, "--resume", cwd=tmp_path)
+def resumed(tmp_path: Path, whole: bytes, flags=()) -> str:
+    result = run(FORCING, *LONG, *flags, "--resume", cwd=tmp_path)
     assert result.path.read_bytes() == whole
     assert contents(tmp_path) == ["video_out", *(f"video_out/{NAME}.{suffix}" for suffix in ("json", "mp4", "png"))]
     return result.err
@@ -553,15 +553,18 @@ def test_a_killed_run_by_latents_goes_on_to_the_same_video(tmp_path):
     assert "2 of 3 pieces are there" in result.err and result.path.read_bytes() == whole
 
 
-def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path, whole):
+def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path):
+    """Its settings are in the file: among them what the model has chosen."""
     import imageio_ffmpeg
 
+    whole = run(FORCING, *LONG, "--teacache", "--outdir", "whole", cwd=tmp_path).path.read_bytes()
     real, stub, here = imageio_ffmpeg.get_ffmpeg_exe(), tmp_path / "ffmpeg", tmp_path / "here"
     stub.write_text(f'#!/bin/sh\ncase "$*" in *concat*) exec sleep 20;; *) exec "{real}" "$@";; esac\n')
     stub.chmod(0o755)
     here.mkdir()
-    assert killed_when(here, "ends-0002.png", wait=2, IMAGEIO_FFMPEG_EXE=str(stub)).returncode == -signal.SIGKILL
-    err = resumed(here, whole)
+    killed = killed_when(here, "ends-0002.png", wait=2, flags=("--teacache",), IMAGEIO_FFMPEG_EXE=str(stub))
+    assert killed.returncode == -signal.SIGKILL
+    err = resumed(here, whole, ("--teacache",))
     assert "3 of 3 pieces are there" in err and "loaded" not in err
 
 
