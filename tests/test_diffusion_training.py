@@ -445,6 +445,36 @@ def test_a_stage_that_cannot_begin_says_why_at_once(argv, line, monkeypatch, cap
     assert capsys.readouterr().err.splitlines()[-1].endswith(line)
 
 
+def test_a_checkpoint_that_began_elsewhere_is_not_gone_on_from(monkeypatch, tmp_path, capsys):
+    """Else what --start names would be passed by without a word."""
+    began = []
+    monkeypatch.setattr(command, "run_stage", lambda args: began.append(args) or 0)
+    for name in ("one", "other"):
+        (tmp_path / name / "df" / "vae").mkdir(parents=True)
+        (tmp_path / name / "df" / "model_index.json").touch()
+        (tmp_path / name / "df" / "vae" / "weights.safetensors").write_text(name)
+
+    def runs(*start):
+        monkeypatch.setattr("sys.argv", ["training", "decoder", "--out", str(tmp_path), *start])
+        before = len(began)
+        try:
+            assert command.main() == 0
+        except SystemExit as stopped:
+            assert stopped.code == 2
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert f"--out {tmp_path}: the checkpoint of decoder there did not begin with" in line
+        return len(began) > before
+
+    one, other = (("--start", str(tmp_path / name)) for name in ("one", "other"))
+    (tmp_path / "tiny" / "df").mkdir(parents=True)
+    (tmp_path / "tiny" / command.FINISHED).touch()
+    assert runs(*other) and runs(*one)  # no checkpoint yet
+    (tmp_path / "decoder" / "checkpoint.pt").touch()
+    assert runs(*one) and not runs(*other) and not runs()
+    (tmp_path / "decoder" / command.ORIGIN).unlink()  # made before origins were kept, by the stages themselves
+    assert runs() and not runs(*one)
+
+
 def children(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

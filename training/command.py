@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import threading
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.files import take_lock
+from skyreels_v2_infer.files import fingerprint, take_lock, write_whole
 from skyreels_v2_infer.flags import whole
 
 STAGES = ("vae", "t2v", "df", "decoder", "i2v")
@@ -18,6 +19,7 @@ SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")
 STOPPED = 3  # the exit code of a stage that --minutes ended
 CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
 FINISHED = Path("df/model_index.json")  # is written last
+ORIGIN = "origin.json"  # beside a stage's checkpoint: which weights --start began with
 BATCH = {"vae": 3, "t2v": 24, "df": 24, "decoder": 3, "i2v": 24}
 
 
@@ -173,6 +175,8 @@ def main() -> int:
         if (lock := take_lock(folder / "lock")) is None:
             parser.error(f"--out {args.out}: another run trains {args.stage} there")
         try:
+            if (fault := other_origin(args)) is not None:
+                parser.error(fault)
             return run_stage(args)
         finally:
             os.close(lock)
@@ -195,6 +199,21 @@ def missing(args: argparse.Namespace) -> str | None:
         if not (args.out / path).exists():
             return f"--out {args.out}: {args.stage} needs {path} there, which the stage {stage} makes"
     return None
+
+
+def other_origin(args: argparse.Namespace) -> str | None:
+    """In words, that the checkpoint in --out began elsewhere: to go on from it would pass by what --start names."""
+    folder = args.out / args.stage
+    files = [] if args.start is None else sorted((args.start / "df").rglob("*.safetensors"))
+    origin = {str(file.relative_to(args.start)): fingerprint(file) for file in files}
+    record = folder / ORIGIN
+    if not (folder / "checkpoint.pt").exists():
+        write_whole(record, lambda file: file.write(json.dumps(origin).encode()))
+        return None
+    if origin == (json.loads(record.read_text()) if record.exists() else {}):
+        return None
+    here = "its own stages" if args.start is None else f"--start {args.start}"
+    return f"--out {args.out}: the checkpoint of {args.stage} there did not begin with {here}; give another folder"
 
 
 def run_stage(args: argparse.Namespace) -> int:
