@@ -8,6 +8,7 @@ Every refusal is an `InputError` that names the file, so that a script can end b
 """
 
 import json
+import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -260,9 +261,10 @@ def config_in(folder: Path, model_id: object) -> dict:
 def local_folder(model_id: str | Path) -> Path | None:
     """The folder that model_id names; None if it names a model on the Hugging Face hub."""
     path = Path(model_id).expanduser()
-    if str(model_id).strip() and path.is_dir():
+    # os.path takes what is too long for a path as what is not there.
+    if str(model_id).strip() and os.path.isdir(path):
         return path
-    if str(model_id).strip() and path.exists():
+    if str(model_id).strip() and os.path.exists(path):
         raise refusal(model_id, "is a file; a checkpoint is a folder")
     if not HUB_ID.fullmatch(str(model_id)):
         raise refusal(model_id, "no such folder (and no id of the Hugging Face hub, which looks like owner/name)")

@@ -15,7 +15,7 @@ from skyreels_v2_infer.checkpoint import HUB_ID
 from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.pipelines.prompt_enhancer import DEFAULT_MODEL as ENHANCER_MODEL
-from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix, plan_windows
+from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix, plan_windows, usual_history
 from skyreels_v2_infer.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.story import of_prompts, read_story, scenes_of
 
@@ -78,7 +78,7 @@ def check_enhancer(args: argparse.Namespace) -> None:
     if model is not None and not args.prompt_enhancer:
         raise InputError("prompt_enhancer_model", model, "has no effect without --prompt_enhancer")
     args.prompt_enhancer_model = model = model or ENHANCER_MODEL
-    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+    if not os.path.isdir(model) and not HUB_ID.fullmatch(model):
         raise InputError("prompt_enhancer_model", model, "is neither a folder nor the name of a model (owner/name)")
 
 
@@ -103,9 +103,12 @@ def check_conditions(args: argparse.Namespace) -> None:
 def fill_in(args: argparse.Namespace) -> None:
     """Flags that were not given become what suits the model; sizes are `size_of`'s."""
     defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
+    chosen = getattr(args, "overlap_history", ...) is None and defaults.overlap_history is not None
     for field in dataclasses.fields(defaults):
         if field.name not in ("height", "width") and getattr(args, field.name, ...) is None:
             setattr(args, field.name, getattr(defaults, field.name))
+    if chosen:
+        args.overlap_history = usual_history(args.base_num_frames)
 
 
 def place_embedded(args: argparse.Namespace, image_to_video: bool) -> None:
@@ -153,6 +156,9 @@ def check_piece(args: argparse.Namespace, name: str, hint: str = "") -> None:
 def source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     """(height, width) of what the video follows, after checking every file and folder that was named."""
     args.video_fps, args.video_frames = None, 0
+    for name in ("image", "end_image"):
+        if isinstance(address := getattr(args, name, None), str):
+            setattr(args, name, video_io.download_image(address, name))
     image = video_io.image_size(args.image, "image") if args.image is not None else None
     end_image = video = None
     if getattr(args, "end_image", None) is not None:
@@ -183,3 +189,7 @@ def check_outdir(outdir: Path) -> None:
         raise InputError("outdir", outdir, f"must be a folder or a place for one, but {existing} is none")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError("outdir", outdir, f"must be writable, but {existing} is not")
+    longest = os.pathconf(existing, "PC_NAME_MAX")
+    for name in Path(os.path.abspath(outdir)).relative_to(existing).parts:
+        if len(os.fsencode(name)) > longest:
+            raise InputError("outdir", outdir, f"no name of a folder may have more than {longest} bytes there")

@@ -15,7 +15,18 @@ from pathlib import Path
 from skyreels_v2_infer import checks, embedded, manifest
 from skyreels_v2_infer.checks import PUBLISHED, TINY
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.flags import Parser, any_text, device_name, number, numbers, one_of, some_path, some_text, whole
+from skyreels_v2_infer.flags import (
+    Parser,
+    any_text,
+    device_name,
+    number,
+    numbers,
+    one_of,
+    some_path,
+    some_picture,
+    some_text,
+    whole,
+)
 from skyreels_v2_infer.pipelines.prompt_enhancer import DEFAULT_MODEL as ENHANCER_MODEL
 from skyreels_v2_infer.scheduler.windows import check_lengths
 from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE
@@ -251,15 +262,19 @@ def _add_content(parser: Parser, several_prompts: bool = False) -> argparse._Arg
     group.add_argument(
         "--image",
         metavar="FILE",
-        type=some_path,
-        help="first frame of the video; scaled to cover the video's size, then cropped around its centre",
+        type=some_picture,
+        help="first frame of the video, a file or an address on the web; scaled to cover the video's size, then "
+        "cropped around its centre",
     )
     return group
 
 
 def _add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--end_image", metavar="FILE", type=some_path, help="picture that the video runs towards; fitted like --image"
+        "--end_image",
+        metavar="FILE",
+        type=some_picture,
+        help="picture that the video runs towards; fitted like --image",
     )
     group.add_argument(
         "--story",
@@ -446,7 +461,7 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         "(--dry_run json: for programs)",
     )
     group.add_argument(
-        "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: the GPU if there is one, else cpu)"
+        "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)"
     )
     group.add_argument(
         "--dtype",

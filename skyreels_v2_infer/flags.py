@@ -104,6 +104,11 @@ def some_path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # which no shell does for --outdir=~/videos
 
 
+def some_picture(text: str) -> Path | str:
+    """A path, or the address of a picture, as text."""
+    return text if re.match("https?://", text, re.IGNORECASE) else some_path(text)
+
+
 def device_name(text: str) -> str:
     if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")

@@ -23,7 +23,7 @@ class Placement:
 
     @classmethod
     def choose(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "Placement":
-        """Fills in what is None: a GPU if there is one; float32 on a CPU, bfloat16 elsewhere."""
+        """Fills in what is None: CUDA if there is such a GPU, else the CPU; float32 on a CPU, bfloat16 elsewhere."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:

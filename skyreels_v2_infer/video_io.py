@@ -21,7 +21,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -39,6 +39,7 @@ _TO_BT709 = (
     f"scale=out_color_matrix=bt709:out_range=tv:{_EXACT},"
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
+DOWNLOAD_SECONDS, DOWNLOAD_BYTES = 30, 100 * 2**20  # of silence; of one picture
 _CRF = "10"  # what imageio calls quality 8: int((1 - 8 / 10) * 51)
 
 
@@ -62,6 +63,40 @@ def image_size(path: Path | str, name: str = "image") -> tuple[int, int]:
     """
     width, height = _open_image(path, name).size
     return height, width
+
+
+def download_image(url: str, name: str = "image") -> Path:
+    """The file with the picture at an address, in the user's cache, named by its content.
+
+    Raises InputError under the flag `name`: it cannot be had, or is no picture.
+    """
+    import hashlib
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyreels_v2_infer"
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=DOWNLOAD_SECONDS) as answer:
+            content = answer.read(DOWNLOAD_BYTES + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        raise InputError(name, url, f"cannot be downloaded ({first_line(error)})") from None
+    if len(content) > DOWNLOAD_BYTES:
+        raise InputError(name, url, f"must be a picture of at most {DOWNLOAD_BYTES >> 20} MB")
+    path = folder / hashlib.sha256(content).hexdigest()[:32]
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # other processes may fetch the same
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        image_size(part, name)
+        os.replace(part, path)
+    except InputError as error:
+        raise InputError(name, url, error.legal) from None
+    except OSError as error:
+        raise InputError(name, url, f"cannot be kept in {folder} ({first_line(error)})") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return path
 
 
 def read_image(path: Path | str, height: int, width: int, name: str = "image") -> np.ndarray:

@@ -297,6 +297,7 @@ def test_folders_that_are_none(tmp_path):
     assert "no such folder" in refusal(Checkpoint.open, str(tmp_path / "nowhere"))
     assert "no such folder" in refusal(Checkpoint.open, "./nowhere")
     assert "no such folder" in refusal(Checkpoint.open, "")
+    assert "no such folder" in refusal(Checkpoint.open, "a" * 300)
     assert "empty folder" in refusal(Checkpoint.open, tmp_path)
     (tmp_path / "file").touch()
     assert "is a file" in refusal(Checkpoint.open, tmp_path / "file")

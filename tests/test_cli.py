@@ -1,12 +1,16 @@
 """Command lines become settings, or one line on stderr and exit code 2, before torch is imported or a file written."""
 
 import dataclasses
+import functools
+import http.server
 import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +272,40 @@ def test_long_video_with_overlap():
     assert (settings.num_frames, settings.overlap_history) == (257, 17)
 
 
+@pytest.mark.parametrize(("base", "history"), [(33, 17), (21, 17), (17, 13), (5, 1), (1, None)])
+def test_the_usual_overlap_has_room_in_every_window(base, history):
+    argv = ["--model_id", "tiny", "--num_frames", str(base), "--base_num_frames", str(base)]
+    assert cli.parse_diffusion_forcing(argv).overlap_history == history
+
+
+@pytest.fixture
+def address(inputs, monkeypatch):
+    """Where a server on this machine has `inputs`."""
+    monkeypatch.setenv("no_proxy", "*")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=inputs)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@BOTH
+def test_a_picture_from_an_address_is_kept(parse, folder, address, inputs, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    settings = parse(["--image", f"{address}/tall.png"])
+    assert (settings.height, settings.width) == (960, 544)
+    assert settings.image.read_bytes() == (inputs / "tall.png").read_bytes()
+    again = parse(["--image", f"{address}/tall.png"])
+    assert again.image == settings.image and contents(folder / "cache/skyreels_v2_infer") == [settings.image.name]
+
+
+def test_an_end_image_from_an_address(folder, address, inputs, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    settings = cli.parse_diffusion_forcing(["--end_image", f"{address}/turned.jpg"])
+    assert settings.end_image.read_bytes() == (inputs / "turned.jpg").read_bytes()
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 REFUSED_BY_BOTH = [
@@ -309,6 +347,8 @@ REFUSED_BY_BOTH = [
     ("--image ../inputs", "must be a file, not a folder or a device"),
     ("--image ../inputs/cut.png", "must be a complete picture that Pillow can read"),
     ("--image ../inputs/text.mp4", "must be a complete picture that Pillow can read"),
+    (f"--outdir new/{'a' * 300}/b", "no name of a folder may have more than 255 bytes there"),
+    (f"--prompt_enhancer_model {'a' * 5000} --prompt_enhancer", "is neither a folder nor the name of a model"),
     ("--outdir ../inputs/wide.png", "must be a folder or a place for one"),
     ("--outdir ../inputs/wide.png/deep/er", "must be a folder or a place for one"),
 ]
@@ -357,6 +397,33 @@ REFUSED_EXTENSIONS = [
     ("--video_path ../inputs/text.mp4", "--video_path ../inputs/text.mp4", "must be a complete video"),
     ("--video_path ../inputs", "--video_path ../inputs", "must be a file, not a folder"),
 ]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("none.png", "cannot be downloaded (HTTP Error 404: File not found)"),
+        ("cut.png", "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...), but: "),
+        ("text.mp4", "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"),
+        ("wide.mp4", "must be a picture of at most 0 MB"),
+    ],
+)
+def test_bad_address(parse, name, legal, folder, address, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    if name == "wide.mp4":
+        monkeypatch.setattr(video_io, "DOWNLOAD_BYTES", 100)
+    line = refusal(parse, ["--image", f"{address}/{name}"], capsys)
+    assert line.startswith(f"--image {address}/{name}: {legal}")
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_an_address_that_nobody_answers(folder, monkeypatch, capsys):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.png"
+        check_refused(cli.parse_generate, ["--image", url], f"--image {url}", "cannot be downloaded (", folder, capsys)
 
 
 def check_refused(parse, argv, named, legal, folder, capsys):

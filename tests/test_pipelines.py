@@ -289,6 +289,13 @@ class TestWindows:
         assert len(frames) == 48
         assert np.array_equal(frames[:20], prefix)
 
+    def test_an_extension_adds_what_one_window_adds(self):
+        prefix = np.stack([np.asarray(picture(i, 32, 48)) for i in range(10)])
+        settings = {name: value for name, value in SMALL.items() if name != "num_frames"}
+        settings |= {"base_num_frames": 21, "overlap_history": 9}
+        (frames,) = forcing().extend_video(**settings, **embeds(), prefix_video_path=prefix)
+        assert len(frames) == 10 + 12
+
     def test_an_extension_goes_on_from_the_newest_frames(self):
         prefix = np.stack([np.asarray(picture(i, 32, 48)) for i in range(20)])
         calls = recorded(num_frames=16, base_num_frames=25, overlap_history=9, prefix_video=prefix)

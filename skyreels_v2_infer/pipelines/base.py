@@ -51,7 +51,7 @@ class VideoPipeline:
     Args:
         model_path: folder or hub id with all parts.
         dit_path: folder or hub id of the transformer, if it is another.
-        device: None: a GPU if there is one, else the CPU.
+        device: None: CUDA if there is such a GPU, else the CPU.
         weight_dtype: of the transformer and the encoders; None: float32 on the CPU, else bfloat16. The VAE is float32.
         use_usp: share the work with the other ranks of torch.distributed's default group, which has to be there.
         offload: keep weights in the host's memory, and on the device only what computes now.

@@ -42,7 +42,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         end_image=None,
         height: int = 480,
         width: int = 832,
-        num_frames: int = 97,
+        num_frames: int | None = None,
         num_inference_steps: int = 50,
         shift: float = 1.0,
         guidance_scale: float = 5.0,
@@ -71,7 +71,8 @@ class DiffusionForcingPipeline(VideoPipeline):
             image: PIL image or uint8 ``[H, W, 3]`` that the video begins with.
             end_image: the same, that the video runs towards; it is not itself a frame of the video.
             height, width: in pixels, multiples of 16; images and videos are scaled to cover and cropped at the centre.
-            num_frames: 4n+1; with a prefix, the frames to add to it, a multiple of 4.
+            num_frames: 4n+1, None: 97; with a prefix, the frames to add to it, a multiple of 4, None: what one window
+                adds.
             num_inference_steps: steps of every frame, at least 1.
             shift: above 0; higher spends more steps at high noise.
             guidance_scale: 1 is no guidance, and half the work.
@@ -98,6 +99,8 @@ class DiffusionForcingPipeline(VideoPipeline):
             ValueError: names the argument, its value and the nearest legal values.
         """
         check_size(height, width)
+        if num_frames is None:
+            num_frames = 97 if prefix_video is None else base_num_frames - (overlap_history or 0)
         if not 0 <= addnoise_condition < 1000:
             raise ValueError(f"addnoise_condition {addnoise_condition}: must be from 0 to below 1000")
         if causal_block_size is None:

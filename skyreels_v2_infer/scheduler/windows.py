@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from skyreels_v2_infer.errors import InputError
 
 TEMPORAL_STRIDE = 4  # frames in a latent frame, but for the first
+USUAL_HISTORY = 17  # frames; the overlap that the published examples use
 
 
 def latent_length(frames: int) -> int:
@@ -95,24 +96,37 @@ def check_lengths(
     if overlap_history is not None:
         _check_whole("overlap_history", overlap_history)
         if base_num_frames is not None and overlap_history >= base_num_frames:
-            legal = f"must be below --base_num_frames {base_num_frames}, 17 is recommended"
+            legal = f"must be below --base_num_frames {base_num_frames}, {_advice(base_num_frames)}"
             raise InputError("overlap_history", overlap_history, legal)
     elif extends:
-        raise InputError("overlap_history", "not given", "needed to go on from a video, 17 is recommended")
+        legal = f"needed to go on from a video, {_advice(base_num_frames)}"
+        raise InputError("overlap_history", "not given", legal)
     if not extends:
         _check_whole("num_frames", num_frames)
     elif num_frames < TEMPORAL_STRIDE or num_frames % TEMPORAL_STRIDE:
         legal = f"frames added to a video come in fours, {_nearest(num_frames, TEMPORAL_STRIDE)}"
         raise InputError("num_frames", num_frames, legal)
     if overlap_history is None and base_num_frames is not None and num_frames > base_num_frames:
-        legal = f"needed for --num_frames {num_frames} above --base_num_frames {base_num_frames}, 17 is recommended"
-        raise InputError("overlap_history", "not given", legal)
+        above = f"--num_frames {num_frames} above --base_num_frames {base_num_frames}"
+        raise InputError("overlap_history", "not given", f"needed for {above}, {_advice(base_num_frames)}")
 
 
 def check_prefix(prefix_frames: int, overlap_history: int) -> None:
     """Raises an `InputError` if a video is shorter than the history that is wanted of it."""
     if prefix_frames < overlap_history:
         raise InputError("overlap_history", overlap_history, f"the video has only {prefix_frames} frames")
+
+
+def usual_history(base_num_frames: int | None) -> int | None:
+    """Frames of the past that suit windows of so many frames (any number, if None); None where there is no room."""
+    if base_num_frames is None:
+        return USUAL_HISTORY
+    return min(USUAL_HISTORY, base_num_frames - TEMPORAL_STRIDE) if base_num_frames > TEMPORAL_STRIDE else None
+
+
+def _advice(base_num_frames: int | None) -> str:
+    usual = usual_history(base_num_frames)
+    return "and --base_num_frames must then be at least 5" if usual is None else f"{usual} is recommended"
 
 
 def _check_whole(name: str, frames: int) -> None:
