@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer import embedded, video_io
@@ -80,6 +81,8 @@ def check_enhancer(args: argparse.Namespace) -> None:
     args.prompt_enhancer_model = model = model or ENHANCER_MODEL
     if not os.path.isdir(model) and not HUB_ID.fullmatch(model):
         raise InputError("prompt_enhancer_model", model, "is neither a folder nor the name of a model (owner/name)")
+    if args.prompt_enhancer and find_spec("accelerate") is None:
+        raise InputError("prompt_enhancer", None, "needs accelerate: pip install accelerate")
 
 
 def check_sizes(args: argparse.Namespace) -> None:
@@ -189,7 +192,7 @@ def check_outdir(outdir: Path) -> None:
         raise InputError("outdir", outdir, f"must be a folder or a place for one, but {existing} is none")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError("outdir", outdir, f"must be writable, but {existing} is not")
-    longest = os.pathconf(existing, "PC_NAME_MAX")
+    longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255  # not on Windows
     for name in Path(os.path.abspath(outdir)).relative_to(existing).parts:
         if len(os.fsencode(name)) > longest:
             raise InputError("outdir", outdir, f"no name of a folder may have more than {longest} bytes there")

@@ -467,7 +467,7 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         "--dtype",
         metavar="{float32,bfloat16,float16}",
         type=one_of("float32", "bfloat16", "float16"),
-        help="number format of the weights (default: float32 on cpu, bfloat16 on a GPU)",
+        help="number format of the weights (default: float32 on cpu, bfloat16 on a GPU, float16 before Ampere)",
     )
     group.add_argument(
         "--offload",

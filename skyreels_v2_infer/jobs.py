@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
-from skyreels_v2_infer.checkpoint import Checkpoint, check_files, read_transformer_config
+from skyreels_v2_infer.checkpoint import Checkpoint, check_files, local_folder, read_transformer_config
 from skyreels_v2_infer.cli import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.layout import Layout
@@ -49,6 +49,8 @@ def open_checkpoint(settings: GenerateSettings, team: Team) -> Checkpoint:
         check_kind(settings, config)
         layout = choose_sharing(settings, team.size, config)  # before gigabytes are fetched
         check_layout(settings, layout)
+        if local_folder(settings.model_id) is None:
+            placed(settings)
         checkpoint = Checkpoint.open(settings.model_id)
     if not team.rank:
         check_files(checkpoint)
@@ -75,12 +77,16 @@ def settle(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettin
     Raises:
         InputError: for what this machine or this model cannot do, before weights are loaded.
     """
-    settings = with_coefficients(settings, checkpoint)
-    from skyreels_v2_infer.runtime import Placement
+    return placed(with_coefficients(settings, checkpoint))
+
+
+def placed(settings: GenerateSettings) -> GenerateSettings:
+    """The settings with device and precision chosen, or an `InputError` for what this machine cannot do."""
+    from skyreels_v2_infer.runtime import Placement, check_offload
 
     place = Placement.choose(settings.device, settings.dtype)
-    if settings.offload and place.device.type != "cpu" and find_spec("diffusers") is None:
-        raise InputError("offload", None, "needs diffusers: pip install diffusers accelerate")
+    if settings.offload:
+        check_offload(place.device)
     return replace(settings, device=str(place.device), dtype=str(place.dtype).removeprefix("torch."))
 
 
@@ -92,13 +98,20 @@ def load(pipeline_class: str, job: Job):
     cache = choose_cache(checkpoint, settings)
     layout = choose_sharing(settings, job.team.size, checkpoint.transformer_config)
     from skyreels_v2_infer import pipelines
-    from skyreels_v2_infer.runtime import Placement
+
+    check_layout(settings, layout)  # now that device and precision are chosen
+    from skyreels_v2_infer.runtime import Placement, has_bfloat16
 
     place = Placement.choose(settings.device, settings.dtype)
     if place.device.type == "cuda":
         import torch
 
-        torch.cuda.set_device(place.device)  # new streams, and what is said of memory, are of the current GPU
+        if place.device.index is not None:  # else it is the current one
+            torch.cuda.set_device(place.device)  # new streams, and what is said of memory, are of the current GPU
+        if layout.ring > 1 and not has_bfloat16(place.device):
+            raise InputError("use_usp", None, "a ring needs GPUs of compute capability 8.0 or above; try --offload")
+        if place.dtype == torch.bfloat16 and not has_bfloat16(place.device):
+            say("--dtype bfloat16: this GPU has no fast attention in it, only one that takes much memory; try float16")
     began = time.perf_counter()
     # Gone again when it is done: a checkpoint that does not fit is refused in one line.
     with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=silent()):

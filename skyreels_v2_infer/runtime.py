@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from skyreels_v2_infer.errors import InputError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OFFLOAD_DIFFUSERS = "0.41"  # up to 0.36 a layer that runs before the first forward never comes to the device again
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Placement:
 
     @classmethod
     def choose(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "Placement":
-        """Fills in what is None: CUDA if there is such a GPU, else the CPU; float32 on a CPU, bfloat16 elsewhere."""
+        """Fills in what is None: CUDA if there is such a GPU, else the CPU; and the device's `usual_dtype`."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -32,8 +34,41 @@ class Placement:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise InputError("device", device, f"cannot be used on this machine ({first_line(error, 120)})") from None
         if dtype is None:
-            dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
+            dtype = usual_dtype(chosen)
         return cls(chosen, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+
+
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU; elsewhere bfloat16, or float16 on GPUs that are too old for it."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float16
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether attention in bfloat16 has a kernel that needs no memory for all pairs of tokens.
+
+    On CUDA that is from compute capability 8.0 on; `torch.cuda.is_bf16_supported` counts emulation as well.
+    """
+    if device.type != "cuda" or torch.version.hip:
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def check_offload(device: torch.device) -> None:
+    """Raises an `InputError` if `Offload` lacks what it needs on a device: on a CPU nothing."""
+    from packaging.version import Version
+
+    if device.type == "cpu":
+        return
+    try:
+        version("accelerate")  # which diffusers does not ask for, but its hooks call
+        fits = Version(version("diffusers")) >= Version(OFFLOAD_DIFFUSERS)
+    except PackageNotFoundError:
+        fits = False
+    if not fits:
+        need = f"needs accelerate and diffusers {OFFLOAD_DIFFUSERS} or later"
+        raise InputError("offload", None, f"{need}: pip install -U diffusers accelerate")
 
 
 class Offload:
@@ -75,8 +110,9 @@ class Offload:
         """From now on the model's forward has one block on the device at a time, and the next one on its way.
 
         Raises:
-            ImportError: diffusers, which does it, is not installed.
+            InputError: diffusers, which does it, or what it needs is not installed.
         """
+        check_offload(self.device)
         if self.device.type == "cpu":
             return
         from diffusers.hooks import apply_group_offloading

@@ -1,6 +1,8 @@
 """Offloading: what computes is at work, nothing else is, and the video is the same."""
 
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +12,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, jobs
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, jobs, runtime
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.cli import parse_generate
+from skyreels_v2_infer.distributed.layout import Layout
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.runtime import Offload, Placement
+from skyreels_v2_infer.runtime import Offload, Placement, usual_dtype
 
+OLD = {"diffusers": "0.36.0", "accelerate": "1.0"}
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
 SIZE = {"height": 32, "width": 32, "num_inference_steps": 2, "seed": 1, "output_type": "pt"}
 LONG = SIZE | {"num_frames": 9, "base_num_frames": 5, "overlap_history": 1, "ar_step": 0, "image": PICTURE}
@@ -90,11 +94,20 @@ def test_on_a_cpu_nothing_changes(checkpoints):
     assert torch.equal(plain(prompt="a swan", **LONG), offloaded(prompt="a swan", **LONG))
 
 
-def test_without_the_library_it_is_refused_before_weights_are_loaded(monkeypatch):
-    asked = SimpleNamespace(offload=True, device="meta", dtype=None, teacache=False)  # neither a CPU nor a GPU here
-    monkeypatch.setattr(jobs, "find_spec", {"diffusers": None}.__getitem__)
-    with pytest.raises(InputError, match="--offload: needs diffusers: pip install diffusers accelerate"):
+@pytest.mark.parametrize("installed", [{"diffusers": "0.42.1"}, {"accelerate": "1.0"}, OLD])
+def test_without_the_library_it_is_refused_before_weights_are_loaded(monkeypatch, installed):
+    def version(name):
+        if name not in installed:
+            raise PackageNotFoundError
+        return installed[name]
+
+    monkeypatch.setattr(runtime, "version", version)
+    asked = replace(parse_generate(["--offload"]), device="meta")  # neither a CPU nor a GPU here
+    with pytest.raises(InputError, match=r"--offload: needs accelerate and diffusers 0\.41 or later: pip install -U"):
         jobs.settle(asked, SimpleNamespace(transformer_config={}))
+    with pytest.raises(InputError, match="needs accelerate"):
+        Offload(torch.device("meta")).by_blocks(nn.Linear(1, 1))
+    assert jobs.settle(replace(asked, device="cpu"), SimpleNamespace(transformer_config={})).dtype == "float32"
 
 
 def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):
@@ -195,17 +208,68 @@ def test_a_gpu_copies_beside_and_has_no_more_blocks_than_it_computes(monkeypatch
     assert (asked["offload_type"], asked["num_blocks_per_group"]) == ("block_level", 1)
 
 
-def test_the_gpu_that_is_asked_for_is_the_current_one(checkpoints, monkeypatch):
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [("current", 1)]), ("cuda", [])])
+def test_the_gpu_that_is_asked_for_is_the_current_one(checkpoints, monkeypatch, name, current):
     """New streams, and what is said of memory, are of the current one."""
-    gpu, seen = torch.device("cuda:1"), []
+    gpu, seen = torch.device(name), []
     monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(gpu, torch.float32))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(("current", device)))
+    # As the real one takes devices: it raises for one without a number.
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: seen.append(("current", torch.cuda._utils._get_device_index(device)))
+    )
     monkeypatch.setattr(Text2VideoPipeline, "__init__", lambda *given, device, **other: seen.append(("load", device)))
-    settings = parse_generate(["--model_id", str(checkpoints / "df"), "--prompt", "a swan", "--device", "cuda:1"])
+    settings = parse_generate(["--model_id", str(checkpoints / "df"), "--prompt", "a swan", "--device", name])
     job = jobs.Job(settings, Team(), lambda: None, Checkpoint.open(checkpoints / "df"))
     with pytest.raises(AttributeError):  # what was not loaded has no transformer
         jobs.load("Text2VideoPipeline", job)
-    assert seen == [("current", gpu), ("load", gpu)]
+    assert seen == [*current, ("load", gpu)]
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype"),
+    [("cpu", None, "float32"), ("cuda", (7, 5), "float16"), ("cuda:1", (8, 0), "bfloat16"), ("mps", None, "bfloat16")],
+)
+def test_the_usual_precision_is_one_that_the_device_is_made_for(monkeypatch, device, capability, dtype):
+    """Before Ampere attention in bfloat16 is done by way of all pairs of tokens in float32, which no memory holds."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert usual_dtype(torch.device(device)) == getattr(torch, dtype)
+
+
+def ring(checkpoints, monkeypatch, dtype: torch.dtype, capability: tuple[int, int]) -> None:
+    """Loads for a ring of three GPUs, up to the weights."""
+    monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(torch.device("cuda:0"), dtype))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(jobs, "choose_sharing", lambda *asked: Layout(1, 1, 3))
+    settings = parse_generate(["--model_id", str(checkpoints / "df"), "--device", "cuda"])
+    settings = replace(settings, dtype=str(dtype).removeprefix("torch."))
+    jobs.load("Text2VideoPipeline", jobs.Job(settings, Team(), lambda: None, Checkpoint.open(checkpoints / "df")))
+
+
+def test_a_ring_that_has_no_kernel_is_refused_before_weights_are_loaded(checkpoints, monkeypatch):
+    """The precision may come from the run that is resumed, and what a GPU is made for is known late."""
+    monkeypatch.setattr(Text2VideoPipeline, "__init__", lambda *given, **other: pytest.fail("weights are loaded"))
+    with pytest.raises(InputError, match="--dtype float32: a ring of GPUs needs bfloat16 or float16"):
+        ring(checkpoints, monkeypatch, torch.float32, (9, 0))
+    with pytest.raises(InputError, match=r"--use_usp: a ring needs GPUs of compute capability 8\.0 or above"):
+        ring(checkpoints, monkeypatch, torch.float16, (7, 5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"), [(["--device", "cuda"], "--device cuda: cannot be used"), (["--offload"], "--offload: needs")]
+)
+def test_what_this_machine_cannot_do_is_refused_before_a_download(checkpoints, monkeypatch, flags, named):
+    asked = []
+    stub = lambda *_, allow_patterns: asked.append(allow_patterns) or str(checkpoints / "df")  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.snapshot_download", stub)
+    if flags == ["--offload"]:
+        monkeypatch.setattr(runtime, "version", lambda name: OLD[name])
+        monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(torch.device("cuda"), torch.float32))
+    elif torch.cuda.is_available():
+        pytest.skip("it can, here")
+    with pytest.raises(InputError, match=named):
+        jobs.open_checkpoint(parse_generate(["--model_id", "owner/name", *flags]), Team())
+    assert [name for names in asked for name in names if not name.endswith(".json")] == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
