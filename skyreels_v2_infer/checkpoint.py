@@ -12,6 +12,7 @@ import os
 import re
 import zipfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError, first_line
@@ -131,9 +132,8 @@ class Checkpoint:
 
 def layout_of(folder: Path) -> str:
     """``"diffusers"`` if a folder holds (or is) parts of that layout, else ``"original"``."""
-    if (folder / "model_index.json").is_file() or (folder / "transformer").is_dir() or own_class(folder):
-        return "diffusers"
-    return "original"
+    parts = any((folder / name).is_dir() for name in ("transformer", "vae"))
+    return "diffusers" if parts or (folder / "model_index.json").is_file() or own_class(folder) else "original"
 
 
 def own_class(folder: Path) -> str | None:
@@ -319,11 +319,27 @@ def check_files(checkpoint: Checkpoint) -> None:
         InputError: names the first such file, and for safetensors the size that it has and the size it should have.
     """
     for name, part in checkpoint.parts.items():
-        for file in part.files if name != "tokenizer" else ():
+        if name == "tokenizer":
+            check_tokenizer(part.files[0], checkpoint.model_id)
+            continue
+        for file in part.files:
             if file.suffix == ".safetensors":
                 read_header(file, checkpoint.model_id)
             else:
                 check_archive(file, checkpoint.model_id)
+
+
+def check_tokenizer(folder: Path, model_id: object) -> None:
+    """A tokenizer.json is read as json; without one, there has to be a package that reads the other kind of file."""
+    whole, pieces = (folder / name for name in TOKENIZER_FILES)
+    if whole.is_file():
+        refuse_pointer(whole, model_id)
+        read_json(whole, f"{folder.name}/{whole.name}", model_id)
+        return
+    refuse_pointer(pieces, model_id)
+    if find_spec("sentencepiece") is None:
+        need = f"{folder.name}/ has no {whole.name}, and {pieces.name} needs sentencepiece"
+        raise refusal(model_id, f"{need}: pip install sentencepiece protobuf")
 
 
 def read_header(file: Path, model_id: object) -> dict[str, tuple[tuple[int, ...], int]]:

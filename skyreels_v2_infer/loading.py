@@ -259,19 +259,19 @@ def get_text_encoder(
             weights.drop([r"^encoder\.embed_tokens\.weight$"])
     else:
         weights = Weights(part, model_id, key_tables.ORIGINAL_TEXT_ENCODER)
-    model = empty(text_encoder, part, weights, "text encoder")
-    # Beyond 65504, where float16 ends: transformers keeps this layer in float32 as well, and its forward expects it.
-    wide = re.compile(r"DenseReluDense\.wo\.") if weight_dtype is torch.float16 else None
-    load_into(model, weights, "text encoder", device, weight_dtype, wide)
     folder = checkpoint.parts["tokenizer"].files[0]
     try:
         tokenizer = text_encoder.load_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare Exception
         hint = "" if (folder / "tokenizer.json").is_file() else "; without tokenizer.json it needs sentencepiece"
         raise refusal(model_id, f"the tokenizer in {folder.name}/ cannot be read: {first_line(error)}{hint}") from error
+    model = empty(text_encoder, part, weights, "text encoder")
     if len(tokenizer) > model.config.vocab_size:
         words = f"{len(tokenizer)} words, the text encoder {model.config.vocab_size}"
         raise refusal(model_id, f"the tokenizer belongs to another text encoder: it has {words}")
+    # Beyond 65504, where float16 ends: transformers keeps this layer in float32 as well, and its forward expects it.
+    wide = re.compile(r"DenseReluDense\.wo\.") if weight_dtype is torch.float16 else None
+    load_into(model, weights, "text encoder", device, weight_dtype, wide)
     return TextEncoder(model, tokenizer).eval()
 
 

@@ -117,16 +117,26 @@ def transformer_config(task: str, dim=DIM, ffn_dim=FFN_DIM, heads=HEADS, layers=
 
 
 def vocabulary() -> list[tuple[str, float]]:
-    """Pieces of a unigram tokenizer with their log probabilities; as in umT5, 0 pads, 1 ends and 2 is unknown."""
+    """Pieces of a unigram tokenizer with their log probabilities; as in umT5, 0 pads, 1 ends and 3 is unknown."""
     words = ["▁a", "▁the", "▁of", "▁in", "▁and", "▁on", "▁swan", "▁cat", "▁water", "ing", "er", "ed"]
     letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'-éß"
-    return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((w, -3.0) for w in words), *((c, -5.0) for c in letters)]
+    first = [("<pad>", 0.0), ("</s>", 0.0), ("<s>", 0.0), ("<unk>", 0.0)]
+    return [*first, *((w, -3.0) for w in words), *((c, -5.0) for c in letters)]
 
 
 def write_tokenizer(folder: Path) -> None:
-    from transformers import T5Tokenizer
+    """As umT5's files are: a tokenizer.json that is complete, and a class that would build another one of it."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-    T5Tokenizer(vocab=vocabulary(), extra_ids=0).save_pretrained(folder)
+    tokenizer = Tokenizer(models.Unigram(vocabulary(), unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name, _ in vocabulary()[:4]])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "additional_special_tokens": [], **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def write_original(
@@ -285,7 +295,7 @@ def transformers_image_encoder(seed: int = 0, projection: bool = False):
 def write_diffusers(folder: str | Path, task: str = "t2v", seed: int = 0) -> Path:
     """Write the checkpoint of ``write_original(task, seed)`` in diffusers layout, through diffusers' own pipeline."""
     import diffusers
-    from transformers import AutoTokenizer, CLIPImageProcessor
+    from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
     folder = Path(folder)
     write_tokenizer(folder / "tokenizer")
@@ -293,7 +303,7 @@ def write_diffusers(folder: str | Path, task: str = "t2v", seed: int = 0) -> Pat
         "transformer": diffusers_transformer(task, seed),
         "vae": diffusers_vae(seed),
         "text_encoder": transformers_text_encoder(seed),
-        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
         "scheduler": diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
         ),

@@ -8,6 +8,7 @@ import pytest
 import small_checkpoints as small
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_text_encoder
@@ -77,6 +78,16 @@ def test_computes_the_tokens_of_the_longest_prompt_only(encoder):
     hook.remove()
     longest = len(encoder.tokenizer(SENTENCE).input_ids)
     assert seen == [(2, longest)] and longest < 64
+
+
+@pytest.mark.parametrize("prompt", ["a cat 🦊", "天", "a cat </s> swan", "a ▁ cat", "a swan"])
+def test_tokens_are_those_of_the_file(encoders, folders, prompt):
+    """Also where a letter is unknown, which is 3 in umT5 and 2 in the class that its configuration names."""
+    places = {"original": "google/umt5-xxl", "diffusers": "tokenizer"}
+    for layout, encoder in encoders.items():
+        file = Tokenizer.from_file(str(folders[layout] / places[layout] / "tokenizer.json"))
+        assert encoder.tokenizer(prompt).input_ids == file.encode(prompt).ids
+    assert not {"🦊", "天"} & set(prompt) or 3 in encoders["original"].tokenizer(prompt).input_ids
 
 
 def test_a_prompt_does_not_depend_on_its_batch(encoder):

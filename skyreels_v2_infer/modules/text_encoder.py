@@ -17,7 +17,7 @@ class TextEncoder(nn.Module):
 
     Args:
         model: a `UMT5EncoderModel`.
-        tokenizer: what `AutoTokenizer` makes of the tokenizer's folder.
+        tokenizer: what `load_tokenizer` makes of the tokenizer's folder.
     """
 
     def __init__(self, model: nn.Module, tokenizer):
@@ -100,6 +100,12 @@ def empty_model(config: dict) -> nn.Module:
 
 
 def load_tokenizer(folder: Path):
-    from transformers import AutoTokenizer
+    """The tokenizer as its own tokenizer.json has it, where there is one.
 
+    transformers 5 would make a T5 tokenizer of its pieces alone, with 2 for what is unknown; in umT5 that is 3.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
