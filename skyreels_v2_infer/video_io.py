@@ -307,6 +307,20 @@ def _open_image(path: Path | str, name: str) -> Image.Image:
         if not isinstance(error, Image.UnidentifiedImageError):
             legal += f", but: {_one_line(error)}"
         raise InputError(name, path, legal) from None
+    return in_rgb(image)
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """A picture as viewers show it: upright as its EXIF tag says, in RGB, white where it is transparent."""
+    from PIL import ImageOps
+
+    return in_rgb(ImageOps.exif_transpose(image))
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, on white where it is transparent."""
+    from PIL import Image
+
     if image.mode.startswith("I;16"):
         # convert alone would clip
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")

@@ -13,6 +13,7 @@ from peers import PeerScheduler, apart, small_model, small_vae
 from PIL import Image
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
+from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.pipelines import resizecrop
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
@@ -24,6 +25,7 @@ RUN = 1e-3  # relative, of the latents at the end of a whole run
 SHIFT, STEPS, HEIGHT, WIDTH = 5.0, 6, 48, 64
 
 
+BRIEF = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1, "seed": 0, "output_type": "latent"}
 CHECKPOINTS = tempfile.TemporaryDirectory()  # removed when the process ends
 
 
@@ -36,6 +38,17 @@ def folder(task: str) -> Path:
 def ours(task: str):
     kind = {"t2v": Text2VideoPipeline, "df": DiffusionForcingPipeline, "i2v": Image2VideoPipeline}[task]
     return kind(str(folder(task)), dit_path=str(folder(task)), device="cpu", weight_dtype=torch.float32)
+
+
+def test_with_another_transformer_the_folder_needs_none(tmp_path):
+    """As the published classes take their paths: the one for the VAE and the encoders, the other for the DiT."""
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / part).symlink_to(folder("df") / part)
+    pipeline = DiffusionForcingPipeline(tmp_path, dit_path=folder("df") / "transformer", device="cpu")
+    made = pipeline(prompt="a swan", **BRIEF)
+    assert torch.equal(made, ours("df")(prompt="a swan", **BRIEF))
+    with pytest.raises(InputError, match="lacks the image encoder"):
+        Image2VideoPipeline(tmp_path, dit_path=folder("i2v") / "transformer", device="cpu")
 
 
 def theirs(kind, task: str):

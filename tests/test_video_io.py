@@ -15,6 +15,7 @@ from PIL import Image
 
 from skyreels_v2_infer import video_io
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.pipelines.conditioning import as_picture
 
 FPS = 24
 
@@ -101,6 +102,8 @@ def test_exif_orientation_is_applied(tmp_path, orientation, stored):
     Image.fromarray(np.ascontiguousarray(stored(upright))).save(tmp_path / "a.png", exif=exif)
     assert video_io.image_size(tmp_path / "a.png") == (96, 64)
     np.testing.assert_array_equal(video_io.read_image(tmp_path / "a.png", 96, 64), upright)
+    with Image.open(tmp_path / "a.png") as opened:
+        np.testing.assert_array_equal(as_picture(opened), upright)  # which a pipeline is given from Python
 
 
 def test_transparent_grey_palette_and_16_bit_pictures_become_rgb(tmp_path):
@@ -112,6 +115,8 @@ def test_transparent_grey_palette_and_16_bit_pictures_become_rgb(tmp_path):
     for name, color in want.items():
         got = video_io.read_image(tmp_path / f"{name}.png", 16, 16)
         assert np.abs(got.astype(int) - color).max() <= 1, name
+        with Image.open(tmp_path / f"{name}.png") as opened:
+            assert np.array_equal(np.asarray(as_picture(opened))[:16, :16], got), name
 
 
 def broken_pictures(folder: Path) -> list[Path]:

@@ -50,7 +50,7 @@ class VideoPipeline:
 
     Args:
         model_path: folder or hub id with all parts.
-        dit_path: folder or hub id of the transformer, if it is another.
+        dit_path: folder or hub id of the transformer, if it is another; `model_path` needs none then.
         device: None: CUDA if there is such a GPU, else the CPU.
         weight_dtype: of the transformer and the encoders; None: float32 on the CPU, else bfloat16. The VAE is float32.
         use_usp: share the work with the other ranks of torch.distributed's default group, which has to be there.
@@ -72,13 +72,16 @@ class VideoPipeline:
     def __init__(
         self, model_path, dit_path=None, device=None, weight_dtype=None, use_usp: bool = False, offload: bool = False
     ):
-        from skyreels_v2_infer.checkpoint import Checkpoint
+        from skyreels_v2_infer.checkpoint import PARTS, Checkpoint
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
 
         place = Placement.choose(device, weight_dtype)
         home = torch.device("cpu") if offload else place.device
-        checkpoint = Checkpoint.open(model_path)
-        dit = checkpoint if dit_path in (None, model_path) else Checkpoint.open(dit_path, ("transformer",))
+        if dit_path in (None, model_path):
+            checkpoint = dit = Checkpoint.open(model_path)
+        else:
+            others = [p for p in PARTS if p != "transformer" and (p != "image_encoder" or self.takes_image_channels)]
+            checkpoint, dit = Checkpoint.open(model_path, tuple(others)), Checkpoint.open(dit_path, ("transformer",))
         if dit.is_image_to_video != self.takes_image_channels:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
         self._set_parts(

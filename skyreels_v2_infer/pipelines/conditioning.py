@@ -13,7 +13,7 @@ from PIL import Image
 
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
-from skyreels_v2_infer.video_io import fit, read_video
+from skyreels_v2_infer.video_io import as_shown, fit, read_video
 
 
 def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -38,9 +38,9 @@ def image_video(image, height: int, width: int, device: torch.device) -> torch.T
 
 
 def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    """A PIL image in RGB of a PIL image or of uint8 ``[H, W, 3]``."""
+    """A PIL image in RGB, as it is shown, of a PIL image or of uint8 ``[H, W, 3]``."""
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return as_shown(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"image: must be a PIL image or uint8 [H, W, 3], not {what}")
