@@ -277,7 +277,8 @@ def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
     The configuration comes first and decides what else is needed. Progress and resuming are huggingface_hub's.
 
     Raises:
-        InputError: no such folder; or the download failed, and why.
+        InputError: no such folder or model.
+        OSError: the download failed, and why; another try goes on with it.
     """
     folder = local_folder(model_id)
     if folder is None:
@@ -306,7 +307,7 @@ def fetch(model_id: str, patterns: list[str]) -> Path:
         reason = "no such folder, and the Hugging Face hub cannot be reached"
         raise refusal(model_id, f"{reason} ({first_line(error)})") from error
     except Exception as error:  # networks and disks fail in many ways: the user needs the reason, not our stack
-        raise refusal(model_id, f"cannot be downloaded: {first_line(error)}") from error
+        raise OSError(f"--model_id {model_id} cannot be downloaded: {first_line(error)}") from error
 
 
 # --------------------------------------------------------------------------------------------------- whole or not

@@ -186,6 +186,8 @@ def size_of(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[i
 
 def check_outdir(outdir: Path) -> None:
     existing = os.path.abspath(outdir)
+    if set(existing) & set("\r\n"):
+        raise InputError("outdir", outdir, "must have no line break in its path, which ffmpeg would not find")
     while not os.path.lexists(existing) and existing != os.path.dirname(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):

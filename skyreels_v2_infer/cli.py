@@ -36,8 +36,13 @@ GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
 # Flags that are given beside --replay, and what they take the place of in the video's settings.
+_CHOSEN = ("teacache_coefficients",)  # for the model and the size that a video had
 INSTEAD = {
-    "--resolution": ("height", "width"),
+    "--model_id": _CHOSEN,
+    "--use_ret_steps": _CHOSEN,
+    "--height": _CHOSEN,
+    "--width": _CHOSEN,
+    "--resolution": ("height", "width", *_CHOSEN),
     "--prompt": ("story",),
     "--story": ("prompt",),
     "--image": ("video_path",),

@@ -119,7 +119,7 @@ def describe(settings: GenerateSettings) -> dict:
         "output": str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
     }
     if config is None:
-        return about | dict.fromkeys(("tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
+        return about | dict.fromkeys(("dtype", "tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
     check_kind(settings, config)
     choose_sharing(settings, Launch.from_environment().size, config)
     if settings.teacache and not settings.teacache_coefficients:
@@ -133,11 +133,12 @@ def describe(settings: GenerateSettings) -> dict:
         settings.width,
         guided=guided,
         weight_bytes=WEIGHT_BYTES[dtype],
-        offload=settings.offload,
+        offload=settings.offload and settings.device != "cpu",
         block_frames=settings.causal_block_size if forcing and settings.causal_attention else None,
     )
     tokens = cost.frame_tokens(settings.height, settings.width)
     return about | {
+        "dtype": dtype,
         "tokens": spent.tokens,
         "pflop": spent.pflop,
         "weights_gib": spent.weights_gib,
@@ -176,7 +177,7 @@ def table(about: dict) -> str:
         gpus = ", ".join(str(count) for count in about["gpus"] if count <= SHOWN_RANKS)
         lines.append(
             f"{total}, {about['pflop']:.3g} PFLOP; peak memory about {weights + activations:.3g} GiB "
-            f"(weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
+            f"in {about['dtype']} (weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
         )
     return "\n".join([*lines, f"-> {about['output']}"])
 

@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -250,7 +251,7 @@ class Journal:
         if run["keep"]:
             known |= {history_name(number) for number in range(len(journal.pieces))}
         for path in folder.iterdir():
-            if path.name not in known:
+            if path.name not in known and not path.is_dir():
                 path.unlink()
         return journal
 
@@ -272,7 +273,9 @@ class Journal:
     def discard(self) -> None:
         # What tells of the run goes last: until then a run that is taken up again knows that the video has its name.
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
-            if path.name != LOCK:
+            if path.is_dir():  # a file server's, say
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
                 path.unlink()
         os.close(self._lock)
         self._lock = None
@@ -380,7 +383,8 @@ class Journal:
                 extra.unlink(missing_ok=True)
             self.close()
         else:
-            self.discard()
+            with suppress(OSError):  # the video is there; what is left of the folder is tidied up by the next --resume
+                self.discard()
         return path
 
     @property

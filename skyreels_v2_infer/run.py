@@ -3,6 +3,7 @@
 What needs no weights is checked first, so that a wrong command ends within a second; torch is imported after that.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -27,7 +28,7 @@ from skyreels_v2_infer.files import fingerprint
 from skyreels_v2_infer.jobs import Job, choose_cache, generate, generate_df, open_checkpoint, settle, with_coefficients
 from skyreels_v2_infer.journal import Journal, digest_of
 from skyreels_v2_infer.manifest import Look
-from skyreels_v2_infer.video_io import output_stem
+from skyreels_v2_infer.video_io import check_ffmpeg, output_stem
 
 __all__ = ["generate", "generate_df", "main"]
 
@@ -105,6 +106,8 @@ def main(
         start: `generate` or `generate_df`.
         argv: arguments; None: the process's own.
     """
+    if sys.stderr is None:  # closed; tracebacks and libraries would write to stdout then
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     code = _run(prog, parse, start, argv)
     if code and Launch.from_environment().size > 1:
         # Ending properly would wait on a GPU for ranks that wait for this one.
@@ -157,6 +160,8 @@ def execute(
     run: Run, settings: GenerateSettings, team: Team, start: Callable[[Job], Iterator], check: Callable[[], None]
 ) -> Path | None:
     """Does the job -> the video's path; None on other ranks than the first."""
+    if not team.rank:
+        check_ffmpeg()  # not after the first window
     checkpoint = open_checkpoint(settings, team)
     identity = {"script": run.prog} | identity_of(settings, checkpoint)
     if settings.replay is not None:
@@ -302,16 +307,31 @@ def enhance(settings: GenerateSettings, team: Team) -> GenerateSettings:
 
 def tell(prog: str, result: Path | str) -> int:
     """Prints the result, names of files as they are; where it cannot be printed, a video is still there."""
+    line = f"{result}\n"
     try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
         sys.stdout.flush()
-        sys.stdout.buffer.write(os.fsencode(f"{result}\n"))
+        if hasattr(sys.stdout, "buffer"):
+            sys.stdout.buffer.write(as_bytes(line))
+        else:  # a notebook's
+            sys.stdout.write(line)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit
         complete = f", but the video is complete: {result}" if isinstance(result, Path) else ""
         say(f"{prog}: stdout cannot be written ({error.strerror}){complete}")
         return FAILED
     return DONE
+
+
+def as_bytes(line: str) -> bytes:
+    """Names of files as they are; what a prompt has beyond the locale's letters is written out."""
+    try:
+        return os.fsencode(line)
+    except UnicodeEncodeError:
+        return line.encode(sys.getfilesystemencoding(), "backslashreplace")
 
 
 def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | None:

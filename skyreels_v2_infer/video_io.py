@@ -68,7 +68,7 @@ def image_size(path: Path | str, name: str = "image") -> tuple[int, int]:
 def download_image(url: str, name: str = "image") -> Path:
     """The file with the picture at an address, in the user's cache, named by its content.
 
-    Raises InputError under the flag `name`: it cannot be had, or is no picture.
+    Raises InputError under the flag `name` if there is none or it is no picture; OSError if another try may help.
     """
     import hashlib
     from http.client import HTTPException
@@ -79,7 +79,10 @@ def download_image(url: str, name: str = "image") -> Path:
         with urlopen(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
-        raise InputError(name, url, f"cannot be downloaded ({first_line(error)})") from None
+        reason = f"cannot be downloaded ({first_line(error)})"
+        if isinstance(error, ValueError) or 400 <= getattr(error, "code", 0) < 500:
+            raise InputError(name, url, reason) from None
+        raise OSError(f"--{name} {url}: {reason}") from None
     if len(content) > DOWNLOAD_BYTES:
         raise InputError(name, url, f"must be a picture of at most {DOWNLOAD_BYTES >> 20} MB")
     path = folder / hashlib.sha256(content).hexdigest()[:32]
@@ -92,7 +95,7 @@ def download_image(url: str, name: str = "image") -> Path:
     except InputError as error:
         raise InputError(name, url, error.legal) from None
     except OSError as error:
-        raise InputError(name, url, f"cannot be kept in {folder} ({first_line(error)})") from None
+        raise OSError(f"--{name} {url}: cannot be kept in {folder} ({first_line(error)})") from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -373,6 +376,14 @@ def _to_its_end(work: Callable[[], object]) -> None:
 
     with ThreadPoolExecutor(1) as other:  # handlers run in the main thread
         other.submit(work).result()
+
+
+def check_ffmpeg() -> None:
+    """Raises OSError if ffmpeg cannot be started, or has nowhere to put what it says."""
+    with tempfile.TemporaryFile() as log:
+        ffmpeg = _start_ffmpeg(["-version"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
+        if ffmpeg.wait() != 0:
+            raise OSError(f"ffmpeg cannot be used: {_last_words(ffmpeg, log)}")
 
 
 def _start_ffmpeg(arguments: list[str], **pipes) -> subprocess.Popen:

@@ -37,7 +37,7 @@ def test_the_table(tmp_path):
         f"1        0-96      97    -         25        30     {PROMPT}",
         '2        97-176    80    17        25        30     "',
         '3        177-256   80    17        25        30     "',
-        "90 rows, 180 forwards, 607 PFLOP; peak memory about 47.2 GiB (weights 37.7, activations 9.5); "
+        "90 rows, 180 forwards, 607 PFLOP; peak memory about 47.2 GiB in bfloat16 (weights 37.7, activations 9.5); "
         "GPUs 1, 2, 3, 4, 5, 6, 8",
         "-> video_out/a-graceful-white-swan-with-a-curved-neck_42.mp4",
     ]
@@ -85,6 +85,14 @@ def test_images_and_ends_are_shown(tmp_path):
     about = dry_run.describe(cli.parse_diffusion_forcing([*map(str, argv)]))
     assert dry_run.table(about).splitlines()[2].split()[:6] == ["1", "0-24", "25", "image", "7+end", "30"]
     assert about["windows"][0]["latents"] == 8
+
+
+def test_what_a_cpu_does_not_offload_is_there():
+    def weights(*flags):
+        return dry_run.describe(cli.parse_generate(["--model_id", DF_14B, *flags]))["weights_gib"]
+
+    assert weights("--device", "cpu", "--offload") == weights("--device", "cpu") > weights() > weights("--offload")
+    assert dry_run.describe(cli.parse_generate(["--model_id", DF_14B, "--device", "cpu"]))["dtype"] == "float32"
 
 
 # Arithmetic and memory

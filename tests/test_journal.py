@@ -421,6 +421,34 @@ def test_what_was_being_written_is_removed(begun, tmp_path):
     )
 
 
+def test_what_a_file_server_puts_into_the_folder_is_in_nobody_s_way(tmp_path):
+    made = begin(tmp_path)
+    add_piece(made, 5, 0)
+    (made.folder / "@eaDir").mkdir()
+    (made.folder / "@eaDir" / "index").touch()
+    made.close()
+    found = resume(tmp_path)
+    add_piece(found, 4, 5, history=False)
+    assert len(read_frames(finish(found))) == 9
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+
+
+def test_a_video_that_is_there_is_told_of_also_where_tidying_up_fails(tmp_path, monkeypatch):
+    made = begin(tmp_path)
+    add_piece(made, 9, 0, history=False)
+
+    def busy(journal):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "discard", busy)
+        path = finish(made)
+    assert len(read_frames(path)) == 9
+    os.close(made._lock)  # as the end of the process does
+    assert finish(resume(tmp_path)) == path
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+
+
 class Killed(BaseException):
     pass
 

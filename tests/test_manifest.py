@@ -83,6 +83,23 @@ def test_other_flags_replace_what_is_written(made, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "flags",
+    ["--use_ret_steps", "--height 64 --width 64", "--resolution 540P", "--model_id=some/one", "--model_id tiny"],
+)
+def test_what_the_cache_has_chosen_is_chosen_anew_for_another_model_or_size(made, tmp_path, flags):
+    written = json.loads(made.path.with_suffix(".json").read_text())
+    written["settings"] |= {"teacache": True, "teacache_coefficients": [0, 0, 0, 1, 0]}
+    (tmp_path / "a.json").write_text(json.dumps(written))
+
+    def coefficients(*argv):
+        return cli.parse_diffusion_forcing(["--replay", str(tmp_path / "a.json"), *argv]).teacache_coefficients
+
+    assert coefficients() == coefficients("--shift", "2") == (0, 0, 0, 1, 0)
+    assert coefficients(*flags.split()) is None
+    assert coefficients(*flags.split(), "--teacache_coefficients", "1,2,3,4,5") == (1, 2, 3, 4, 5)
+
+
 def test_what_cannot_be_replayed_is_refused(made, tmp_path):
     (tmp_path / "other.json").write_text('{"format": 0}')
     (tmp_path / "text.mp4").write_text("no video")

@@ -6,10 +6,12 @@ the same command only once.
 """
 
 import fcntl
+import io
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -616,6 +618,45 @@ def test_a_stdout_that_takes_ascii_only(models, tmp_path):
     argv = t2v(models, "--outdir", "鶴", "--dry_run")
     made = run(*argv, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert (made.code, made.err) == (0, "") and made.out.splitlines()[-1].startswith("-> 鶴/")
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_stream_that_is_closed(models, tmp_path, closed):
+    """What would have gone there goes nowhere else."""
+    words = [sys.executable, str(ROOT / GENERATE), *map(str, t2v(models)[1:])]
+    command = f"{shlex.join(words)} {closed}>&-"
+    made = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    (video,) = tmp_path.glob("video_out/*.mp4")
+    if closed == "1":
+        assert made.returncode == 1
+        complete = f"the video is complete: {video.relative_to(tmp_path)}"
+        assert made.stderr.splitlines()[-1] == f"{GENERATE}: stdout cannot be written (it is closed), but {complete}"
+    else:
+        assert (made.returncode, made.stdout, made.stderr) == (0, f"{video.relative_to(tmp_path)}\n", "")
+        refused = f"{shlex.join([*words, '--num_frames', '2'])} 2>&-"
+        made = subprocess.run(["sh", "-c", refused], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert (made.returncode, made.stdout) == (2, "")
+
+
+def test_a_stdout_that_is_a_notebook_s(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert conductor.tell(GENERATE, Path("video_out/a.mp4")) == 0 and sys.stdout.getvalue() == "video_out/a.mp4\n"
+
+
+def test_a_prompt_beyond_the_locale_s_letters(monkeypatch):
+    def fsencode(text):
+        return text.encode("ascii", "surrogateescape")
+
+    monkeypatch.setattr(conductor.os, "fsencode", fsencode)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert conductor.as_bytes("caf\udce9 swan\n") == b"caf\xe9 swan\n"
+    assert conductor.as_bytes("白鳥\n") == rb"\u767d\u9ce5" + b"\n"
+
+
+def test_a_machine_without_ffmpeg_says_so_before_anything_is_computed(models, tmp_path):
+    made = run(*t2v(models), cwd=tmp_path, IMAGEIO_FFMPEG_EXE=str(tmp_path / "none"))
+    assert made.code == 1 and "none" in made.lines[-1] and "loaded" not in made.err
+    assert contents(tmp_path) == []
 
 
 def test_an_interrupt_after_the_last_frame_does_not_deny_the_video(models):
