@@ -93,7 +93,7 @@ class Cost:
     Attributes:
         tokens: of the longest window.
         pflop: of the transformer in all forwards, in 10**15 operations.
-        weights_gib, activations_gib: estimates of what is on the device at the most.
+        weights_gib, activations_gib: estimates of what is on the device at the most, at the same time.
     """
 
     tokens: int
@@ -141,12 +141,13 @@ def cost_of(
     transformer = parameters(config) * weight_bytes
     published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
     encoders = published * (TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")) * weight_bytes
-    if offload:
-        block = transformer / config["num_layers"]
-        weights = max(encoders, 3 * block)  # the rest of the transformer is about one block more
-    else:
-        weights = transformer + encoders + published * 4 * VAE
     # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward.
     stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
     decoder = VAE_FRAMES * height * width * VAE_CHANNELS * 4
-    return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(max(stream, decoder) / GIB, 1))
+    vae = published * 4 * VAE
+    if offload:  # one after the other: what is needed for the text, for a step, and for frames
+        block = transformer / config["num_layers"]  # the rest of the transformer is about one block more
+        weights, activations = max((encoders, 0), (3 * block, stream), (vae, decoder), key=sum)
+    else:
+        weights, activations = transformer + encoders + vae, max(stream, decoder)
+    return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(activations / GIB, 1))

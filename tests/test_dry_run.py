@@ -95,6 +95,14 @@ def test_what_a_cpu_does_not_offload_is_there():
     assert dry_run.describe(cli.parse_generate(["--model_id", DF_14B, "--device", "cpu"]))["dtype"] == "float32"
 
 
+def test_with_offload_text_steps_and_frames_are_not_on_the_device_at_the_same_time():
+    about = dry_run.describe(cli.parse_generate(["--model_id", DF_14B, "--offload"]))
+    encoders, decoder = cost.TEXT_ENCODER * 2 / cost.GIB, about["height"] * about["width"] * cost.VAE_FRAMES
+    decoder *= cost.VAE_CHANNELS * 4 / cost.GIB
+    peak = about["weights_gib"] + about["activations_gib"]
+    assert max(encoders, decoder) - 0.1 < peak < encoders + decoder
+
+
 # Arithmetic and memory
 
 

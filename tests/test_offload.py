@@ -274,6 +274,8 @@ def test_what_this_machine_cannot_do_is_refused_before_a_download(checkpoints, m
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_latents_are_the_same_in_less_memory(checkpoints):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("accelerate")
     latents, peaks = [], []
     for offload in (False, True):
         torch.cuda.empty_cache()

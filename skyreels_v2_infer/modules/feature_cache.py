@@ -222,11 +222,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
         pipeline = Text2VideoPipeline(checkpoint, device=args.device)
         pipeline.progress = partial(show_rows, lambda: None)
-        recorders: list[Recorder] = []
+        changes: list[list[tuple[float, float, float]]] = []
 
         def around(steps: int) -> Recorder:
-            recorders.append(Recorder())
-            return recorders[-1]
+            recorder = Recorder()
+            changes.append(recorder.changes)  # not the recorder, which holds a step's tokens
+            return recorder
 
         pipeline.around_blocks = around
         options = {name: getattr(settings, name) for name in names if name != "inference_steps"}
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pipeline(prompt, settings.negative_prompt, **options)
     except ValueError as error:
         parser.error(first_line(error))
-    found = fit([change for recorder in recorders for change in recorder.changes])
+    found = fit([change for window in changes for change in window])
     write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
     print(out)
     return 0
