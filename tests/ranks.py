@@ -1,7 +1,8 @@
 """What each rank of a torchrun does in `test_distributed.py`: every mode in every layout, against itself alone.
 
 ``torchrun ... tests/ranks.py FOLDER OUT``: FOLDER has small checkpoints t2v, df and i2v; rank 0 writes to OUT, as JSON,
-for every mode and layout the largest relative difference of the latents from those that one rank makes by itself.
+for every mode and layout the largest relative difference of the latents from those that one rank makes by itself; and
+how far the work of rank 0 is from its share ("work"), and whether what the first rank has reaches the others ("agree").
 """
 
 import json
@@ -51,6 +52,21 @@ def run(pipeline, mode: str) -> torch.Tensor:
     return pipeline(prompt="a swan", negative_prompt="blurred", **settings)
 
 
+def worked(pipeline, mode: str) -> tuple[torch.Tensor, int]:
+    """The latents, and how many tokens went through the first block here."""
+    seen = []
+    first = pipeline.transformer.blocks[0]
+    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1] * given[0].shape[2]))
+    made = run(pipeline, mode)
+    hook.remove()
+    return made, sum(seen)
+
+
+def share_of(layout, mode: str) -> int:
+    """One rank's work is one of so many parts of the whole; a cache may run one branch more often than the other."""
+    return layout.parts * (1 if "without guidance" in mode else layout.guidance)
+
+
 def relative(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference on any rank."""
     difference = ((one - other).abs().max() / other.abs().max()).reshape(1)
@@ -72,15 +88,20 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     pipelines = {task: KINDS[task](str(folder / task), device="cpu") for task in KINDS}
-    alone = {mode: run(pipelines[task], mode) for mode, (task, _) in MODES.items()}
-    apart: dict[str, dict[str, float]] = {mode: {} for mode in (*MODES, "attention")}
+    alone = {mode: worked(pipelines[task], mode) for mode, (task, _) in MODES.items()}
+    apart: dict[str, dict[str, float]] = {mode: {} for mode in (*MODES, "attention", "work", "agree")}
     for layout in layouts(size, HEADS, FRAME_TOKENS, guided=True):
         shared, name = share(layout), f"{layout.guidance} {layout.ulysses} {layout.ring}"
         for pipeline in pipelines.values():
             pipeline.share(shared)
+        strayed = 0
         for mode, (task, _) in MODES.items():
-            made = run(pipelines[task], mode)
-            apart[mode][name] = relative(made, alone[mode])
+            made, work = worked(pipelines[task], mode)
+            apart[mode][name] = relative(made, alone[mode][0])
+            if "cache" not in mode:
+                strayed += abs(work * share_of(layout, mode) - alone[mode][1])
+        apart["work"][name] = float(strayed)
+        apart["agree"][name] = relative(1 + shared.agree(torch.tensor([float(rank)])), torch.ones(1))
         apart["attention"][name] = attention(shared.sequence)
     if rank == 0:
         out.write_text(json.dumps(apart, indent=1))

@@ -138,7 +138,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     switches += ["--resume", "--no_preview", "--keep_parts"]
     argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
-    values |= dict(overlap_history=5, addnoise_condition=20.5)
+    values |= dict(overlap_history=5, addnoise_condition=20.5, history="latent")
     forcing = [f"--{name}={value}" for name, value in values.items()]
     common = dict(
         model_id="my/model",
@@ -180,7 +180,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         video_fps=None,
         video_frames=0,
         story=None,
-        history="pixel",
+        history="latent",
         ar_step=2,
         causal_attention=False,
         causal_block_size=5,

@@ -203,6 +203,13 @@ class TestCoefficients:
 
 
 class TestFit:
+    def test_what_changes_from_step_to_step_is_recorded(self):
+        """Of the time, of its projection, and of what the blocks add, not of what comes out of them."""
+        recorder, tokens = feature_cache.Recorder(), torch.ones(2, 3)
+        for k in (1.0, 2.0):
+            recorder(tokens, torch.tensor([k]), torch.tensor([k**2]), lambda x, k=k: x + k**3)
+        assert recorder.changes == [(1.0, 3.0, 7.0)]
+
     def test_a_polynomial_is_found_again(self):
         wanted = (3.0, -2.0, 1.0, 0.5, 0.01)
         changes = np.linspace(0.02, 0.6, 40)

@@ -492,6 +492,12 @@ def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch
     assert len(read_frames(tmp_path / "a-swan_7.mp4")) == 9
 
 
+def test_a_resumed_run_counts_its_windows_without_the_prefix(begun):
+    """Of two pieces one was the video that is continued."""
+    found = conductor.where_to_go_on(SimpleNamespace(journal=begun, prefix=1, pieces=3), None)
+    assert found["resume"][0] == 1 and not found["complete"]
+
+
 # Whole runs
 
 LONG = (

@@ -88,10 +88,13 @@ def test_encoders_and_vae_compute_only_while_they_are_at_work_and_one_at_a_time(
     assert {"text_encoder", "vae"} < set(shift.log)
 
 
-def test_on_a_cpu_nothing_changes(checkpoints):
+def test_on_a_cpu_nothing_changes(checkpoints, monkeypatch):
+    given = []
+    monkeypatch.setattr(Offload, "by_blocks", lambda offload, model: given.append(model))
     plain = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
     offloaded = DiffusionForcingPipeline(checkpoints / "df", device="cpu", offload=True)
     assert torch.equal(plain(prompt="a swan", **LONG), offloaded(prompt="a swan", **LONG))
+    assert given == [offloaded.transformer] and isinstance(offloaded.at_work.__self__, Offload)
 
 
 @pytest.mark.parametrize("installed", [{"diffusers": "0.42.1"}, {"accelerate": "1.0"}, OLD])
@@ -217,12 +220,15 @@ def test_the_gpu_that_is_asked_for_is_the_current_one(checkpoints, monkeypatch, 
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: seen.append(("current", torch.cuda._utils._get_device_index(device)))
     )
-    monkeypatch.setattr(Text2VideoPipeline, "__init__", lambda *given, device, **other: seen.append(("load", device)))
-    settings = parse_generate(["--model_id", str(checkpoints / "df"), "--prompt", "a swan", "--device", name])
+    monkeypatch.setattr(
+        Text2VideoPipeline, "__init__", lambda *given, device, offload, **other: seen.append(("load", device, offload))
+    )
+    words = ["--model_id", str(checkpoints / "df"), "--prompt", "a swan", "--device", name, "--offload"]
+    settings = parse_generate(words)
     job = jobs.Job(settings, Team(), lambda: None, Checkpoint.open(checkpoints / "df"))
     with pytest.raises(AttributeError):  # what was not loaded has no transformer
         jobs.load("Text2VideoPipeline", job)
-    assert seen == [*current, ("load", gpu)]
+    assert seen == [*current, ("load", gpu, True)]
 
 
 @pytest.mark.parametrize(

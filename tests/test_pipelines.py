@@ -1,5 +1,6 @@
 """The pipelines: whole runs against diffusers', and what the published implementation gets wrong."""
 
+import copy
 import functools
 import tempfile
 from pathlib import Path
@@ -424,8 +425,9 @@ class TestCalls:
         noise = torch.randn(2, 16, 3, 4, 6, generator=seeded())
         settings = SMALL | {"num_frames": 9, "output_type": "latent"}
         both = forcing()(**settings, **embeds(2), latents=noise)
-        first = {name: value[:1] for name, value in embeds(2).items()}
-        assert apart(both[:1], forcing()(**settings, **first, latents=noise[:1])) < 1e-5
+        for i in range(2):
+            one = {name: value[i : i + 1] for name, value in embeds(2).items()}
+            assert apart(both[i : i + 1], forcing()(**settings, **one, latents=noise[i : i + 1])) < 1e-5
 
     def test_noise_depends_on_seed_and_window_only(self):
         one, two = (forcing()(**(LONG | {"seed": s}), **embeds(), output_type="latent") for s in (1, 2))
@@ -438,6 +440,8 @@ class TestCalls:
             history = 3 if window else 0
             noise = NoiseSource(SMALL["seed"]).latents(window, tuple(x.shape))
             assert torch.equal(x[:, :, history:], noise[:, :, history:])
+        first, second, third = (x[:, :, 3:7] for x, _ in calls[::2])
+        assert not torch.equal(first, second) and not torch.equal(second, third)
 
     def test_a_callback_sees_every_row_and_may_replace_latents(self):
         seen = []
@@ -560,7 +564,7 @@ class TestCalls:
         assert torch.equal(image_video(cropped, 32, 48, cpu), image_video(wide, 32, 48, cpu))
 
     def test_nothing_tracks_gradients(self):
-        pieces = forcing().generate(**SMALL, num_frames=5, **embeds())
-        (part,) = pieces
+        learning = DiffusionForcingPipeline.from_parts(*(copy.deepcopy(part).requires_grad_() for part in parts()))
+        (part,) = learning.generate(**SMALL, num_frames=5, **embeds())
         assert not part.latents.requires_grad
         assert not any(piece.requires_grad for piece in part.pieces)

@@ -150,6 +150,23 @@ def test_a_script_shows_both_prompts_and_names_the_file_by_the_first(chat_model,
     assert enhanced == "not enhanced: the language model had no usable answer"
 
 
+def test_an_enhanced_prompt_is_what_the_video_is_made_from(chat_model, tmp_path):
+    """The answer that a random model does not give is put into its mouth."""
+    small_checkpoints.write_original(tmp_path / "t2v", "t2v")
+    words = "from skyreels_v2_infer.pipelines import prompt_enhancer\nprompt_enhancer.cleaned = lambda answer: "
+    (tmp_path / "sitecustomize.py").write_text(f"{words}{CAPTION!r}")
+    result = run(
+        *(GENERATE, "--model_id", tmp_path / "t2v", "--height", 32, "--width", 32, "--num_frames", 5),
+        *("--inference_steps", 2, "--seed", 1, "--device", "cpu", "--prompt", "a dog in the park"),
+        *("--prompt_enhancer", "--prompt_enhancer_model", chat_model, "--outdir", "out"),
+        cwd=tmp_path,
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+    )
+    assert result.lines[1] == f"enhanced: {CAPTION}"
+    assert result.path.name == "a-dog-in-the-park_1.mp4"
+    assert json.loads(result.path.with_suffix(".json").read_text())["settings"]["prompt"] == CAPTION
+
+
 def test_a_model_that_cannot_be_loaded_ends_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     flags = ("--prompt_enhancer", "--prompt_enhancer_model", "empty", "--device", "cpu")

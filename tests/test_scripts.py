@@ -20,6 +20,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ from script_runs import (
     write_clip,
 )
 
-from skyreels_v2_infer import cli
+from skyreels_v2_infer import cli, jobs
 from skyreels_v2_infer import run as conductor
 from skyreels_v2_infer.modules import get_vae
 
@@ -657,6 +658,27 @@ def test_a_machine_without_ffmpeg_says_so_before_anything_is_computed(models, tm
     made = run(*t2v(models), cwd=tmp_path, IMAGEIO_FFMPEG_EXE=str(tmp_path / "none"))
     assert made.code == 1 and "none" in made.lines[-1] and "loaded" not in made.err
     assert contents(tmp_path) == []
+
+
+def test_every_setting_reaches_the_pipeline(monkeypatch, tmp_path):
+    asked = {}
+    pipeline = SimpleNamespace(generate=lambda **given: asked.update(given))
+    monkeypatch.setattr(jobs, "load", lambda name, job: pipeline)
+    words = "--prompt fox --negative_prompt fog --height 64 --width 96 --num_frames 33 --inference_steps 7 --seed 9"
+    words += " --guidance_scale 1.5 --shift 3 --fps 16"
+    forcing = " --ar_step 2 --causal_attention --causal_block_size 5 --base_num_frames 21 --overlap_history 5"
+    forcing += " --addnoise_condition 20.5 --history latent"
+    for parse, start, more in (
+        (cli.parse_generate, jobs.generate, ""),
+        (cli.parse_diffusion_forcing, jobs.generate_df, forcing),
+    ):
+        asked.clear()
+        settings = parse((words + more).split())
+        start(jobs.Job(settings, None, None, None))
+        for word in (words + more).split():
+            if word.startswith("--"):
+                name = {"inference_steps": "num_inference_steps"}.get(word[2:], word[2:])
+                assert asked[name] == getattr(settings, word[2:]), name
 
 
 def test_an_interrupt_after_the_last_frame_does_not_deny_the_video(models):
