@@ -57,6 +57,14 @@ def test_staircases_are_rows_of_the_schedule():
     assert len(mixed) > 50
 
 
+def test_blocks_are_counted_from_the_first_of_all_frames():
+    """As inference counts them: after an image blocks of 5 are frames 1 to 4 and 5 to 8."""
+    rng = np.random.default_rng(3)
+    rows = np.array([timesteps.staircase(rng, 8, 3.0, 5, given=1) for _ in range(200)])
+    assert (rows[:, :4] == rows[:, :1]).all() and (rows[:, 4:] == rows[:, 4:5]).all()
+    assert (rows[:, 3] < rows[:, 4]).mean() > 0.5
+
+
 def test_shift_is_that_of_inference():
     even = np.linspace(FIRST_SIGMA, 0, 11)
     np.testing.assert_allclose(timesteps.shifted(even, 3.0), flow_sigmas(10, 3.0), rtol=1e-6)

@@ -110,7 +110,7 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix, length: 
         prefix = 0
         if least or (length > 1 and draws.random() < mix.prefix):
             prefix = draw_prefix(draws, length, max(1, least), with_end)
-        levels[i, prefix:length] = draw_levels(draws, length - prefix, mix, block)
+        levels[i, prefix:length] = draw_levels(draws, length - prefix, mix, block, prefix)
         held[i] = levels[i] == 0  # given, or done already
         told = clips.prompt(index, draws, UNSAID_GIVEN if prefix > 1 else UNSAID)
         prompts.append("" if draws.random() < UNPROMPTED else told)
@@ -137,13 +137,13 @@ def draw(clips: Clips, draws: np.random.Generator, size: int, mix: Mix, length: 
     return Batch(latents, noise, levels, torch.from_numpy(held), weights, prompts, block, indices)
 
 
-def draw_levels(draws: np.random.Generator, frames: int, mix: Mix, block: int | None) -> np.ndarray:
-    """Levels ``[frames]``, or ``[1]`` where all share one."""
+def draw_levels(draws: np.random.Generator, frames: int, mix: Mix, block: int | None, given: int = 0) -> np.ndarray:
+    """Levels ``[frames]`` of those after `given` ones, or ``[1]`` where all share one."""
     if draws.random() >= mix.falling:
         return timesteps.even(draws, SHIFT) if draws.random() < EVEN else timesteps.logit_normal(draws, 1, SHIFT)
     if draws.random() < 0.6:
         return timesteps.fopp_levels(draws, frames, SHIFT)
-    return timesteps.staircase(draws, frames, SHIFT, block or int(draws.choice((1, 2, 3, 5))))
+    return timesteps.staircase(draws, frames, SHIFT, block or int(draws.choice((1, 2, 3, 5))), given)
 
 
 def draw_length(step: int, mix: Mix) -> int:

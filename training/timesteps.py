@@ -69,13 +69,15 @@ def even(rng: np.random.Generator, shift: float) -> np.ndarray:
     return shifted(rng.uniform(0, FIRST_SIGMA, 1), shift)
 
 
-def staircase(rng: np.random.Generator, frames: int, shift: float, block: int) -> np.ndarray:
+def staircase(rng: np.random.Generator, frames: int, shift: float, block: int, given: int = 0) -> np.ndarray:
     """Levels ``[frames]`` as a row of the AD schedule has them: 0 where a block is done, pure noise where it waits.
+
+    `given`: frames before these; blocks are counted from the first of all.
 
     FoPP hardly ever draws such rows, in which one block of `block` frames is on its way and all later ones are noise.
     """
     lag = rng.uniform(0.04, 0.6)
-    blocks = -(-frames // block)
-    first = rng.uniform(-lag * (blocks - 1), 1)
-    u = np.clip(first + lag * (np.arange(frames) // block), 0, FIRST_SIGMA)
+    rung = np.arange(given, given + frames) // block - given // block
+    first = rng.uniform(-lag * rung[-1], 1)
+    u = np.clip(first + lag * rung, 0, FIRST_SIGMA)
     return shifted(u, shift)
