@@ -195,10 +195,46 @@ def vanished(frames):
     frames[16] = frames[16, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("colour", "part"), [("red", "green"), ("red", "cyan"), ("white", "green"), ("blue", "yellow")]
+)
+@pytest.mark.parametrize("tone", ["gray", "black"])
+def test_a_part_of_another_colour_is_seen_whatever_the_two(colour, part, tone):
+    """Also of one that lies on the other side of the background."""
+    scene = Scene("circle", colour, 10.0, Background(tone), "right", "slow", (25.0, 32.0))
+    frames, other = world.render(scene, 5), world.render(replace(scene, colour=part), 5)
+    assert score(judge(frames), scene).clean
+    for t, frame in enumerate(frames):
+        frame[:, round(25 + 0.5 * t) + 2 :] = other[t][:, round(25 + 0.5 * t) + 2 :]
+    assert not score(judge(frames), scene).frames.any()
+
+
+@pytest.mark.parametrize(("radius", "size"), [(7.5, "small"), (10.0, None), (12.0, "big")])
+def test_a_size_that_is_not_named_is_the_usual_one(radius, size):
+    verdict = judge(world.render(Scene("square", "red", radius, motion="right", start=(20.0, 30.0)), 9))
+    for named in (None, "small", "big"):
+        said = {"colour": "red"} | ({} if named is None else {"size": named})
+        assert score(verdict, said).core == (named == size)
+    assert score(verdict, {"colour": "red", "growth": "grow"}).core
+
+
+def background_flash(frames):
+    frames[11] = world.render(replace(MOVING, background=Background("navy")), 1, first_frame=11)[0]
+
+
+def bright_soft_ghost(frames):
+    """A core that is bright, but too small to count, in a faint surround."""
+    y, x = np.mgrid[:64, :64] + 0.5
+    blob = 75 * np.exp(-((x - 50) ** 2 + (y - 52) ** 2) / (2 * 2.6**2))
+    frames[7] = np.clip(frames[7] + blob[..., None] * np.array([0.2, 1, 0.2]), 0, 255).astype(np.uint8)
+
+
 @pytest.mark.parametrize("how", ["", "blur noise"])
 @pytest.mark.parametrize(
     "fault, where",
     [
+        (background_flash, [11]),
+        (bright_soft_ghost, [7]),
         (other_first_colour, [0]),
         (half_of_another_colour, [9]),
         (second_object, [20]),

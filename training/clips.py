@@ -29,7 +29,7 @@ AGAIN_FREE = 0.2  # of the others
 STRAYED = 0.6  # of the clips that need a history, half as many of the others
 STRAY_SPEED, STRAY_SIZE = 0.15, 0.04  # deviations of how far they stray, as a fraction; at most two of them
 SHARD = 200
-MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, sizes=0.06, spin=0.03, growth=0.04, camera=0.02, pair=0.02)
+MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, spin=0.03, growth=0.04, camera=0.02, pair=0.02)
 TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
 STARTS = replace(MIX, bounce=0.0)
 TENSORS = ("latents", "ends", "again", "has_again", "strayed", "has_strayed", "images", "channels")

@@ -67,7 +67,7 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
             coder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
         )
         return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe)
-    seeds = (8, 9) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 to 7
+    seeds = (10, 11) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 to 9
     store = clips.load_or_encode(coder, args.out / "clips", CLIPS, seeds[0], **ours)
     if args.stage == "df":
         turns = clips.load_or_encode(coder, args.out / "clips", TURN_CLIPS, seeds[1], clips.TURNS, **ours)
@@ -137,7 +137,9 @@ def main() -> int:
             )
         if stage != "vae":
             command.add_argument("--steps", type=whole(1), help="updates in all (default: the recipe's)")
-        command.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; resume any time")
+        command.add_argument(
+            "--minutes", type=float, default=math.inf, help="stop after so long of training (each part of vae)"
+        )
     measure = commands.add_parser("evaluate", help="measure a model with the judge")
     measure.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/ and i2v/")
     measure.add_argument("--out", type=Path, default=Path("training_out/figures.json"), help="gets the figures")

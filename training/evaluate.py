@@ -68,8 +68,8 @@ def rates(results: Iterator[tuple[world.Clip, np.ndarray]]) -> dict[str, float]:
         seen.setdefault("all", []).append(found.core)
         seen.setdefault("clean", []).append(found.clean)
         seen.setdefault("outline", []).append(found.whole)
-    first = [name for name in (*CORE, "direction", "all", "clean", "outline", "count", "background") if name in seen]
-    return {name: percent(seen[name]) for name in first}
+    columns = (*CORE, "size", "direction", "all", "clean", "outline", "count", "background")
+    return {name: percent(seen[name]) for name in columns if name in seen}
 
 
 def percent(values) -> float:
@@ -232,12 +232,12 @@ def beyond(models: Models, count: int) -> dict:
 
 SECTIONS: dict[str, tuple[Callable[[Models, int], dict], int]] = {
     "text": (text, 200),
-    "asynchronous": (asynchronous, 200),
+    "asynchronous": (asynchronous, 100),
     "image": (image, 100),
     "windows": (windows, 100),
     "long": (long, 50),
-    "end": (end, 100),
-    "beyond": (beyond, 60),
+    "end": (end, 60),
+    "beyond": (beyond, 20),
 }
 
 
@@ -267,4 +267,4 @@ def quick(pipeline: Text2VideoPipeline, count: int = 40) -> dict[str, float]:
     """A gate during training, on prompts of the training split: 17 frames, in percent."""
     clips = [world.sample_clip(5150, i, 17, world.CORE) for i in range(count)]
     found = rates(in_batches(pipeline, clips, **settings(num_frames=17)))
-    return {name: found[name] for name in (*CORE, "all", "clean", "outline") if name in found}
+    return {name: found[name] for name in (*CORE, "size", "all", "clean", "outline") if name in found}

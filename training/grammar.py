@@ -4,6 +4,7 @@ A prompt is a sentence frame with a thing, what it does and where. Every word of
 others, so a test asks for new sentences, not for new words. docs/world.md lists all of it for a user.
 """
 
+import itertools
 import re
 from functools import lru_cache
 
@@ -24,6 +25,7 @@ SHAPE_WORDS = {
     "star": ("star", "five-pointed star"),
     None: ("object", "shape", "thing"),
 }
+SIZE_WORDS = {"small": ("small", "little"), "big": ("big", "large"), None: ("",)}
 TONE_WORDS = {
     "black": ("black",),
     "gray": ("gray", "grey"),
@@ -119,6 +121,26 @@ NAMED = {
 }  # else 1: how often each is told
 
 
+def form_of(frame: str, words: dict[str, str]) -> str:
+    """What is left of a frame where some words are empty, in one spelling for what reads alike."""
+    alike = {"thing": "{thing}", "moves": "{moves}", "move": "{move}", "moving": "{moving}", "tone": "{tone}"}
+    alike |= {"on": "on {tone}", "it": "it", "is": "is", "pace": "{pace}"}
+    alike["heading"] = "{heading}" if words["pace"] else "{moving}"  # without a pace they are the same
+    text = _fill(frame, {name: alike[name] if word else "" for name, word in words.items()})
+    return re.sub(r"[\s,.:]+", " ", text.replace("on a {tone} background", "on {tone}")).strip()
+
+
+@lru_cache
+def forms_of(split: str) -> frozenset[str]:
+    """All that the frames of a split can be reduced to."""
+    optional = ("moves", "tone", "heading", "pace")
+    states = []
+    for some in itertools.product((True, False), repeat=len(optional)):
+        words = dict.fromkeys(("thing", "it", "is"), "x") | dict(zip(optional, ["x" * on for on in some], strict=True))
+        states.append(words | {"on": words["tone"], "move": words["moves"], "moving": words["moves"]})
+    return frozenset(form_of(frame, words) for frame in frames_of(split) for words in states)
+
+
 @lru_cache
 def frames_of(split: str | None) -> tuple[str, ...]:
     """The sentence frames of "train", "test", or (None) both."""
@@ -126,12 +148,21 @@ def frames_of(split: str | None) -> tuple[str, ...]:
 
 
 def put_into_words(facts: dict[str, str], rng, split: str | None) -> tuple[str, dict[str, str]]:
-    """A prompt in one of very many wordings, and the facts it names.
+    """A prompt in one of very many wordings, and the facts it names; for "test" in none that "train" can have.
 
     Args:
         facts: attribute -> value, as `world.attributes` gives them; some are left out at random.
         split: whose sentence frames to use; None: all.
     """
+
+    while True:
+        text, named, form = _any_wording(facts, rng, split)
+        if split != "test" or form not in forms_of("train"):
+            return text, named
+
+
+def _any_wording(facts: dict[str, str], rng, split: str | None) -> tuple[str, dict[str, str], str]:
+    """The same, of any form, and the form."""
 
     def pick(values):
         return values[rng.integers(len(values))]
@@ -163,12 +194,12 @@ def put_into_words(facts: dict[str, str], rng, split: str | None) -> tuple[str, 
     text = _fill(frame, words)
     if "camera" in named:
         text += pick((", ", " as ", " while ")) + pick(CAMERA_WORDS[named["camera"]])
-    return _finish(text, capital=rng.random() < 0.3, stop=rng.random() < 0.3), named
+    return _finish(text, capital=rng.random() < 0.3, stop=rng.random() < 0.3), named, form_of(frame, words)
 
 
 def _thing(pick, colour, shape, size, adjective) -> str:
     noun = pick(SHAPE_WORDS[shape])
-    before = " ".join(word for word in (adjective, size) if word)
+    before = " ".join(word for word in (adjective, pick(SIZE_WORDS[size])) if word)
     if not colour:
         return f"{pick(('a', 'the', 'one'))} {before} {noun}"
     plain, synonym = COLOUR_WORDS[colour]

@@ -11,19 +11,21 @@ from functools import cached_property
 
 import numpy as np
 
-from training.world import COLOURS, MOTIONS, OPPOSITE, SHAPES, SIDE, TONES, WAVE, coverage
+from training.world import COLOURS, MOTIONS, OPPOSITE, RADIUS, SHAPES, SIDE, SIZES, TONES, WAVE, coverage
 
 # Distances between colours are Euclidean, in levels of 255. The world's objects differ from its backgrounds by 100 and
 # more; noise, once smoothed, by less than 15.
 SOLID = 45.0  # from the background: belongs to an object
 FAINT = 24.0  # from the background: may be a ghost
 PATTERN = 3.0  # typical distance from a plane: a pattern, or stains all over; a ghost does not reach so far
+MOVED = 30.0  # a corner of the background that is so far from where it is in most frames has changed
 SAME_COLOUR = 60.0  # from a named colour: still that colour
 COLOUR_SHARE = 0.8  # of the pixels inside an object must have its colour
 LEAST_AREA = 14.0  # square units that a patch must have to count as an object, or as a ghost
 HALO = 3  # pixels around an object that its soft edge may reach
 OUTLINE = 0.88  # overlap with the ideal shape below which the outline is at fault
 STILL, FAST = 0.22, 0.8  # units a frame: slower is still, faster is fast
+SMALL, BIG = (math.sqrt(RADIUS * SIZES[name]) for name in ("small", "big"))  # the radii where these begin
 STRIDE = 4  # frames over which a velocity is taken
 JUMP = 1.2  # beyond its usual speed, in one frame: a jump
 NEAR_WALL = 6.0  # an object whose edge is so near to a wall may be turning
@@ -153,7 +155,7 @@ class Track:
 
     @property
     def size_name(self) -> str | None:
-        return "small" if self.radius < 9 else "big" if self.radius > 12.5 else None
+        return "small" if self.radius < SMALL else "big" if self.radius > BIG else None
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Verdict:
     Attributes:
         tracks: the objects, the largest first.
         counts: [T], objects in each frame. ghosts: bool [T], something faint beside them.
-        background: a name, or "other".
+        background: a name, or "other". steady_background: bool [T], where it is as in most frames.
         camera: "pan left", "zoom in", ...; None: it rests, or the background does not show it.
     """
 
@@ -171,6 +173,7 @@ class Verdict:
     counts: np.ndarray
     ghosts: np.ndarray
     background: str
+    steady_background: np.ndarray
     camera: str | None
 
     @property
@@ -184,11 +187,11 @@ class Verdict:
         return self.tracks[0] if self.tracks else None
 
     def clean_frames(self, colours: tuple[str | None, ...] = (), count: int | None = None) -> np.ndarray:
-        """bool [T]: no wrong colour, no object too many or too few, no ghost.
+        """bool [T]: no wrong colour, no object too many or too few, no ghost, no other background than in most frames.
 
         `colours` (one for each track) and `count` are those that should be seen; else those of the clip itself.
         """
-        clean = ~self.ghosts & (self.counts == (count or self.count)) & bool(self.tracks)
+        clean = ~self.ghosts & self.steady_background & (self.counts == (count or self.count)) & bool(self.tracks)
         for track, named in zip(self.tracks, colours or (None,) * len(self.tracks), strict=False):
             wanted = named or track.colour
             clean &= np.array([colour is not None and colour == wanted for colour in track.colours])
@@ -214,9 +217,14 @@ def judge(frames: np.ndarray) -> Verdict:
     solid = distance > SOLID
     labels, areas = _patches(solid)
     least = LEAST_AREA * scale**2
-    counts = np.array([sum(area >= least for area in found.values()) for found in areas])
-    halo = _dilate(solid, HALO)
+    large = [[name for name, area in found.items() if area >= least] for found in areas]
+    counts = np.array([len(names) for names in large])
+    # What is too small to count hides nothing: around it the rest of a ghost may be.
+    counted = np.stack([np.isin(frame, names) for frame, names in zip(labels, large, strict=True)])
+    halo = _dilate(counted, HALO)
     background = _background_kind(plane, smooth, halo)
+    corners = plane[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # [T, 4, 3]
+    moved = np.linalg.norm(corners - np.median(corners, axis=0), axis=2).max(axis=1)
     faint = (distance > FAINT) & ~halo & (background != "patterned")  # in a pattern nothing faint can be told
     _, faint_areas = _patches(faint)
     ghosts = np.array([any(area >= least for area in found.values()) for found in faint_areas])
@@ -224,7 +232,7 @@ def judge(frames: np.ndarray) -> Verdict:
     tracks = [_read(frames, plane, labels == label[:, None, None], scale) for label in chosen]
     tracks.sort(key=lambda track: -np.nanmedian(track.size))
     camera = _camera(difference, halo, scale) if background == "patterned" and len(frames) > 1 else None
-    return Verdict(tuple(tracks), counts, ghosts, background, camera)
+    return Verdict(tuple(tracks), counts, ghosts, background, moved < MOVED, camera)
 
 
 # What is seen: background and patches
@@ -338,7 +346,7 @@ def _read(frames: np.ndarray, plane: np.ndarray, mask: np.ndarray, scale: float)
     alpha = np.einsum("thwc,thwc->thw", seen - plane, contrast) / np.maximum((contrast**2).sum(axis=3), 1)
     alpha = np.clip(alpha, 0, 1) * _dilate(mask, 2)
     inside = _inside(alpha > 0.5)
-    names = _colour_names(seen, inside)
+    names = _colour_names(seen, _inside(mask, 3))  # not by contrast, which leaves out parts of a colour opposite to it
     rgb = _mean(seen, inside)
 
     y, x = np.mgrid[: mask.shape[1], : mask.shape[2]].astype(np.float32) + 0.5
@@ -440,10 +448,10 @@ def _dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
     return mask
 
 
-def _inside(mask: np.ndarray) -> np.ndarray:
-    """The mask without a rim of two pixels, or without less where nothing would be left: bool [T, H, W]."""
+def _inside(mask: np.ndarray, rim: int = 2) -> np.ndarray:
+    """The mask without a rim of some pixels, or without less where nothing would be left: bool [T, H, W]."""
     inner = mask
-    for _ in range(2):
+    for _ in range(rim):
         less = ~_dilate(~inner, 1)
         inner = np.where(less.any(axis=(1, 2), keepdims=True), less, inner)
     return inner

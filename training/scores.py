@@ -9,7 +9,8 @@ from training import world
 from training.judge import Track, Verdict, judge
 from training.world import Scene
 
-CORE_ATTRIBUTES = ("colour", "shape", "motion", "speed")
+CORE_ATTRIBUTES = ("colour", "shape", "size", "motion", "speed")
+UNSIZED = ("growth", "camera", "other shape")  # what a prompt with one of these leaves out of size is open
 PROPERTY = {"size": "size_name", "other colour": "colour", "other shape": "shape"}  # where it is not called the same
 
 
@@ -28,7 +29,7 @@ class Score:
 
     @property
     def core(self) -> bool:
-        """Colour, shape, motion and speed, those that are named, all together."""
+        """Colour, shape, motion and speed, those that are named, and the size, all together."""
         return all(right for name, right in self.attributes.items() if name in CORE_ATTRIBUTES)
 
     @property
@@ -39,7 +40,8 @@ class Score:
 def score(verdict: Verdict, expected: Scene | dict[str, str]) -> Score:
     """Holds a verdict against a scene, or against the attributes that a prompt names; others are not looked at.
 
-    A motion is right only if it is steady: no stop, jump or turn but at a wall.
+    A motion is right only if it is steady: no stop, jump or turn but at a wall. A size that is not named is the usual
+    one.
     """
     named = world.attributes(expected) if isinstance(expected, Scene) else dict(expected)
     pair = "other shape" in named
@@ -50,6 +52,8 @@ def score(verdict: Verdict, expected: Scene | dict[str, str]) -> Score:
     clean = verdict.clean_frames(tuple(colours[::-1] if way else colours), expected_count)
     if "camera" not in named and named.get("background") != "patterned":
         clean = clean & (verdict.background != "patterned")  # stains, in which no ghost could be told
+    if "size" not in named and not any(name in named for name in UNSIZED):
+        ways[way]["size"] = bool(verdict.tracks) and verdict.tracks[0].size_name is None
     right = ways[way] | {"count": verdict.count == expected_count}
     direction = None
     if "motion" in named:

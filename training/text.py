@@ -26,7 +26,7 @@ CONFIG = {
 
 def sentences(count: int = SENTENCES, seed: int = 11):
     """Prompts of the training split, of everything the world holds."""
-    mix = world.Mix(bounce=0.1, star=0.2, diagonal=0.3, sizes=0.2, spin=0.2, growth=0.2, camera=0.1, pair=0.1)
+    mix = world.Mix(bounce=0.1, star=0.2, diagonal=0.3, spin=0.2, growth=0.2, camera=0.1, pair=0.1)
     for i in range(count):
         yield clean(world.sample_clip(seed, i, 17, mix).prompt)
 

@@ -31,7 +31,7 @@ SIDE = 64
 SHORT = ((0.6, 5, 32), (0.4, 9, 32))
 LONG = ((0.35, 13, 32), (0.2, 17, 48), (0.1, 17, 64), (0.2, 33, 32), (0.05, 33, 64), (0.1, 65, 32))
 SHORT_SHARE = 0.62  # of the updates
-MIX = world.Mix(bounce=0.25, star=0.1, diagonal=0.15, sizes=0.1, spin=0.05, growth=0.05, camera=0.05, pair=0.1)
+MIX = world.Mix(bounce=0.25, star=0.1, diagonal=0.15, spin=0.05, growth=0.05, camera=0.05, pair=0.1)
 
 MAIN = loop.Recipe(steps=4600, muon=2.5e-3, adamw=1.5e-3)
 ALIGNMENT = loop.Recipe(steps=500, muon=1e-3, adamw=7e-4, decay=0.8, seed=2)

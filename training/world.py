@@ -4,11 +4,11 @@ Lengths are in world units: the side of the frame is 64, whatever its size in pi
 the position of an object is its centre of mass. Time is in frames. Nothing here is random but the sampling, and that is
 a function of (seed, index): the same clip every time, on every machine.
 
-The core is what the model's figures hold on: CORE_SHAPES x COLOURS x CORE_RADII x BACKGROUNDS x CORE_MOTIONS x SPEEDS.
-Sizes and speeds are few and well apart, as colours are: a model can then see what a value was meant to be, and come
-back to it, where among values without gaps every small error would stay, and errors would add up over many windows. For
-a like reason gradients run one way only, which prompts do not name: a model that hesitated between several ways made
-mixtures of them, with corners of another tone.
+The core is what the model's figures hold on: CORE_SHAPES x COLOURS x SIZES x BACKGROUNDS x CORE_MOTIONS x SPEEDS.
+Sizes and speeds are few and well apart, as colours are, and all but the usual size have a word: a model can then see
+what a value was meant to be, and come back to it, where among values without gaps every small error would stay, and
+errors would add up over many windows. For a like reason gradients run one way only, which prompts do not name: a model
+that hesitated between several ways made mixtures of them, with corners of another tone.
 
 `Mix` says how much of what lies beyond the core is sampled.
 """
@@ -52,9 +52,9 @@ MOTIONS = {
 }
 OPPOSITE = {name: next(n for n, v in MOTIONS.items() if np.allclose(v, -np.array(u))) for name, u in MOTIONS.items()}
 CORE_MOTIONS = tuple(MOTIONS)[:5]
-SIZES = {"small": (7.5,), "big": (13.75,)}  # the radii that a prompt may call so
-CORE_RADII = (10.0, 12.0)  # no prompt tells them apart
-PAIR_RADII = (8.0, 9.5)
+RADIUS = 10.0  # of what no prompt calls small or big
+SIZES = {"small": 7.5, "big": 12.0}  # radii; a fast object has room for SAFE_FRAMES at any of them
+PAIR_RADIUS = 8.75
 GROWTH = {"grow": 0.12, "shrink": -0.12}  # units a frame
 GROWTH_RADIUS = (8.0, 12.0)  # where growth turns round
 SPIN = math.radians(5)  # a frame, clockwise
@@ -120,7 +120,7 @@ class Scene:
 
     shape: str = "circle"
     colour: str = "red"
-    radius: float = 11.0
+    radius: float = RADIUS
     background: Background = Background()
     motion: str = "still"
     speed: str = "slow"  # of no account when still
@@ -252,12 +252,12 @@ def _draw(video: np.ndarray, scene: Scene, t: np.ndarray, scale: np.ndarray | fl
 
 @dataclass(frozen=True)
 class Mix:
-    """How often what lies beyond the core is sampled, each a probability of its own."""
+    """How often what is not usual is sampled, each a probability of its own; all but sizes lie beyond the core."""
 
     bounce: float = 0.25  # clips from the middle of a long video, before, at or after a wall
+    sizes: float = 0.3  # small and big objects
     star: float = 0.0
     diagonal: float = 0.0
-    sizes: float = 0.0
     spin: float = 0.0
     growth: float = 0.0
     camera: float = 0.0
@@ -300,8 +300,8 @@ def attributes(scene: Scene) -> dict[str, str]:
         facts["growth"] = scene.growth
     if scene.other:
         return facts | {"other colour": scene.other.colour, "other shape": scene.other.shape}
-    for name, radii in SIZES.items():
-        if not scene.growth and scene.radius in radii:
+    for name, radius in SIZES.items():
+        if not scene.growth and scene.radius == radius:
             facts["size"] = name
     return facts
 
@@ -310,22 +310,16 @@ def _pick(rng, values):
     return values[rng.integers(len(values))]
 
 
-def _radius(rng, radii) -> float:
-    # One number whatever `radii` holds, so that a clip keeps the rest of what is drawn when sizes are changed.
-    return radii[int(rng.random() * len(radii))]
-
-
 def _any_scene(rng, mix) -> Scene:
     def chance(share: float) -> bool:
         return share > 0 and rng.random() < share
 
     shape = "star" if chance(mix.star) else _pick(rng, CORE_SHAPES)
     motion = _pick(rng, tuple(MOTIONS)[5:] if chance(mix.diagonal) else CORE_MOTIONS)
-    radii = SIZES[_pick(rng, tuple(SIZES))] if chance(mix.sizes) else CORE_RADII
     scene = Scene(
         shape=shape,
         colour=_pick(rng, tuple(COLOURS)),
-        radius=_radius(rng, radii),
+        radius=SIZES[_pick(rng, tuple(SIZES))] if chance(mix.sizes) else RADIUS,
         background=_any_background(rng),
         motion=motion,
         speed=_pick(rng, tuple(SPEEDS)),
@@ -337,7 +331,8 @@ def _any_scene(rng, mix) -> Scene:
     if chance(mix.camera):  # a pan, or a zoom; either shows on a pattern only
         background = replace(scene.background, waves=True)
         motion = "still" if scene.growth else _pick(rng, CORE_MOTIONS[1:])
-        scene = replace(scene, camera=True, background=background, motion=motion, spin=False)
+        radius = scene.radius if scene.growth else RADIUS  # a prompt for the camera does not say the size
+        scene = replace(scene, camera=True, background=background, motion=motion, radius=radius, spin=False)
     elif chance(mix.pair):
         return _with_second(scene, rng)
     if not has_room(scene):
@@ -374,9 +369,9 @@ def _start(scene, rng) -> tuple[float, float]:
 def _with_second(scene, rng) -> Scene:
     """Two unlike objects, each in its own half of the frame, so that they never meet."""
     motion = _pick(rng, CORE_MOTIONS)
-    scene = replace(scene, radius=_radius(rng, PAIR_RADII), motion=motion, growth=None, spin=False)
+    scene = replace(scene, radius=PAIR_RADIUS, motion=motion, growth=None, spin=False)
     colours = [c for c in COLOURS if c != scene.colour]
-    other = replace(scene, shape=_pick(rng, CORE_SHAPES), colour=_pick(rng, colours), radius=_radius(rng, PAIR_RADII))
+    other = replace(scene, shape=_pick(rng, CORE_SHAPES), colour=_pick(rng, colours))
     across = 0 if motion in ("up", "down") else 1  # the axis along which they lie apart
     starts = []
     for thing, middle in zip((scene, other), rng.permutation([SIDE / 4, 3 * SIDE / 4]), strict=True):
