@@ -549,6 +549,12 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
         argv = ["training", stage, "--out", str(tmp_path), "--processes", "1", "--batch", "2"]
         monkeypatch.setattr("sys.argv", argv)
         assert command.main() == 0
+    # A stage that is run again keeps what later ones have made.
+    decoded = (tmp_path / "tiny/df/vae/diffusion_pytorch_model.safetensors").read_bytes()
+    monkeypatch.setattr("sys.argv", ["training", "df", "--out", str(tmp_path), "--processes", "1", "--batch", "2"])
+    assert command.main() == 0
+    assert (tmp_path / "tiny/df/vae/diffusion_pytorch_model.safetensors").read_bytes() == decoded
+
     models = evaluate.Models(tmp_path / "tiny")
     asked = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 1, "seed": 0, "prompt": "a red circle"}
     assert models(evaluate.DiffusionForcingPipeline)(**asked)[0].shape == (5, 16, 16, 3)

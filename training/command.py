@@ -47,6 +47,9 @@ def train(args: argparse.Namespace, rank: int) -> bool:
     model, coder = model.to(device), coder.to(device)
     model, done = train_stage(args, model, coder, size, device, rank)
     if done and rank == 0 and args.stage != "t2v":
+        later = args.out / "decoder"
+        if args.stage == "df" and not args.start and (later / "checkpoint.pt").exists() and not origin_of(later):
+            coder.load_state_dict(loop.average_of(later), strict=False)  # what the decoder has learned since stays
         part = "i2v" if args.stage == "i2v" else "df"
         export.write(args.out / "tiny" / part, model, coder, vae.SHAPE, dit.TOWER, dit.SHIFT)
     return done
@@ -212,10 +215,16 @@ def other_origin(args: argparse.Namespace) -> str | None:
     if not (folder / "checkpoint.pt").exists():
         write_whole(record, lambda file: file.write(json.dumps(origin).encode()))
         return None
-    if origin == (json.loads(record.read_text()) if record.exists() else {}):
+    if origin == origin_of(folder):
         return None
     here = "its own stages" if args.start is None else f"--start {args.start}"
     return f"--out {args.out}: the checkpoint of {args.stage} there did not begin with {here}; give another folder"
+
+
+def origin_of(folder: Path) -> dict[str, str]:
+    """The weights that a stage's checkpoint began with, if --start named them: file -> fingerprint."""
+    record = folder / ORIGIN
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def run_stage(args: argparse.Namespace) -> int:
