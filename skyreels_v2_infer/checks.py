@@ -16,7 +16,13 @@ from skyreels_v2_infer.checkpoint import HUB_ID
 from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.pipelines.prompt_enhancer import DEFAULT_MODEL as ENHANCER_MODEL
-from skyreels_v2_infer.scheduler.windows import check_lengths, check_prefix, plan_windows, usual_history
+from skyreels_v2_infer.scheduler.windows import (
+    check_lengths,
+    check_prefix,
+    frames_of_one_more,
+    plan_windows,
+    usual_history,
+)
 from skyreels_v2_infer.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.story import of_prompts, read_story, scenes_of
 
@@ -126,7 +132,7 @@ def check_length(args: argparse.Namespace, given: int | None) -> int:
     """
     extends, frames = args.video_path is not None, args.num_frames
     if extends and given is None:
-        frames = args.base_num_frames - (args.overlap_history or 0)
+        frames = frames_of_one_more(args.base_num_frames, args.overlap_history)
     check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
     return frames
 

@@ -35,8 +35,8 @@ from skyreels_v2_infer.story import Scene
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
-# Flags that are given beside --replay, and what they take the place of in the video's settings.
 _CHOSEN = ("teacache_coefficients",)  # for the model and the size that a video had
+# Flags that are given beside --replay, and what they take the place of in the video's settings.
 INSTEAD = {
     "--model_id": _CHOSEN,
     "--use_ret_steps": _CHOSEN,

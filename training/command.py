@@ -207,7 +207,10 @@ def missing(args: argparse.Namespace) -> str | None:
 
 
 def other_origin(args: argparse.Namespace) -> str | None:
-    """In words, that the checkpoint in --out began elsewhere: to go on from it would pass by what --start names."""
+    """In words, that the checkpoint in --out began elsewhere: to go on from it would pass by what --start names.
+
+    Where there is none yet, it is noted what this one will have begun with.
+    """
     folder = args.out / args.stage
     files = [] if args.start is None else sorted((args.start / "df").rglob("*.safetensors"))
     origin = {str(file.relative_to(args.start)): fingerprint(file) for file in files}

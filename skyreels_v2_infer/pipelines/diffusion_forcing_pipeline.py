@@ -12,6 +12,7 @@ from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, image_video,
 from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory, Resume
 from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
 from skyreels_v2_infer.runtime import Noise, NoiseSource
+from skyreels_v2_infer.scheduler.windows import frames_of_one_more
 from skyreels_v2_infer.sizes import check_size
 from skyreels_v2_infer.story import Scene, scenes_of
 from skyreels_v2_infer.video_io import probe_video
@@ -100,7 +101,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         """
         check_size(height, width)
         if num_frames is None:
-            num_frames = 97 if prefix_video is None else base_num_frames - (overlap_history or 0)
+            num_frames = 97 if prefix_video is None else frames_of_one_more(base_num_frames, overlap_history)
         if not 0 <= addnoise_condition < 1000:
             raise ValueError(f"addnoise_condition {addnoise_condition}: must be from 0 to below 1000")
         if causal_block_size is None:

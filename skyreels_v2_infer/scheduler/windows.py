@@ -117,6 +117,11 @@ def check_prefix(prefix_frames: int, overlap_history: int) -> None:
         raise InputError("overlap_history", overlap_history, f"the video has only {prefix_frames} frames")
 
 
+def frames_of_one_more(base_num_frames: int, overlap_history: int | None) -> int:
+    """What one window adds to a video that is there."""
+    return base_num_frames - (overlap_history or 0)
+
+
 def usual_history(base_num_frames: int | None) -> int | None:
     """Frames of the past that suit windows of so many frames (any number, if None); None where there is no room."""
     if base_num_frames is None:
