@@ -182,6 +182,8 @@ def weight_files(folder: Path, shown: str, model_id: object) -> tuple[Path, ...]
             if not isinstance(listed, dict):
                 raise refusal(model_id, f"{shown}{index} lists no files (it has no weight_map)")
             absent({str(name) for name in listed.values()} - present, shown, f"listed in {index}")
+    if not sets and len(present) == 1 and not re.search(r"-\d+-of-\d+\.", name := min(present)):
+        sets.append([name])  # a model that somebody has tuned or merged is called as they like
     if not sets:
         raise FileNotFoundError(" and ".join(f"{shown}{stem}*.safetensors" for stem in WEIGHT_STEMS) + " are")
     if len(sets) > 1:

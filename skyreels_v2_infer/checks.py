@@ -148,6 +148,10 @@ def settle_story(args: argparse.Namespace, num_frames: int) -> None:
         scenes_of(args.story, windows)
         prompts = [args.story[0].prompt]
     elif len(prompts) > 1:
+        # Languages without spaces write a whole scene so.
+        if all(len(prompt.split()) == 1 for prompt in prompts) and any(prompt.isascii() for prompt in prompts):
+            legal = "one word each: a prompt with spaces needs quotes (scenes of one word are for --story)"
+            raise InputError("prompt", " ".join(prompts), legal)
         args.story = of_prompts(prompts, windows)
     if args.story is not None and args.prompt_enhancer:
         raise InputError("prompt_enhancer", None, "writes one prompt out, not several or those of --story")

@@ -340,7 +340,7 @@ def _add_sampling(parser: Parser) -> None:
         "--guidance_scale",
         metavar="X",
         type=number(0),
-        help="how strongly the prompt is followed: 1 is no guidance, too much looks harsh; 5 suits an --image "
+        help="how strongly the prompt is followed: up to 1 is no guidance, too much looks harsh; 5 suits an --image "
         f"({_defaults('guidance_scale')})",
     )
     group.add_argument(

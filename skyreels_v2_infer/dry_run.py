@@ -10,7 +10,7 @@ from skyreels_v2_infer.distributed.layout import Layout, Wanted, choose_layout, 
 from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.feature_cache import choose_coefficients
-from skyreels_v2_infer.plan import Plan, make_plan
+from skyreels_v2_infer.plan import Plan, is_guided, make_plan
 from skyreels_v2_infer.story import Scene, scenes_of
 from skyreels_v2_infer.video_io import output_stem
 
@@ -65,9 +65,9 @@ def scenes_and_scales(settings: GenerateSettings, plan: Plan) -> tuple[list[Scen
     return scenes, [settings.guidance_scale if s.guidance_scale is None else s.guidance_scale for s in scenes]
 
 
-def is_guided(settings: GenerateSettings) -> bool:
+def any_guided(settings: GenerateSettings) -> bool:
     """Whether any window has two branches of guidance."""
-    return any(scale != 1 for scale in scenes_and_scales(settings, plan_of(settings))[1])
+    return any(is_guided(scale) for scale in scenes_and_scales(settings, plan_of(settings))[1])
 
 
 def wanted_layout(settings: GenerateSettings) -> Wanted:
@@ -79,7 +79,7 @@ def choose_sharing(settings: GenerateSettings, ranks: int, config: dict) -> Layo
     if ranks == 1:
         return Layout()
     tokens = cost.frame_tokens(settings.height, settings.width)
-    return choose_layout(ranks, config["num_heads"], tokens, is_guided(settings), wanted_layout(settings))
+    return choose_layout(ranks, config["num_heads"], tokens, any_guided(settings), wanted_layout(settings))
 
 
 def describe(settings: GenerateSettings) -> dict:
@@ -87,7 +87,7 @@ def describe(settings: GenerateSettings) -> dict:
     plan, config = plan_of(settings), known_config(settings)
     forcing = isinstance(settings, DiffusionForcingSettings)
     scenes, scales = scenes_and_scales(settings, plan)
-    guided = [scale != 1 for scale in scales]
+    guided = [is_guided(scale) for scale in scales]
     seed = "SEED" if settings.seed is None else settings.seed
     about = {
         "model": embedded.name_of(settings.model_id),

@@ -9,6 +9,11 @@ from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
 from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_windows
 
 
+def is_guided(scale: float) -> bool:
+    """Whether a guidance scale asks for the negative prompt as well; up to 1 the prompt stands alone."""
+    return scale > 1
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """A window and how it is denoised.

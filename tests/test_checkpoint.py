@@ -184,6 +184,17 @@ def test_shards_under_both_published_names(stock, tmp_path, shards, index):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), sharded.parameters(), strict=True))
 
 
+def test_the_only_file_may_have_any_name(tmp_path):
+    """As models have that somebody tuned or merged; published code takes every file of the folder."""
+    folder = small.write_original(tmp_path)
+    (file,) = folder.glob("*.safetensors")
+    file = file.rename(folder / "my_finetune.safetensors")
+    check_files(Checkpoint.open(folder))
+    assert Checkpoint.open(folder).parts["transformer"].files == (file,)
+    file.rename(folder / "my_finetune-00001-of-00002.safetensors")
+    assert "lacks the transformer" in refusal(Checkpoint.open, folder)
+
+
 def test_parts_are_found_where_published_callers_point_to(stock):
     original, diffusers = stock["original", "i2v"], stock["diffusers", "i2v"]
     for place in (original / small.VAE, str(original / small.VAE), diffusers, diffusers / "vae"):

@@ -392,20 +392,26 @@ class TestCalls:
         published = forcing(model)(**settings, **embeds(), output_type="latent")
         assert torch.equal(published, causal)
 
-    def test_guidance_of_one_takes_half_the_forwards(self):
+    def test_guidance_up_to_one_takes_half_the_forwards(self):
         def count(scale):
             recorder = Recorder(parts()[0])
             recorder.__dict__["calls"] = calls = []
             forcing(recorder)(**SMALL, num_frames=5, guidance_scale=scale, **embeds(), output_type="latent")
             return len(calls)
 
-        assert (count(1.0), count(3.0)) == (2, 4)
+        assert [count(scale) for scale in (0.0, 1.0, 3.0)] == [2, 2, 4]
 
-    @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 6.0])
+    @pytest.mark.parametrize("scale", [1.25, 6.0])
     def test_guidance(self, scale):
         x = torch.ones(1)
         guided = Guided(lambda x, t: 3 * x, lambda x, t: 5 * x, scale)
         assert guided(x, x).item() == pytest.approx(5 + scale * (3 - 5))
+
+    @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+    def test_without_guidance_the_prompt_stands_alone(self, scale):
+        """As in the published diffusion forcing and in diffusers; 0 would else be the negative prompt's video."""
+        x = torch.ones(1)
+        assert Guided(lambda x, t: 3 * x, None, scale)(x, x).item() == 3
 
     def test_prompts_are_encoded_and_projected_once(self):
         pipeline, calls = ours("df"), []
@@ -559,7 +565,7 @@ class TestCalls:
     def test_resizecrop_is_what_the_pipelines_do(self):
         wide = picture(height=64, width=200)
         cropped = resizecrop(wide, 32, 48)
-        assert cropped.size == (48, 32)
+        assert cropped.size == (48, 32) and resizecrop(image=wide, th=32, tw=48) == cropped
         cpu = torch.device("cpu")
         assert torch.equal(image_video(cropped, 32, 48, cpu), image_video(wide, 32, 48, cpu))
 

@@ -190,7 +190,11 @@ def test_what_a_model_cannot_do_is_refused_before_parts_are_kept(tmp_path):
     ("flags", "line"),
     [
         (("--story", "s", "--prompt", "a"), "--story s: give either --prompt or --story"),
-        (("--prompt", "a", "b", "--num_frames", 33), "--prompt: 2 prompts for 1 window; "),
+        (("--prompt", "a fox", "a hen", "--num_frames", 33), "--prompt: 2 prompts for 1 window; "),
+        (
+            ("--prompt", "a", "swan", "--num_frames", 97),
+            "--prompt a swan: one word each: a prompt with spaces needs quotes",
+        ),
         (("--prompt",), "--prompt: needs a value"),
         (("--story", "[1]"), "--story [1]: scene 1: must be a mapping"),
     ],

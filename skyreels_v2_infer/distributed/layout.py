@@ -86,7 +86,7 @@ def choose_layout(ranks: int, heads: int, frame_tokens: int, guided: bool, wante
         InputError: none is; names what would be legal.
     """
     if wanted.cfg_parallel and not guided:
-        raise InputError("cfg_parallel", None, "needs two branches of guidance; --guidance_scale 1 has one")
+        raise InputError("cfg_parallel", None, "needs two branches of guidance; --guidance_scale up to 1 has one")
     for layout in layouts(ranks, heads, frame_tokens, guided):
         if wanted.allows(layout):
             return layout

@@ -13,7 +13,7 @@ from skyreels_v2_infer.modules.transformer import Around, PromptContext
 from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
 from skyreels_v2_infer.pipelines.denoise import Guided, both_branches, denoise
 from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory
-from skyreels_v2_infer.plan import Plan, WindowPlan
+from skyreels_v2_infer.plan import Plan, WindowPlan, is_guided
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
 
@@ -165,7 +165,7 @@ class VideoPipeline:
         self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale: float, clip_fea=None
     ) -> Prompts:
         asked = {"prompt": (prompt, prompt_embeds)}
-        if guidance_scale != 1:
+        if is_guided(guidance_scale):
             asked["negative_prompt"] = negative_prompt or "", negative_prompt_embeds
         positive, *others = self._embeds(asked)
         batch = len(positive)

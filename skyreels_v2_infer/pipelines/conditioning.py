@@ -47,9 +47,9 @@ def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image)
 
 
-def resizecrop(image: Image.Image, height: int, width: int) -> Image.Image:
+def resizecrop(image: Image.Image, th: int, tw: int) -> Image.Image:
     """An image scaled to cover height x width and cropped at the centre; the pipelines do it by themselves."""
-    return Image.fromarray(fit(as_picture(image), height, width))
+    return Image.fromarray(fit(as_picture(image), th, tw))
 
 
 def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from skyreels_v2_infer.plan import is_guided
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 
 # (x [B, C, F, H, W], t [B] or [B, F]) -> velocity [B, C, F, H, W]
@@ -20,8 +21,8 @@ class Guided:
 
     Args:
         positive, negative: the velocity under the prompt and under the negative prompt; negative is not asked for
-            (and can be None) if scale is 1, which leaves nothing of it.
-        scale: 1 is no guidance.
+            (and can be None) without guidance.
+        scale: up to 1 is no guidance.
         branches: asks both, see `both_branches`.
     """
 
@@ -29,7 +30,7 @@ class Guided:
         self.positive, self.negative, self.scale, self.branches = positive, negative, scale, branches
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if self.scale == 1:
+        if not is_guided(self.scale):
             return self.positive(x, t)
         positive, negative = self.branches(self.positive, self.negative, x, t)
         return negative.add(positive - negative, alpha=self.scale)

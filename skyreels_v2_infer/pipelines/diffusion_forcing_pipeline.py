@@ -76,7 +76,7 @@ class DiffusionForcingPipeline(VideoPipeline):
                 adds.
             num_inference_steps: steps of every frame, at least 1.
             shift: above 0; higher spends more steps at high noise.
-            guidance_scale: 1 is no guidance, and half the work.
+            guidance_scale: up to 1 is no guidance, and half the work.
             generator: draws the noise: a window's latents, then row by row what is put on its history. Without one,
                 noise is a function of `seed` (None: a new one), window and row.
             overlap_history: frames of the past that a window goes on from, 4n+1, below `base_num_frames`.

@@ -40,7 +40,7 @@ class Text2VideoPipeline(VideoPipeline):
             height, width: in pixels, multiples of 16.
             num_frames: 4n+1.
             num_inference_steps: at least 1.
-            guidance_scale: 1 is no guidance, and half the work.
+            guidance_scale: up to 1 is no guidance, and half the work.
             shift: above 0; higher spends more steps at high noise.
             generator: draws the noise; without one it is a function of `seed` alone (None: a new one).
             prompt_embeds, negative_prompt_embeds: text embeddings ``[B, L, text_dim]`` in place of text.
