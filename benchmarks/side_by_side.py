@@ -7,6 +7,7 @@ A row gives the medians, their ratio (diffusers / ours: above 1 we are faster) a
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from peers import apart, peer_transformer, peer_vae, randomize
 
+from skyreels_v2_infer.key_tables import KEEP_FLOAT32
 from skyreels_v2_infer.modules import WanModel, WanVAE
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler, flow_sigmas, flow_timesteps
 
@@ -55,20 +57,29 @@ def compare(name: str, ours: Callable, theirs: Callable, device: torch.device, r
     print(f"{name:34} {mine:10.1f} {peer:10.1f} {peer / mine:8.2f} {apart(*results):12.1e}", flush=True)
 
 
+def lowered(module: torch.nn.Module, dtype: torch.dtype, kept: Callable[[str], object]) -> torch.nn.Module:
+    """With parameters in `dtype` as loading leaves them: those whose names are `kept`, and buffers, stay float32."""
+    for name, parameter in module.named_parameters():
+        if not kept(name):
+            parameter.data = parameter.data.to(dtype)
+    return module
+
+
 def transformer_rows(sizes, grid, device: torch.device, dtype: torch.dtype, runs: int) -> None:
     dim, heads, layers, ffn = sizes
     model = randomize(WanModel(dim=dim, num_heads=heads, num_layers=layers, ffn_dim=ffn, text_dim=64))
-    peer = peer_transformer(model).to(device, dtype)
-    model = model.to(device, dtype)
+    peer = peer_transformer(model).to(device)
+    theirs = set(peer._keep_in_fp32_modules)
+    peer = lowered(peer, dtype, lambda name: theirs & set(name.split(".")))
+    model = lowered(model.to(device), dtype, KEEP_FLOAT32.search)
     frames = grid[0]
     x = torch.randn(1, 16, *grid, device=device, dtype=dtype)
     text = torch.randn(1, 512, 64, device=device, dtype=dtype)
-    context = model.prepare_context(text)
     shared, each = torch.tensor([500], device=device), torch.full((1, frames), 500, device=device)
     for name, t in (("shared timestep", shared), ("timestep per frame", each)):
         compare(
             f"transformer, {name}",
-            lambda t=t: model(x, t, context),
+            lambda t=t: model(x, t, model.prepare_context(text)),
             lambda t=t: peer(x, t, text, enable_diffusion_forcing=t.ndim == 2, return_dict=False)[0],
             device,
             runs,
@@ -94,16 +105,18 @@ def vae_rows(sizes, device: torch.device, runs: int) -> None:
 
 
 def solver_row(grid, device: torch.device, runs: int) -> None:
-    """A row of diffusion forcing: every frame at a step of its own."""
-    steps, frames = runs + 1, grid[0]
+    """A row of diffusion forcing: every frame one step behind the one before it."""
+    frames = grid[0]
+    steps = frames + runs + 1
     sigmas = flow_sigmas(steps, 8.0)
     start = torch.randn(1, 16, *grid, device=device)
     velocity = torch.randn_like(start)
-    mine, x, row = FlowUniPCMultistepScheduler(), start.clone(), iter(range(steps))
+    mine, x, rows, their_rows = FlowUniPCMultistepScheduler(), start.clone(), itertools.count(), itertools.count()
     mine.set_timesteps(steps, shift=8.0)
 
     def ours() -> torch.Tensor:
-        return mine.step_frames(velocity, np.full(frames, next(row)), x, np.ones(frames, dtype=bool)).clone()
+        at = next(rows) - np.arange(frames)  # below 0: not begun
+        return mine.step_frames(velocity, at.clip(0), x, at >= 0)
 
     peers = [UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True) for _ in range(frames)]
     for peer in peers:
@@ -113,10 +126,12 @@ def solver_row(grid, device: torch.device, runs: int) -> None:
     y = [start[:, :, f].clone() for f in range(frames)]
 
     def theirs() -> torch.Tensor:
-        for f, peer in enumerate(peers):
+        for f, peer in enumerate(peers[: next(their_rows) + 1]):
             y[f] = peer.step(velocity[:, :, f], 0, y[f], return_dict=False)[0]
         return torch.stack(y, dim=2)
 
+    for _ in range(frames - 1):  # until all have begun
+        ours(), theirs()
     compare(f"solver, a row of {frames} frames", ours, theirs, device, runs)
 
 

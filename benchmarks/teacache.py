@@ -1,6 +1,7 @@
 """TeaCache on a model: for several thresholds, how many steps are computed, how much faster, and how near the result.
 
-The runs with and without the cache alternate in one process; times are medians.
+Of text-to-video and diffusion-forcing models. Each video is made without the cache and then with every threshold, in
+one process; times are medians.
 
     python benchmarks/teacache.py --model_id tiny
 """
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from skyreels_v2_infer import Text2VideoPipeline, embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
+from skyreels_v2_infer.cli import parse_generate
 from skyreels_v2_infer.modules.feature_cache import FeatureCache, TeaCache, choose_coefficients
 from training.evaluate import psnr
 
@@ -27,6 +29,8 @@ PROMPTS = (
     "a fast blue square moving upward, gray background",
     "a yellow triangle glides gently to the left",
 )
+
+SETTINGS = ("height", "width", "num_frames", "inference_steps", "guidance_scale", "shift")
 
 
 def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:
@@ -41,28 +45,31 @@ def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, f
     return frames.cpu().numpy(), seconds
 
 
+def shown(near: float) -> str:
+    return f"{near:.1f} dB" if near < psnr(np.zeros(1), np.zeros(1)) else "the same"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_id", default=embedded.NAME, help="tiny, a folder or a published model")
-    parser.add_argument("--prompt", nargs="+", default=PROMPTS)
+    parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="default: three of tiny's world")
     parser.add_argument("--seeds", type=int, default=4, help="videos for each prompt")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--use_ret_steps", action="store_true")
-    for name in ("height", "width", "num_frames", "inference_steps"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(embedded.DEFAULTS, name))
-    for name in ("guidance_scale", "shift"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(embedded.DEFAULTS, name))
+    for name in SETTINGS:
+        parser.add_argument(f"--{name}", help="default: as in generate_video.py")
     args = parser.parse_args()
+    given = {name: getattr(args, name) for name in ("model_id", *SETTINGS) if getattr(args, name) is not None}
+    settings = parse_generate([f"--{name}={value}" for name, value in given.items()])
     if args.threads:
         torch.set_num_threads(args.threads)
-    folder = embedded.folder(image_to_video=False) if args.model_id == embedded.NAME else args.model_id
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(settings.model_id)
     config = checkpoint.transformer_config
-    found = choose_coefficients(config, checkpoint.folder, args.height, args.width, args.use_ret_steps)
+    found = choose_coefficients(config, checkpoint.folder, settings.height, settings.width, args.use_ret_steps)
     pipeline = Text2VideoPipeline(checkpoint, device=args.device)
-    names = ("height", "width", "num_frames", "guidance_scale", "shift")
-    asked = {name: getattr(args, name) for name in names} | {"num_inference_steps": args.inference_steps}
+    asked = {name: getattr(settings, name) for name in SETTINGS if name != "inference_steps"}
+    asked |= {"num_inference_steps": settings.inference_steps, "negative_prompt": settings.negative_prompt}
     jobs = [(prompt, asked | {"seed": seed}) for prompt in args.prompt for seed in range(args.seeds)]
     timed(pipeline, None, *jobs[0])
 
@@ -84,7 +91,7 @@ def main() -> None:
         computed, faster, near = zip(*values, strict=True)
         print(
             f"| {threshold} | {np.mean(computed):.0f} % | {statistics.median(faster):.2f} "
-            f"| {statistics.median(near):.1f} dB | {min(near):.1f} dB |"
+            f"| {shown(statistics.median(near))} | {shown(min(near))} |"
         )
 
 

@@ -295,7 +295,7 @@ def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
 
 def fetch(model_id: str, patterns: list[str]) -> Path:
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
@@ -306,8 +306,11 @@ def fetch(model_id: str, patterns: list[str]) -> Path:
         reason = "neither a folder here nor a public model on the Hugging Face hub"
         raise refusal(model_id, reason) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            reason = "neither a folder here nor downloaded before, and HF_HUB_OFFLINE keeps it from being downloaded"
+            raise refusal(model_id, reason) from error
         reason = "no such folder, and the Hugging Face hub cannot be reached"
-        raise refusal(model_id, f"{reason} ({first_line(error)})") from error
+        raise OSError(f"--model_id {model_id}: {reason} ({first_line(error)})") from error
     except Exception as error:  # networks and disks fail in many ways: the user needs the reason, not our stack
         raise OSError(f"--model_id {model_id} cannot be downloaded: {first_line(error)}") from error
 

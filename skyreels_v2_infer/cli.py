@@ -126,7 +126,7 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     parser = Parser(
         GENERATE,
         "Make a video from a text, or from a text and a first picture, in one piece.",
-        'example: %(prog)s --prompt "A red kite over the dunes" --image dunes.jpg --seed 7',
+        'example: %(prog)s --prompt "A red kite over the dunes" --seed 7',
         elsewhere={
             f"--{field.name}": DIFFUSION_FORCING
             for field in dataclasses.fields(DiffusionForcingSettings)
@@ -168,7 +168,7 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
         "5 more seconds of a video: %(prog)s --video_path kite.mp4 --num_frames 120 --overlap_history 17",
         elsewhere={},
     )
-    _add_diffusion_forcing_content(_add_content(parser, several_prompts=True))
+    _add_diffusion_forcing_content(_add_content(parser, forcing=True))
     _add_shape(parser)
     _add_sampling(parser)
     _add_diffusion_forcing(parser)
@@ -236,14 +236,14 @@ def _defaults(name: str) -> str:
 # ---- what the flags are called and mean -----------------------------------------------------------------------------
 
 
-def _add_content(parser: Parser, several_prompts: bool = False) -> argparse._ArgumentGroup:
+def _add_content(parser: Parser, forcing: bool = False) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what is to be seen")
     group.add_argument(
         "--prompt",
         type=some_text,
-        nargs="+" if several_prompts else None,
+        nargs="+" if forcing else None,
         help=f"the scene, in words (default: a swan on a lake; {embedded.NAME}: a red circle)"
-        + "; several: one for each window, the last one stays" * several_prompts,
+        + "; several: one for each window, the last one stays" * forcing,
     )
     group.add_argument(
         "--negative_prompt",
@@ -269,7 +269,7 @@ def _add_content(parser: Parser, several_prompts: bool = False) -> argparse._Arg
         metavar="FILE",
         type=some_picture,
         help="first frame of the video, a file or an address on the web; scaled to cover the video's size, then "
-        "cropped around its centre",
+        "cropped around its centre" + "; needs an image-to-video model" * (not forcing),
     )
     return group
 
@@ -441,7 +441,7 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         "--keep_parts",
         action="store_true",
         help="keep the windows' own videos beside the finished one, and take over what an earlier kept run has of this "
-        "one: after a change to a --story only windows from there on are made",
+        f"one: after a change to the --story of {DIFFUSION_FORCING} only windows from there on are made",
     )
     group.add_argument("--no_preview", action="store_true", help="no picture beside the video of its windows' ends")
     group.add_argument(

@@ -642,7 +642,8 @@ def test_failing_downloads_are_one_line(monkeypatch):
     gated, unknown = (kind.__new__(kind) for kind in (errors.GatedRepoError, errors.RepositoryNotFoundError))
     assert "access" in fail_with(gated)
     assert "neither a folder here nor a public model" in fail_with(unknown)
-    assert "cannot be reached" in fail_with(errors.LocalEntryNotFoundError("no snapshot\nand more lines"))
+    with pytest.raises(OSError, match=r"--model_id owner/name: no such folder, and .* cannot be reached"):
+        fail_with(errors.LocalEntryNotFoundError("no snapshot\nand more lines"))
     with pytest.raises(OSError, match=r"--model_id owner/name cannot be downloaded: .*No space left"):
         fail_with(OSError(28, "No space left on device"))  # another try goes on with it, so it is no wrong command
 
@@ -650,7 +651,7 @@ def test_failing_downloads_are_one_line(monkeypatch):
 def test_the_real_library_offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "cannot be reached" in refusal(Checkpoint.open, "owner/name")
+    assert "HF_HUB_OFFLINE keeps it" in refusal(Checkpoint.open, "owner/name")
 
 
 def test_a_hub_model_that_is_something_else(monkeypatch, tmp_path):

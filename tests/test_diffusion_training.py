@@ -445,6 +445,8 @@ def test_settings_are_those_of_training():
         (["t2v"], "--out nothing: t2v needs vae/vae.json there, which the stage vae makes"),
         (["decoder"], "--out nothing: decoder needs tiny/df/model_index.json there, which the stage df makes"),
         (["df", "--start", "nowhere"], f"--start nowhere: must hold a finished df/, as {embedded.FOLDER} does"),
+        (["sheet", "--model", "nowhere"], f"--model nowhere: must hold a finished df/, as {embedded.FOLDER} does"),
+        (["curves", "--runs", "nowhere"], "--runs nowhere: must hold what the stages wrote, as their --out does"),
         (["df", "--steps", "0"], "argument --steps: 0: must be a whole number, at least 1"),
     ],
 )

@@ -14,9 +14,17 @@ from skyreels_v2_infer import embedded
 from skyreels_v2_infer.files import fingerprint, take_lock, write_whole
 from skyreels_v2_infer.flags import whole
 
-STAGES = ("vae", "t2v", "df", "decoder", "i2v")
+STAGES = {
+    "vae": "the VAE",
+    "t2v": "the transformer on clips whose frames share a noise level, and the text encoder with it",
+    "df": "both on by diffusion forcing, and writes the model that both scripts use",
+    "decoder": "the VAE's decoder on latents that df makes",
+    "i2v": "the image-to-video model, from a copy of df",
+}
 SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")  # of `evaluate`
 STOPPED = 3  # the exit code of a stage that --minutes ended
+CODES = f"exit code: 0 done, {STOPPED} ended by --minutes (the same command goes on), 1 failed, 2 wrong arguments"
+DEFAULT = "default: %(default)s"
 CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
 FINISHED = Path("df/model_index.json")  # is written last
 ORIGIN = "origin.json"  # beside a stage's checkpoint: which weights --start began with
@@ -122,10 +130,10 @@ def end_with_parent() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="stage", required=True)
-    for stage in STAGES:
-        command = commands.add_parser(stage, help="train")
+    for stage, what in STAGES.items():
+        command = commands.add_parser(stage, help=what, description=f"Trains {what}.", epilog=CODES)
         command.add_argument(
-            "--out", type=Path, default=Path("training_out"), help="checkpoints, logs, what is exported"
+            "--out", type=Path, default=Path("training_out"), help=f"checkpoints, logs, what is exported ({DEFAULT})"
         )
         command.add_argument("--device", default="cpu")
         command.add_argument("--processes", type=whole(1), default=2, help="on the CPU, one a core is fastest")
@@ -145,17 +153,21 @@ def main() -> int:
         )
     measure = commands.add_parser("evaluate", help="measure a model with the judge")
     measure.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/ and i2v/")
-    measure.add_argument("--out", type=Path, default=Path("training_out/figures.json"), help="gets the figures")
+    measure.add_argument(
+        "--out", type=Path, default=Path("training_out/figures.json"), help=f"gets the figures ({DEFAULT})"
+    )
     measure.add_argument("--count", type=whole(1), help="videos of a row (default: each section's own)")
     measure.add_argument("--threads", type=whole(1))
     measure.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     sheet = commands.add_parser("sheet", help="an animated picture of what a model makes")
     sheet.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/")
-    sheet.add_argument("--out", type=Path, default=Path("docs/images/tiny.gif"))
+    sheet.add_argument("--out", type=Path, default=Path("docs/images/tiny.gif"), help=DEFAULT)
     curves = commands.add_parser("curves", help="a picture of how training went")
     curves.add_argument("--runs", type=Path, default=Path("training_out"), help="--out of the stages")
-    curves.add_argument("--out", type=Path, default=Path("docs/images/tiny_training.png"))
+    curves.add_argument("--out", type=Path, default=Path("docs/images/tiny_training.png"), help=DEFAULT)
     args = parser.parse_args()
+    if (fault := missing(args)) is not None:
+        parser.error(fault)
     if args.stage == "evaluate":
         import torch
 
@@ -173,8 +185,6 @@ def main() -> int:
 
         pictures.curves(args.runs, args.out)
     else:
-        if (fault := missing(args)) is not None:
-            parser.error(fault)
         folder = args.out / args.stage
         folder.mkdir(parents=True, exist_ok=True)
         if (lock := take_lock(folder / "lock")) is None:
@@ -189,7 +199,13 @@ def main() -> int:
 
 
 def missing(args: argparse.Namespace) -> str | None:
-    """What a stage goes on from and does not find, in words."""
+    """What a stage goes on from, or what is to be measured or drawn, and is not there, in words."""
+    if args.stage in ("evaluate", "sheet"):
+        known = (args.model / FINISHED).exists()
+        return None if known else f"--model {args.model}: must hold a finished df/, as {embedded.FOLDER} does"
+    if args.stage == "curves":
+        known = any(log for depth in ("*", "*/*") for log in args.runs.glob(f"{depth}/log.jsonl"))
+        return None if known else f"--runs {args.runs}: must hold what the stages wrote, as their --out does"
     if args.start is not None:
         known = (args.start / FINISHED).exists()
         return None if known else f"--start {args.start}: must hold a finished df/, as {embedded.FOLDER} does"

@@ -143,12 +143,12 @@ def choose_coefficients(config: dict, folder: Path, height: int, width: int, use
     if config["dim"] in PUBLISHED_WIDTHS:
         key = (kind, config["dim"]) if kind == "t2v" else (kind, "720P" if height * width > PIXELS_720P else "540P")
         return (RET_STEPS_COEFFICIENTS if use_ret_steps else COEFFICIENTS)[key]
+    fitting = "" if kind == "i2v" else f"fit some with python -m {__spec__.name}, or "  # which takes no pictures
     raise InputError(
         "teacache",
         None,
         f"no coefficients are known for this {kind} transformer of width {config['dim']} "
-        f"(known: {', '.join(LABELS.values())}); fit some with python -m {__spec__.name}, or give "
-        "--teacache_coefficients",
+        f"(known: {', '.join(LABELS.values())}); {fitting}give --teacache_coefficients",
     )
 
 
