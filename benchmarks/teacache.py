@@ -4,6 +4,9 @@ Of text-to-video and diffusion-forcing models. Each video is made without the ca
 one process; times are medians.
 
     python benchmarks/teacache.py --model_id tiny
+    python benchmarks/teacache.py --model_id tiny --forcing --num_frames 97
+
+Flags that are not its own are those of generate_video.py, with --forcing of generate_video_df.py.
 """
 
 import argparse
@@ -17,9 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from skyreels_v2_infer import Text2VideoPipeline, embedded
+from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline, embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
-from skyreels_v2_infer.cli import parse_generate
+from skyreels_v2_infer.cli import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.jobs import forcing_arguments, shared_arguments
 from skyreels_v2_infer.modules.feature_cache import FeatureCache, TeaCache, choose_coefficients
 from training.evaluate import psnr
 
@@ -29,8 +33,6 @@ PROMPTS = (
     "a fast blue square moving upward, gray background",
     "a yellow triangle glides gently to the left",
 )
-
-SETTINGS = ("height", "width", "num_frames", "inference_steps", "guidance_scale", "shift")
 
 
 def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:
@@ -50,26 +52,27 @@ def shown(near: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--model_id", default=embedded.NAME, help="tiny, a folder or a published model")
     parser.add_argument("--prompt", nargs="+", default=PROMPTS, help="default: three of tiny's world")
     parser.add_argument("--seeds", type=int, default=4, help="videos for each prompt")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--use_ret_steps", action="store_true")
-    for name in SETTINGS:
-        parser.add_argument(f"--{name}", help="default: as in generate_video.py")
-    args = parser.parse_args()
-    given = {name: getattr(args, name) for name in ("model_id", *SETTINGS) if getattr(args, name) is not None}
-    settings = parse_generate([f"--{name}={value}" for name, value in given.items()])
+    parser.add_argument("--forcing", action="store_true", help="by diffusion forcing, in windows or asynchronous")
+    args, others = parser.parse_known_args()
+    parse = parse_diffusion_forcing if args.forcing else parse_generate
+    settings = parse(["--model_id", args.model_id, *others])
     if args.threads:
         torch.set_num_threads(args.threads)
     checkpoint = Checkpoint.open(settings.model_id)
     config = checkpoint.transformer_config
     found = choose_coefficients(config, checkpoint.folder, settings.height, settings.width, args.use_ret_steps)
-    pipeline = Text2VideoPipeline(checkpoint, device=args.device)
-    asked = {name: getattr(settings, name) for name in SETTINGS if name != "inference_steps"}
-    asked |= {"num_inference_steps": settings.inference_steps, "negative_prompt": settings.negative_prompt}
+    kind = DiffusionForcingPipeline if args.forcing else Text2VideoPipeline
+    pipeline = kind(checkpoint, device=args.device)
+    asked = shared_arguments(settings) | (forcing_arguments(settings) if args.forcing else {})
+    del asked["prompt"]
     jobs = [(prompt, asked | {"seed": seed}) for prompt in args.prompt for seed in range(args.seeds)]
     timed(pipeline, None, *jobs[0])
 
@@ -84,7 +87,7 @@ def main() -> None:
                 return branches[-1]
 
             frames, seconds = timed(pipeline, around, prompt, arguments)
-            computed = float(np.mean([branch.computed for branch in branches]))
+            computed = float(np.mean([step for branch in branches for step in branch.computed]))
             rows[threshold].append((100 * computed, whole / seconds, psnr(frames, plain)))
     print("| threshold | steps computed | speed-up | PSNR to the uncached run, median | least |\n|---|---|---|---|---|")
     for threshold, values in rows.items():

@@ -167,6 +167,12 @@ def shared_arguments(settings: GenerateSettings) -> dict:
     return {name: getattr(settings, name) for name in names} | {"num_inference_steps": settings.inference_steps}
 
 
+def forcing_arguments(settings: DiffusionForcingSettings) -> dict:
+    """What diffusion forcing is asked beside `shared_arguments`, without pictures and videos."""
+    names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
+    return {name: getattr(settings, name) for name in (*names, "addnoise_condition", "story", "history")}
+
+
 def started(pipeline, job: Job, **arguments) -> Iterator:
     """What is finished, stretch by stretch (`Finished`)."""
     resume = None
@@ -197,16 +203,6 @@ def generate_df(job: Job) -> Iterator:
         for name in ("image", "end_image")
         if (path := getattr(settings, name)) is not None
     }
-    names = (
-        "ar_step",
-        "causal_attention",
-        "causal_block_size",
-        "base_num_frames",
-        "overlap_history",
-        "addnoise_condition",
-        "story",
-        "history",
-    )
     pipeline = load("DiffusionForcingPipeline", job)
     if settings.addnoise_condition > MUCH_NOISE:
         say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
@@ -216,6 +212,6 @@ def generate_df(job: Job) -> Iterator:
         pipeline,
         job,
         **images,
-        **{name: getattr(settings, name) for name in names},
+        **forcing_arguments(settings),
         prefix_video=settings.video_path,
     )

@@ -58,13 +58,15 @@ def run(kind, cache=None, **arguments):
 
 
 def simulate(signals: list[torch.Tensor], threshold: float, coefficients, first: int, last: bool) -> list[int]:
-    """Which steps are computed, by the published rule, with steps counted as steps."""
+    """Which steps are computed, by the published rule, with steps counted as steps and frames that stand left out."""
     computed, total = [], 0.0
     for i, signal in enumerate(signals):
         if i < first or (last and i == len(signals) - 1):
             run = True
         else:
-            change = ((signal - signals[i - 1]).abs().mean() / signals[i - 1].abs().mean()).item()
+            new, old = (each[0].numpy() for each in torch.broadcast_tensors(signal, signals[i - 1]))
+            pairs = [(a, b) for a, b in zip(new, old, strict=True) if (a != b).any()]
+            change = sum(np.abs(a - b).sum() for a, b in pairs) / sum(np.abs(b).sum() for _, b in pairs)
             total += max(0.0, float(np.polyval(coefficients, change)))
             run = total >= threshold
         if run:
@@ -124,7 +126,7 @@ class TestModes:
         asked = arguments | {"guidance_scale": guidance, "num_inference_steps": 9}
         run(kind, watch, **asked)
         signals = signals[:: 1 if guidance == 1 else 2]
-        changes = [feature_cache.relative_change(b, a) for a, b in itertools.pairwise(signals)]
+        changes = [feature_cache.change_of_moving(b, a) for a, b in itertools.pairwise(signals)]
         threshold = 1.7 * float(np.median(changes))
         cache = Watched(threshold, IDENTITY, use_ret_steps)
         run(kind, cache, **asked)
@@ -154,11 +156,24 @@ def test_a_branch_reuses_its_own_and_not_the_others():
         assert branch(tokens + 5, signal, signal, lambda x: 1 / 0).mean() == 5 + added
 
 
-def test_frames_with_timesteps_of_their_own_all_count():
+def test_only_frames_that_move_count():
     before, after = torch.ones(1, 4, 8), torch.ones(1, 4, 8)
+    assert feature_cache.change_of_moving(after, before) == 0
     after[:, 3] = 2.0  # one frame of four has moved on
-    assert feature_cache.relative_change(after, before) == pytest.approx(0.25)
-    assert feature_cache.relative_change(after, before[:, :1]) == pytest.approx(0.25)  # after a shared timestep
+    assert feature_cache.change_of_moving(after, before) == pytest.approx(1.0)
+    assert feature_cache.change_of_moving(after, before[:, :1]) == pytest.approx(1.0)  # after a shared timestep
+    after[:, 2] = 1.5
+    assert feature_cache.change_of_moving(after, before) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("use_ret_steps", [False, True])
+def test_a_window_computes_as_many_steps_with_a_history_as_without(use_ret_steps):
+    """The history stands still, so the mean over all frames would have foretold next to no change."""
+    long = {"num_frames": 33, "base_num_frames": 17, "overlap_history": 13, "ar_step": 0, "num_inference_steps": 12}
+    cache = Watched(2.0, IDENTITY, use_ret_steps)
+    run(DiffusionForcingPipeline, cache, guidance_scale=1.0, **long)
+    first, *others = cache.computed
+    assert 5 <= len(first) < 12 and len(others) == 4 and all(steps == first for steps in others)
 
 
 def test_the_polynomial():

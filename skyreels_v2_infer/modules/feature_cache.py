@@ -87,6 +87,7 @@ class FeatureCache:
         signal = modulation if self.settings.use_ret_steps else time
         if self._must_run(signal):
             self._sum = 0.0
+            self._added = None  # its memory is needed while the blocks run
             done = run(tokens)
             self._added = done - tokens
             self.computed.append(True)
@@ -102,13 +103,24 @@ class FeatureCache:
             return True
         if not self.settings.use_ret_steps and step == self.steps - 1:
             return True
-        self._sum += foretold(relative_change(signal, self._signal), self.settings.coefficients)
+        self._sum += foretold(change_of_moving(signal, self._signal), self.settings.coefficients)
         return not self._sum < self.settings.threshold
 
 
 def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
     """Mean absolute difference, relative to the old values."""
     return float((new - old).abs().mean() / old.abs().mean())
+
+
+def change_of_moving(new: torch.Tensor, old: torch.Tensor) -> float:
+    """`relative_change` of the frames that change at all; ``[B, F or 1, ...]``.
+
+    Frames that are held, done or not begun would thin it out to less than the polynomial was fitted on, and the blocks
+    of a window that goes on from many frames would hardly ever run.
+    """
+    difference = (new - old).abs().flatten(2)
+    moving = difference.sum(dim=2, keepdim=True) > 0
+    return float(difference.sum() / (old.abs().flatten(2) * moving).sum().clamp_min(1e-12))
 
 
 def foretold(change: float, coefficients: Sequence[float]) -> float:
