@@ -120,6 +120,7 @@ def cost_of(
     guided: Sequence[bool],
     weight_bytes: int,
     offload: bool = False,
+    on_cpu: bool = False,
     block_frames: int | None = None,
 ) -> Cost:
     """The cost of a plan on one device.
@@ -128,7 +129,8 @@ def cost_of(
         config: of the transformer.
         guided: for each window, whether there are two branches of guidance.
         weight_bytes: of a number of the transformer and the encoders; the VAE has 4.
-        offload: only what computes is on the device.
+        offload: only what computes is on the device. Without, transformer and VAE are, and the encoders for a moment.
+        on_cpu: the device is the CPU, where all weights are anyway.
         block_frames: see `forward_flop`.
     """
     size = frame_tokens(height, width)
@@ -145,9 +147,10 @@ def cost_of(
     stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
     decoder = VAE_FRAMES * height * width * VAE_CHANNELS * 4
     vae = published * 4 * VAE
-    if offload:  # one after the other: what is needed for the text, for a step, and for frames
-        block = transformer / config["num_layers"]  # the rest of the transformer is about one block more
-        weights, activations = max((encoders, 0), (3 * block, stream), (vae, decoder), key=sum)
-    else:
+    if on_cpu:
         weights, activations = transformer + encoders + vae, max(stream, decoder)
+    else:  # one after the other: what is needed for the text, for a step, and for frames
+        block = transformer / config["num_layers"]  # the rest of the transformer is about one block more
+        rest, step, frames = (0, 3 * block, vae) if offload else (transformer + vae,) * 3
+        weights, activations = max((rest + encoders, 0), (step, stream), (frames, decoder), key=sum)
     return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(activations / GIB, 1))

@@ -133,7 +133,8 @@ def describe(settings: GenerateSettings) -> dict:
         settings.width,
         guided=guided,
         weight_bytes=WEIGHT_BYTES[dtype],
-        offload=settings.offload and settings.device != "cpu",
+        offload=settings.offload,
+        on_cpu=settings.device == "cpu",
         block_frames=settings.causal_block_size if forcing and settings.causal_attention else None,
     )
     tokens = cost.frame_tokens(settings.height, settings.width)

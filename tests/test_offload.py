@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, jobs, runtime
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, jobs, modules, runtime
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.cli import parse_generate
 from skyreels_v2_infer.distributed.layout import Layout
@@ -95,6 +95,25 @@ def test_on_a_cpu_nothing_changes(checkpoints, monkeypatch):
     offloaded = DiffusionForcingPipeline(checkpoints / "df", device="cpu", offload=True)
     assert torch.equal(plain(prompt="a swan", **LONG), offloaded(prompt="a swan", **LONG))
     assert given == [offloaded.transformer] and isinstance(offloaded.at_work.__self__, Offload)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_without_it_only_encoders_leave_the_device(checkpoints, monkeypatch, offload):
+    """umT5 alone is 11 GB, which would else be there for the whole run; meta stands in for a GPU."""
+    at_rest = {}
+    for name in ("transformer", "vae", "text_encoder", "image_encoder"):
+        real = getattr(modules, f"get_{name}")
+
+        def get(checkpoint, device, *dtype, name=name, real=real):
+            at_rest[name] = device.type
+            return real(checkpoint, "cpu", *dtype)
+
+        monkeypatch.setattr(modules, f"get_{name}", get)
+    monkeypatch.setattr(Offload, "by_blocks", lambda *_: None)
+    pipeline = Image2VideoPipeline(checkpoints / "i2v", device="meta", offload=offload)
+    large = "cpu" if offload else "meta"
+    assert at_rest == {"transformer": large, "vae": large, "text_encoder": "cpu", "image_encoder": "cpu"}
+    assert pipeline.at_work.__self__.device.type == "meta" and pipeline.at_work.__name__ == "at_work"
 
 
 @pytest.mark.parametrize("installed", [{"diffusers": "0.42.1"}, {"accelerate": "1.0"}, OLD])

@@ -64,7 +64,8 @@ class VideoPipeline:
         sequence: what splits tokens over ranks. branches: what asks both branches of guidance. agree: makes a tensor
             the same on all ranks. See `share`; by default there are no other ranks.
         at_work: is handed a part, and what it remembers if it does, and returns a context inside which it computes, see
-            `Offload`; by default nothing is done, since all parts are on the device.
+            `Offload`. Encoders, whose weights are needed for moments only, come to the device for it; with `offload`
+            all parts do. Parts that a caller has put together stay where they are.
     """
 
     takes_image_channels = False
@@ -76,7 +77,8 @@ class VideoPipeline:
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
 
         place = Placement.choose(device, weight_dtype)
-        home = torch.device("cpu") if offload else place.device
+        host = torch.device("cpu")
+        home = host if offload else place.device
         if dit_path in (None, model_path):
             checkpoint = dit = Checkpoint.open(model_path)
         else:
@@ -87,14 +89,14 @@ class VideoPipeline:
         self._set_parts(
             get_transformer(dit, home, place.dtype),
             get_vae(checkpoint, home),
-            get_text_encoder(checkpoint, home, place.dtype),
-            get_image_encoder(checkpoint, home, place.dtype) if self.takes_image_channels else None,
+            get_text_encoder(checkpoint, host, place.dtype),
+            get_image_encoder(checkpoint, host, place.dtype) if self.takes_image_channels else None,
             place.device,
         )
+        offloading = Offload(place.device)
+        self.at_work = offloading.at_work
         if offload:
-            offloading = Offload(place.device)
             offloading.by_blocks(self.transformer)
-            self.at_work = offloading.at_work
         if use_usp:
             self._share_with_all()
 
