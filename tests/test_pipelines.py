@@ -300,6 +300,8 @@ class TestWindows:
         prefix = np.stack([np.asarray(picture(i, 32, 48)) for i in range(20)])
         settings = SMALL | {"num_frames": 28, "base_num_frames": 25, "overlap_history": 9}
         (frames,) = forcing().extend_video(**settings, **embeds(), prefix_video_path=prefix)
+        pictures = [Image.fromarray(frame) for frame in prefix]
+        assert np.array_equal(frames, forcing().extend_video(**settings, **embeds(), prefix_video_path=pictures)[0])
         assert len(frames) == 48
         assert np.array_equal(frames[:20], prefix)
 
@@ -503,6 +505,8 @@ class TestCalls:
             ({"end_image": picture(), "causal_attention": True}, "end_image"),
             ({"image": picture(), "prefix_video": np.zeros((9, 8, 8, 3), np.uint8), "num_frames": 8}, "image"),
             ({"prefix_video": np.zeros((0, 8, 8, 3), np.uint8), "num_frames": 8}, "prefix_video"),
+            ({"prefix_video": np.zeros((9, 8, 8, 3), np.float32), "num_frames": 8}, "prefix_video, each frame"),
+            ({"prefix_video": [picture(), "frame.png"], "num_frames": 8}, "prefix_video, each frame"),
             ({"prompt_embeds": None}, "prompt"),
             ({"seed": -1}, "seed -1"),
         ],

@@ -3,7 +3,7 @@
 Frames are uint8 ``[T, H, W, 3]``, videos float32 ``[1, 3, T, H, W]`` in -1..1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
-from skyreels_v2_infer.video_io import as_shown, fit, read_video
+from skyreels_v2_infer.video_io import as_shown, fit, probe_video, read_video
 
 
 def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -37,13 +37,13 @@ def image_video(image, height: int, width: int, device: torch.device) -> torch.T
     return to_video(fit(as_picture(image), height, width)[None], device)
 
 
-def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+def as_picture(image: Image.Image | np.ndarray, name: str = "image") -> Image.Image:
     """A PIL image in RGB, as it is shown, of a PIL image or of uint8 ``[H, W, 3]``."""
     if isinstance(image, Image.Image):
         return as_shown(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"image: must be a PIL image or uint8 [H, W, 3], not {what}")
+        raise ValueError(f"{name}: must be a PIL image or uint8 [H, W, 3], not {what}")
     return Image.fromarray(image)
 
 
@@ -103,16 +103,29 @@ class NoisedHistory:
         return x, t
 
 
+# A video that is continued: its path, or its frames, uint8 ``[T, H, W, 3]`` or one by one as `as_picture` takes them
+Prefix = str | Path | np.ndarray | Sequence[Image.Image | np.ndarray]
 PREFIX_CHUNK = 16  # frames of a prefix that are held at a time
 
 
-def prefix_pieces(
-    prefix: str | Path | np.ndarray, height: int, width: int, device: torch.device
-) -> Iterator[torch.Tensor]:
-    """The frames of a video, by path or as uint8 ``[T, H, W, 3]``, as float32 pieces ``[1, 3, t, height, width]``."""
-    if isinstance(prefix, np.ndarray):
-        frames = (fit(as_picture(frame), height, width) for frame in prefix)
-    else:
+def count_frames(prefix: Prefix | None) -> int:
+    """Frames of a prefix, which is found here if it is none; 0: there is none."""
+    if prefix is None:
+        return 0
+    if isinstance(prefix, str | Path):
+        return probe_video(prefix).frames
+    for frame in prefix[:1] if isinstance(prefix, np.ndarray) else prefix:
+        as_picture(frame, "prefix_video, each frame")
+    if not len(prefix):
+        raise ValueError("prefix_video: has no frames")
+    return len(prefix)
+
+
+def prefix_pieces(prefix: Prefix, height: int, width: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """The frames of a prefix as float32 pieces ``[1, 3, t, height, width]``."""
+    if isinstance(prefix, str | Path):
         frames = read_video(prefix, height, width)
+    else:
+        frames = (fit(as_picture(frame), height, width) for frame in prefix)
     while chunk := list(islice(frames, PREFIX_CHUNK)):
         yield to_video(np.stack(chunk), device)

@@ -2,20 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from skyreels_v2_infer.pipelines.base import Prompts, VideoPipeline, choose_noise
-from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, image_video, prefix_pieces
+from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, Prefix, count_frames, image_video, prefix_pieces
 from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory, Resume
 from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
 from skyreels_v2_infer.runtime import Noise, NoiseSource
 from skyreels_v2_infer.scheduler.windows import frames_of_one_more
 from skyreels_v2_infer.sizes import check_size
 from skyreels_v2_infer.story import Scene, scenes_of
-from skyreels_v2_infer.video_io import probe_video
 
 HISTORIES = ("pixel", "latent")
 
@@ -28,7 +25,7 @@ class Conditions:
     width: int
     image: torch.Tensor | None
     end_image: torch.Tensor | None
-    prefix: str | Path | np.ndarray | None
+    prefix: Prefix | None
     addnoise: float
 
 
@@ -60,7 +57,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         callback_on_step_end=None,
-        prefix_video: str | Path | np.ndarray | None = None,
+        prefix_video: Prefix | None = None,
         resume: Resume | None = None,
         story: Sequence[Scene] | None = None,
         history: str = "pixel",
@@ -90,7 +87,7 @@ class DiffusionForcingPipeline(VideoPipeline):
             latents: initial noise of the first window ``[B, 16, F, height/8, width/8]``.
             callback_on_step_end: ``(pipeline, row, timesteps [F], {"latents": ...}) -> dict or None``; latents in the
                 dict replace those of the run.
-            prefix_video: path of a video, or frames uint8 ``[T, H, W, 3]``, to go on from; its frames come first.
+            prefix_video: path of a video, or its frames (see `Prefix`), to go on from; its frames come first.
             resume: where a run that was stopped goes on; what it has made does not come again.
             story: scenes in place of `prompt`; each begins with a window.
             history: "pixel": a window goes on from decoded frames, which are encoded again. "latent": from latents, and
@@ -148,11 +145,12 @@ class DiffusionForcingPipeline(VideoPipeline):
             causal_block_size=causal_block_size if causal_attention else None,
         )
 
-    def extend_video(self, *args, prefix_video_path: str | Path | np.ndarray, **kwargs):
+    def extend_video(self, *args, prefix_video_path: Prefix, **kwargs):
         """A video followed by `num_frames` new frames; arguments as for `generate`, results as for a call.
 
         Args:
-            prefix_video_path: path of the video, or its frames uint8 ``[T, H, W, 3]``; at least `overlap_history`.
+            prefix_video_path: path of the video, or its frames, uint8 ``[T, H, W, 3]`` or a list of pictures; at least
+                `overlap_history`.
         """
         return self(*args, prefix_video=prefix_video_path, **kwargs)
 
@@ -260,13 +258,3 @@ def exhaust(pieces: Iterator[torch.Tensor]) -> None:
     """Lets the history see frames that whoever asked for the latents did not want."""
     for _ in pieces:
         pass
-
-
-def count_frames(prefix: str | Path | np.ndarray | None) -> int:
-    """Frames of a prefix; 0: there is none."""
-    if prefix is None:
-        return 0
-    frames = len(prefix) if isinstance(prefix, np.ndarray) else probe_video(prefix).frames
-    if not frames:
-        raise ValueError("prefix_video: has no frames")
-    return frames

@@ -96,8 +96,8 @@ class FlowUniPCMultistepScheduler:
         self._state = None
         self._calls = 0
 
-    def step(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, return_dict: bool = True):
-        """The next step of the whole sample, as published.
+    def step(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, return_dict: bool = True, **_published):
+        """The next step of the whole sample, as published; nothing is random here, so a `generator` has no part in it.
 
         Args:
             model_output: velocity at `sample`, of the same shape (any).
