@@ -3,6 +3,7 @@
 N tokens of a window, S tokens of a frame, D model width, M text tokens.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,10 +137,11 @@ def cost_of(
     size = frame_tokens(height, width)
     longest = max(window.latents for window in plan.windows)
     tokens, d = longest * size, config["dim"]
-    flop = sum(
-        count * forward_flop(config, window.latents, size, block_frames)
-        for count, window in zip(forwards(plan, guided), plan.windows, strict=True)
-    )
+    reached = Counter()  # frames of a forward
+    for two, window in zip(guided, plan.windows, strict=True):
+        for reach in window.schedule.reach(block_frames).tolist():
+            reached[reach] += 1 + two
+    flop = sum(count * forward_flop(config, reach, size, block_frames) for reach, count in reached.items())
     transformer = parameters(config) * weight_bytes
     published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
     encoders = published * (TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")) * weight_bytes

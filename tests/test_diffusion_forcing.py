@@ -115,6 +115,13 @@ def test_all_held_is_no_row():
     assert len(ad_schedule(3, timesteps(4), held=3)) == 0
 
 
+def test_what_a_row_has_to_compute():
+    schedule = ad_schedule(7, timesteps(4), ar_step=2, held=1, causal_block_size=3)
+    assert schedule.reach(None).tolist() == [7] * len(schedule)
+    assert schedule.reach(3).tolist() == [3, 3, 6, 6, 7, 7, 7, 7]
+    assert ad_schedule(3, timesteps(4), held=3).reach(1).tolist() == []  # no row
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

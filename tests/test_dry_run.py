@@ -21,6 +21,7 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import WanVAE
 from skyreels_v2_infer.pipelines.base import frames_of
+from skyreels_v2_infer.plan import make_plan
 from skyreels_v2_infer.video_io import VideoWriter
 
 DF_14B = "Skywork/SkyReels-V2-DF-14B-540P"
@@ -252,6 +253,18 @@ def test_the_plan_is_what_runs():
         assert transformer.calls[:: 1 if settings.guidance_scale == 1 else 2] == expected
         last = about["windows"][-1]
         assert last["last_frame"] + 1 == frames + prefix
+
+
+def test_arithmetic_counts_what_causal_attention_leaves_out():
+    transformer = StubTransformer()
+    pipeline = DiffusionForcingPipeline.from_parts(transformer, StubVAE())
+    settings = {"ar_step": 2, "causal_block_size": 3, "base_num_frames": 29, "overlap_history": 9, "num_frames": 49}
+    given = {"prompt_embeds": torch.zeros(1, 2, 4), "guidance_scale": 1.0, "height": 16, "width": 16, "shift": 5.0}
+    pipeline(**settings, **given, num_inference_steps=4, causal_attention=True, seed=1)
+    plan, config = make_plan(num_inference_steps=4, shift=5.0, **settings), cost.architecture(DF_14B)
+    spent = cost.cost_of(plan, config, 16, 16, guided=[False, False], weight_bytes=2, block_frames=3)
+    counted = sum(cost.forward_flop(config, frames, 1, 3) for frames in transformer.calls)
+    assert spent.pflop == pytest.approx(counted / 1e15) and len(set(transformer.calls)) == 3
 
 
 def test_1457_frames_asked_are_1457_frames_written(tmp_path):

@@ -19,8 +19,10 @@ from skyreels_v2_infer.pipelines import resizecrop
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
 from skyreels_v2_infer.pipelines.history import Resume
+from skyreels_v2_infer.plan import make_plan
 from skyreels_v2_infer.runtime import NoiseSource
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler
+from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 
 RUN = 1e-3  # relative, of the latents at the end of a whole run
 SHIFT, STEPS, HEIGHT, WIDTH = 5.0, 6, 48, 64
@@ -393,6 +395,23 @@ class TestCalls:
         del settings["causal_block_size"]
         published = forcing(model)(**settings, **embeds(), output_type="latent")
         assert torch.equal(published, causal)
+
+    @pytest.mark.parametrize(("block", "ar_step", "given"), [(1, 2, {}), (2, 1, {}), (3, 4, {"image": picture()})])
+    @pytest.mark.parametrize("addnoise", [0, 20])
+    def test_with_causal_attention_blocks_that_have_not_begun_are_left_out(
+        self, block, ar_step, given, addnoise, monkeypatch
+    ):
+        windows = {"base_num_frames": 17, "overlap_history": 9, "ar_step": ar_step, "causal_block_size": block}
+        plan = make_plan(25, 4, 5.0, image=bool(given), **windows)
+        frames = [int(reach) for window in plan.windows for reach in window.schedule.reach(block)]
+        assert len(plan.windows) == 2 and frames[0] < max(frames) == 5
+        settings = {"num_frames": 25, "num_inference_steps": 4, "addnoise_condition": addnoise} | windows | given
+        settings["causal_attention"] = True
+        assert [x.shape[2] for x, _ in recorded(**settings)] == frames
+        made = forcing()(**SMALL | settings, **embeds(), output_type="latent")
+        monkeypatch.setattr(Schedule, "reach", lambda schedule, _: np.full(len(schedule), schedule.update.shape[1]))
+        assert {x.shape[2] for x, _ in recorded(**settings)} == {5}
+        assert apart(made, forcing()(**SMALL | settings, **embeds(), output_type="latent")) < 1e-5
 
     def test_guidance_up_to_one_takes_half_the_forwards(self):
         def count(scale):

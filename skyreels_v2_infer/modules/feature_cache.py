@@ -85,7 +85,7 @@ class FeatureCache:
     def __call__(self, tokens: torch.Tensor, time: torch.Tensor, modulation: torch.Tensor, run) -> torch.Tensor:
         """tokens ``[B, F, S, D]``; time ``[B, F or 1, D]`` and modulation ``[B, F or 1, 6, D]``, of whole frames."""
         signal = modulation if self.settings.use_ret_steps else time
-        if self._must_run(signal):
+        if self._must_run(signal, tokens.shape):
             self._sum = 0.0
             self._added = None  # its memory is needed while the blocks run
             done = run(tokens)
@@ -97,8 +97,10 @@ class FeatureCache:
         self._signal = signal
         return done
 
-    def _must_run(self, signal: torch.Tensor) -> bool:
+    def _must_run(self, signal: torch.Tensor, shape: torch.Size) -> bool:
         step = len(self.computed)
+        if self._added is None or self._added.shape != shape:  # another block of frames has begun
+            return True
         if step < (RETAINED if self.settings.use_ret_steps else 1):
             return True
         if not self.settings.use_ret_steps and step == self.steps - 1:

@@ -243,7 +243,7 @@ class VideoPipeline:
                 replaced = callback(self, row, torch.from_numpy(rows[row]), shown)
                 return (replaced or {}).get("latents", latents)
 
-            return denoise(velocity, solver, window.schedule, latents, show, on_row)
+            return denoise(velocity, solver, window.schedule, latents, show, on_row, kw.get("causal_block_size"))
 
     @torch.no_grad()
     def _decode_on(self, new: torch.Tensor, skip: int, history: LatentHistory) -> Iterator[torch.Tensor]:

@@ -43,6 +43,7 @@ def denoise(
     latents: torch.Tensor,
     show=None,
     on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    block_frames: int | None = None,
 ) -> torch.Tensor:
     """Executes the rows of a schedule.
 
@@ -52,18 +53,21 @@ def denoise(
         latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
         show: what the model sees of a row, ``(row, latents, t [F]) -> (latents, t [F])``, see `NoisedHistory`.
         on_row: is handed every finished row and returns the latents to go on with.
+        block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
+            begun are then left out.
 
     Returns:
         the finished latents.
     """
     latents = latents.clone()
     timesteps = torch.from_numpy(schedule.timesteps).to(latents.device, torch.float32)
-    shared = (schedule.timesteps == schedule.timesteps[:, :1]).all(axis=1)
-    for row in range(len(schedule)):
+    for row, reach in enumerate(schedule.reach(block_frames)):
         if show is not None:
             x, t = show(row, latents, timesteps[row])
+            x, t = x[:, :, :reach], t[:reach]
         else:
-            x, t = latents, timesteps[row, :1] if shared[row] else timesteps[row]
+            told = schedule.timesteps[row, :reach]
+            x, t = latents[:, :, :reach], timesteps[row, : 1 if (told == told[0]).all() else reach]
         v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
         latents = solver.step_frames(v, schedule.steps[row], latents, schedule.update[row])
         if on_row is not None:

@@ -28,6 +28,21 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def reach(self, block_frames: int | None) -> np.ndarray:
+        """int ``[R]``: how many leading frames a row has to compute.
+
+        All of them; with block-causal attention only those up to the last block that the row updates, since nothing
+        sees the blocks behind it.
+
+        Args:
+            block_frames: latent frames of such a block; None: every frame sees every other.
+        """
+        rows, frames = self.update.shape
+        if block_frames is None:
+            return np.full(rows, frames)
+        last = frames - 1 - self.update[:, ::-1].argmax(axis=1)  # every row updates some frame
+        return np.minimum((last // block_frames + 1) * block_frames, frames)
+
 
 def held_frames(num_frames: int, held: int | np.ndarray) -> np.ndarray:
     """`held` as a bool per frame; an int counts leading frames."""

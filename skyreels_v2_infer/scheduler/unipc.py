@@ -127,7 +127,7 @@ class FlowUniPCMultistepScheduler:
         The plan is host data, so choosing frames and weights never waits for the device.
 
         Args:
-            model_output: velocity ``[B, C, F, H, W]``.
+            model_output: velocity ``[B, C, F, H, W]``; what lies behind the last frame to update may be left out.
             steps: int ``[F]``; each frame has to take its steps in order, from 0 on.
             sample: float32 ``[B, C, F, H, W]``, changed in place.
             update: bool ``[F]``.
