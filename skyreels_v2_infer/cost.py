@@ -145,8 +145,11 @@ def cost_of(
     transformer = parameters(config) * weight_bytes
     published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
     encoders = published * (TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")) * weight_bytes
-    # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward.
-    stream = tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
+    # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward; and a
+    # fifth for what is smaller, by what torch allocates for 14B models.
+    stream = 1.2 * tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
+    read = config.get("text_len", 512) + IMAGE_TOKENS * (config["model_type"] == "i2v")
+    stream += (1 + any(guided)) * config["num_layers"] * 2 * read * d * weight_bytes  # keys and values of the prompts
     decoder = VAE_FRAMES * height * width * VAE_CHANNELS * 4
     vae = published * 4 * VAE
     if on_cpu:

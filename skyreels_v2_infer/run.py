@@ -133,6 +133,7 @@ def _run(prog: str, parse, start, argv: Sequence[str] | None) -> int:
             with assembled(launch, settings.device) as team:
                 try:
                     path = execute(run, settings, team, start, interrupts.check)
+                    team.meet()  # the first rank still decodes and writes when the others are done
                 finally:
                     if run.journal is not None:
                         run.journal.close()

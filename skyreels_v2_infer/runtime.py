@@ -1,7 +1,7 @@
 """Where a job runs, in what precision, what of it is on the device, and where its randomness comes from."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
@@ -117,17 +117,20 @@ class Offload:
             return
         from diffusers.hooks import apply_group_offloading
 
+        # Its stream is made on the current GPU, which need not be this one.
+        current = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         # With `record_stream` the host would not wait for a block before it frees it: it runs far ahead of the GPU, and
         # each of the blocks it has queued by then holds memory of its own.
-        apply_group_offloading(
-            model,
-            onload_device=self.device,
-            offload_device=torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            use_stream=self.device.type == "cuda",
-            record_stream=False,
-        )
+        with current:
+            apply_group_offloading(
+                model,
+                onload_device=self.device,
+                offload_device=torch.device("cpu"),
+                offload_type="block_level",
+                num_blocks_per_group=1,
+                use_stream=self.device.type == "cuda",
+                record_stream=False,
+            )
 
 
 class Noise(Protocol):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from peers import EXACT, apart, peer_transformer, small_model
 from torch.nn.attention import sdpa_kernel
 
-from skyreels_v2_infer.modules.attention import CUDA_BACKENDS, attend, attend_block_causal
+from skyreels_v2_infer.modules.attention import attend, attend_block_causal, cuda_backends
 from skyreels_v2_infer.modules.transformer import WanModel
 
 
@@ -228,9 +228,21 @@ def test_attend_takes_other_lengths_of_keys():
 def test_the_preference_of_kernels_can_be_stated():
     """What attend asks for on a GPU; here, where all of it is ignored, at least in words that torch knows."""
     q = torch.randn(1, 5, 3, 8)
-    with sdpa_kernel(CUDA_BACKENDS, set_priority=True):
+    with sdpa_kernel(cuda_backends((9, 0)), set_priority=True):
         preferred = attend(q, q, q)
     assert torch.equal(preferred, attend(q, q, q))
+
+
+def test_which_kernel_is_tried_first_depends_on_the_gpu():
+    for capability, first in {
+        (8, 0): "FLASH",
+        (8, 9): "FLASH",
+        (9, 0): "CUDNN",
+        (10, 0): "CUDNN",
+        (12, 0): "FLASH",
+    }.items():
+        order = [kind.name for kind in cuda_backends(capability)]
+        assert order[0].startswith(first) and len(set(order)) == 4 and order[-1] == "MATH"
 
 
 def test_the_image_projection_equals_diffusers():

@@ -159,3 +159,27 @@ def test_how_far_the_decoder_looks_back():
     furthest = max(back for back, change in enumerate(seen) if change)
     assert furthest <= reach
     assert furthest >= reach // 2  # not far more than is needed
+
+
+def test_features_of_several_frames_stay_channels_last(monkeypatch):
+    """GPUs would else turn every convolution's input and output round."""
+    strides = []
+    real = vae_module.CausalConv3d.forward
+
+    def watched(conv, x, cache):
+        strides.append((x.shape[1], x.stride()))
+        return real(conv, x, cache)
+
+    monkeypatch.setattr(vae_module.CausalConv3d, "forward", watched)
+    small_vae().decode(torch.randn(1, 16, 4, 3, 5))
+    inside = strides[2:]  # the first two are given the caller's latents
+    assert len(inside) > 30 and all(stride[1] == 1 for channels, stride in inside if channels > 1)
+
+
+@pytest.mark.parametrize(("channels", "frames"), [(1, 1), (4, 1), (4, 3)])
+def test_a_layout_that_strides_leave_open_is_stated(channels, frames):
+    for x in (torch.randn(2, channels, frames, 5, 6), torch.randn(2, frames, 5, 6, channels).permute(0, 4, 1, 2, 3)):
+        stated = vae_module.channels_last(x)
+        assert torch.equal(stated, x)
+        assert stated.stride() == (frames * 30 * channels, 1, 30 * channels, 6 * channels, channels)
+        assert vae_module.channels_last(stated) is stated

@@ -42,6 +42,18 @@ def frames_last(images: torch.Tensor, batch: int) -> torch.Tensor:
     return images.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """x ``[B, C, T, H, W]`` so that convolutions see its layout.
+
+    They take it from the strides, which say nothing of it where a size is 1: all that follows on a single frame would
+    be in the other layout, and be turned round before and after every convolution.
+    """
+    _, channels, _, height, width = x.shape
+    if x.stride()[1:] == (1, height * width * channels, width * channels, channels):
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d).copy_(x)
+
+
 def causal_conv_fused(x: torch.Tensor, conv: nn.Conv3d, missing: int) -> torch.Tensor:
     """One 3-D convolution over x ``[B, C, T, H, W]``, before which `missing` frames of zeros are put."""
     padding = (0, *conv.padding[1:])
@@ -91,6 +103,8 @@ class CausalConv3d(nn.Conv3d):
             cache[self] = held.clone()
         else:
             missing = 0
+        if x.is_cuda:
+            x = channels_last(x)
         # in training the sum of convolutions loses more backwards than it gains forwards
         conv = causal_conv_fused if x.is_cuda or x.requires_grad else causal_conv_taps
         return conv(x, self, missing)
@@ -189,7 +203,7 @@ class Upsample(nn.Module):
             if x.shape[2] == 0:
                 return first
         pairs = self.time_conv(x, cache).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
-        x = pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        x = pairs.permute(0, 3, 1, 4, 5, 2).flatten(1, 2).permute(0, 4, 1, 2, 3)  # in memory still channels last
         return x if first is None else torch.cat([first, x], dim=2)
 
     def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:

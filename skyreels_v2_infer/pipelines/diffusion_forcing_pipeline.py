@@ -185,7 +185,9 @@ class DiffusionForcingPipeline(VideoPipeline):
         elif resume.history is not None:
             history.add(resume.history)
         for window in plan.windows[resume.window :]:
-            index, done = window.window.index, resume.latents if window.window.index == resume.window else None
+            index, done = window.window.index, None
+            if index == resume.window and resume.latents is not None:
+                done = resume.latents.to(self.device)
             if scenes is not None and scenes[index] != scene:
                 scene = scenes[index]
                 prompts = self._encode_prompts(*told(scene, texts))
