@@ -11,7 +11,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from skyreels_v2_infer import embedded, video_io
+from skyreels_v2_infer import embedded, images, video_io
 from skyreels_v2_infer.checkpoint import HUB_ID
 from skyreels_v2_infer.distributed.team import Launch
 from skyreels_v2_infer.errors import InputError
@@ -171,11 +171,11 @@ def source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     args.video_fps, args.video_frames = None, 0
     for name in ("image", "end_image"):
         if isinstance(address := getattr(args, name, None), str):
-            setattr(args, name, video_io.download_image(address, name))
-    image = video_io.image_size(args.image, "image") if args.image is not None else None
+            setattr(args, name, images.download_image(address, name))
+    image = images.image_size(args.image, "image") if args.image is not None else None
     end_image = video = None
     if getattr(args, "end_image", None) is not None:
-        end_image = video_io.image_size(args.end_image, "end_image")
+        end_image = images.image_size(args.end_image, "end_image")
     # Only looks, never creates. Before the video, whose check is the one that takes time.
     check_outdir(args.outdir)
     if getattr(args, "video_path", None) is not None:

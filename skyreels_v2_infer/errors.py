@@ -26,3 +26,8 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     """A message of a library, cut to what fits into our one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:limit]
+
+
+def in_one_line(message: object) -> str:
+    """All of a message, without its line breaks."""
+    return " ".join(str(message).split())

@@ -9,10 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skyreels_v2_infer.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
 
 SAMPLES, SAMPLE = 256, 2**14  # of a file, in bytes, of which a fingerprint is taken
+
+
+def check_file(path: Path | str, name: str) -> None:
+    """Raises InputError under the flag `name` if there is no such file."""
+    if not os.path.exists(path):
+        raise InputError(name, path, "must be an existing file")
+    if not os.path.isfile(path):
+        raise InputError(name, path, "must be a file, not a folder or a device")
 
 
 def fingerprint(path: Path) -> str:

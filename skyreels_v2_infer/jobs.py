@@ -17,8 +17,8 @@ from skyreels_v2_infer.distributed.layout import Layout
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.dry_run import check_kind, choose_sharing
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.images import read_image
 from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
-from skyreels_v2_infer.video_io import read_image
 
 KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
 MUCH_NOISE = 60

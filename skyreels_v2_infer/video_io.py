@@ -1,4 +1,4 @@
-"""Pictures and videos in, finished videos out. Nothing here knows torch; nothing heavy is imported before it is used.
+"""Videos in, finished videos out. Nothing here knows torch; nothing heavy is imported before it is used.
 
 Frames are uint8 RGB, ``[H, W, 3]`` for one and ``[t, H, W, 3]`` for several. ffmpeg is the binary that imageio-ffmpeg
 ships; it is started here rather than through that package's generators, which report neither its exit code nor its
@@ -14,7 +14,6 @@ import secrets
 import subprocess
 import tempfile
 import unicodedata
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,13 +21,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import InputError, first_line
+from .errors import InputError, in_one_line
+from .files import check_file
+from .images import fit
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
     import numpy as np
-    from PIL import Image
 
 # Without accurate rounding every trip RGB -> YUV -> RGB darkens the picture by one level or more, and a video that is
 # extended again and again adds them up.
@@ -40,7 +40,6 @@ _TO_BT709 = (
     f"scale=out_color_matrix=bt709:out_range=tv:{_EXACT},"
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
-DOWNLOAD_SECONDS, DOWNLOAD_BYTES = 30, 100 * 2**20  # of silence; of one picture
 _CRF = "10"  # what imageio calls quality 8: int((1 - 8 / 10) * 51)
 
 
@@ -55,60 +54,6 @@ class VideoInfo(NamedTuple):
     width: int
     frames: int
     fps: float
-
-
-def image_size(path: Path | str, name: str = "image") -> tuple[int, int]:
-    """(height, width) in pixels of the picture at `path`, upright as its EXIF tag says.
-
-    The whole picture is decoded, so that a truncated file is found here. Raises InputError under the flag `name`.
-    """
-    width, height = _open_image(path, name).size
-    return height, width
-
-
-def download_image(url: str, name: str = "image") -> Path:
-    """The file with the picture at an address, in the user's cache, named by its content.
-
-    Raises InputError under the flag `name` if there is none or it is no picture; OSError if another try may help.
-    """
-    import hashlib
-    from http.client import HTTPException
-    from urllib.request import Request, urlopen
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyreels_v2_infer"
-    try:
-        with urlopen(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=DOWNLOAD_SECONDS) as answer:
-            content = answer.read(DOWNLOAD_BYTES + 1)
-    except (OSError, ValueError, HTTPException) as error:
-        reason = f"cannot be downloaded ({first_line(error)})"
-        if isinstance(error, ValueError) or 400 <= getattr(error, "code", 0) < 500:
-            raise InputError(name, url, reason) from None
-        raise OSError(f"--{name} {url}: {reason}") from None
-    if len(content) > DOWNLOAD_BYTES:
-        raise InputError(name, url, f"must be a picture of at most {DOWNLOAD_BYTES >> 20} MB")
-    path = folder / hashlib.sha256(content).hexdigest()[:32]
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # other processes may fetch the same
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        image_size(part, name)
-        os.replace(part, path)
-    except InputError as error:
-        raise InputError(name, url, error.legal) from None
-    except OSError as error:
-        raise OSError(f"--{name} {url}: cannot be kept in {folder} ({first_line(error)})") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-    return path
-
-
-def read_image(path: Path | str, height: int, width: int, name: str = "image") -> np.ndarray:
-    """The picture at `path` as uint8 RGB ``[height, width, 3]``: upright, scaled to cover the size, centre-cropped.
-
-    Transparent parts become white, as most viewers show them. Raises InputError under the flag `name`.
-    """
-    return fit(_open_image(path, name), height, width)
 
 
 def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
@@ -296,56 +241,10 @@ def output_stem(prompt: str, seed: int | str) -> str:
     return f"{slug}_{seed}"
 
 
-def _open_image(path: Path | str, name: str) -> Image.Image:
-    """The decoded picture, upright, RGB."""
-    from PIL import Image, ImageOps
-
-    _check_file(path, name)
-    try:
-        # PIL warns about harmless oddities (large pictures, EXIF damage), which would break the rule of one line.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                image = ImageOps.exif_transpose(image)  # also decodes it, to the end
-    except Exception as error:  # PIL's decoders raise whatever their format's parser happens to raise
-        legal = "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"
-        if not isinstance(error, Image.UnidentifiedImageError):
-            legal += f", but: {_one_line(error)}"
-        raise InputError(name, path, legal) from None
-    return in_rgb(image)
-
-
-def as_shown(image: Image.Image) -> Image.Image:
-    """A picture as viewers show it: upright as its EXIF tag says, in RGB, white where it is transparent."""
-    from PIL import ImageOps
-
-    return in_rgb(ImageOps.exif_transpose(image))
-
-
-def in_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB, on white where it is transparent."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        # convert alone would clip
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    return np.array(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
-
-
 @contextmanager
 def _decoding(path: Path | str, name: str, *output: str) -> Iterator[BinaryIO]:
     """ffmpeg's output for the frames of a video; it ends with the block, and must have ended well if the block did."""
-    _check_file(path, name)
+    check_file(path, name)
     with tempfile.TemporaryFile() as log:
         # -xerror: a file that breaks off is an error, not a shorter video. 0:V:0: the cover picture of a sound file is
         # no video. passthrough: every frame once, whatever its time stamp. file: a name may hold a colon.
@@ -354,7 +253,7 @@ def _decoding(path: Path | str, name: str, *output: str) -> Iterator[BinaryIO]:
         try:
             ffmpeg = _start_ffmpeg(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         except OSError as error:
-            raise InputError(name, path, f"cannot be read: {_one_line(error)}") from None
+            raise InputError(name, path, f"cannot be read: {in_one_line(error)}") from None
         try:
             yield ffmpeg.stdout
             failed = ffmpeg.wait() != 0
@@ -394,7 +293,7 @@ def _start_ffmpeg(arguments: list[str], **pipes) -> subprocess.Popen:
     try:
         executable = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
-        raise OSError(_one_line(error)) from None
+        raise OSError(in_one_line(error)) from None
     # Own session: a Ctrl-C is for us to handle, and must not reach ffmpeg first.
     return subprocess.Popen([executable, "-hide_banner", "-v", "error", *arguments], start_new_session=True, **pipes)
 
@@ -408,7 +307,7 @@ def _last_words(ffmpeg: subprocess.Popen, log: BinaryIO) -> str:
         return "matches no streams"
     if lines:
         inner = re.search(r"return code -?\d+ \((.*)\)$", lines[-1])
-        return _one_line(inner[1] if inner else lines[-1])
+        return in_one_line(inner[1] if inner else lines[-1])
     return f"ffmpeg was ended by signal {-code}" if code < 0 else f"ffmpeg ended with code {code}"
 
 
@@ -484,14 +383,3 @@ def join_videos(paths: Sequence[Path], out: Path, fps: float, metadata: Path | N
             ffmpeg.wait()
             part.unlink(missing_ok=True)
             raise
-
-
-def _check_file(path: Path | str, name: str) -> None:
-    if not os.path.exists(path):
-        raise InputError(name, path, "must be an existing file")
-    if not os.path.isfile(path):
-        raise InputError(name, path, "must be a file, not a folder or a device")
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skyreels_v2_infer import cli, video_io
+from skyreels_v2_infer import cli, images, video_io
 
 ROOT = Path(cli.__file__).parents[1]
 BOTH = pytest.mark.parametrize("parse", [cli.parse_generate, cli.parse_diffusion_forcing])
@@ -412,7 +412,7 @@ REFUSED_EXTENSIONS = [
 def test_bad_address(parse, name, legal, folder, address, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     if name == "wide.mp4":
-        monkeypatch.setattr(video_io, "DOWNLOAD_BYTES", 100)
+        monkeypatch.setattr(images, "DOWNLOAD_BYTES", 100)
     line = refusal(parse, ["--image", f"{address}/{name}"], capsys)
     assert line.startswith(f"--image {address}/{name}: {legal}")
     assert not [path for path in folder.rglob("*") if path.is_file()]
