@@ -111,8 +111,12 @@ class Checkpoint:
         if isinstance(model_id, Checkpoint):
             return model_id
         folder = Path(download_model(model_id, parts))
-        layout = layout_of(folder)
-        if not any(folder.iterdir()):
+        try:
+            layout = layout_of(folder)
+            empty = not any(folder.iterdir())
+        except OSError as error:
+            raise refusal(model_id, f"cannot be opened ({error.strerror})") from None
+        if empty:
             raise refusal(model_id, f"is an empty folder; a checkpoint holds config.json, {ORIGINAL_FILES['vae']}, ...")
         found, lacking, config = {}, [], {}
         for name in parts:

@@ -32,6 +32,7 @@ from skyreels_v2_infer.scheduler.windows import check_lengths
 from skyreels_v2_infer.sizes import RESOLUTIONS, SIZE_MULTIPLE
 from skyreels_v2_infer.story import Scene
 
+MOST, MOST_STEPS = 1_000_000, 10_000  # what a slip of the finger should not exceed; eleven hours of frames
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
@@ -316,7 +317,7 @@ def _add_shape(parser: Parser) -> None:
     group.add_argument(
         "--num_frames",
         metavar="N",
-        type=whole(),
+        type=whole(high=MOST),
         help=f"frames of the video, 4n+1: 1, 5, ..., 97, ...; seconds are frames / fps ({_defaults('num_frames')}). "
         f"{DIFFUSION_FORCING} with --video_path: frames to add, a multiple of 4 (default: what one window adds)",
     )
@@ -333,13 +334,13 @@ def _add_sampling(parser: Parser) -> None:
     group.add_argument(
         "--inference_steps",
         metavar="N",
-        type=whole(1),
+        type=whole(1, MOST_STEPS),
         help=f"denoising steps: more are slower and finer ({_defaults('inference_steps')})",
     )
     group.add_argument(
         "--guidance_scale",
         metavar="X",
-        type=number(0),
+        type=number(0, below=1000000),
         help="how strongly the prompt is followed: up to 1 is no guidance, too much looks harsh; 5 suits an --image "
         f"({_defaults('guidance_scale')})",
     )
@@ -368,14 +369,14 @@ def _add_diffusion_forcing(parser: Parser) -> None:
     group.add_argument(
         "--base_num_frames",
         metavar="N",
-        type=whole(),
+        type=whole(high=MOST),
         help="frames of a window, 4n+1; decides memory and time per step. The 540P models learnt 97, the 720P models "
         f"121 ({_defaults('base_num_frames')})",
     )
     group.add_argument(
         "--overlap_history",
         metavar="N",
-        type=whole(),
+        type=whole(high=MOST),
         help="frames of the window before, or of --video_path, that a window sees and follows on, 4n+1, fewer than "
         "--base_num_frames. Needed for long videos; 17 is usual; more carry the motion on better, but each window then "
         f"adds fewer new frames (default: none; {embedded.NAME}: {TINY.overlap_history})",
@@ -399,7 +400,7 @@ def _add_diffusion_forcing(parser: Parser) -> None:
     group.add_argument(
         "--ar_step",
         metavar="N",
-        type=whole(0),
+        type=whole(0, MOST),
         default=0,
         help="0: all frames of a window are denoised together. N > 0: each block of frames starts N steps after the "
         "block before it, so that it can follow cleaner frames; with B blocks this takes N x (B-1) more steps, for 97 "
@@ -408,7 +409,7 @@ def _add_diffusion_forcing(parser: Parser) -> None:
     group.add_argument(
         "--causal_block_size",
         metavar="N",
-        type=whole(1),
+        type=whole(1, MOST),
         default=1,
         help="latent frames of a block: they share a noise level, and with --causal_attention they see one another and "
         "the blocks before. The last block may be shorter. 5 goes well with --ar_step 5 (default: %(default)s)",

@@ -21,7 +21,7 @@ from skyreels_v2_infer.errors import printable
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
     legal = "must be a whole number"
     if high is not None:
-        legal += f" from {low} to {high}"
+        legal += f", at most {high}" if low is None else f" from {low} to {high}"
     elif low is not None:
         legal += f", at least {low}"
 

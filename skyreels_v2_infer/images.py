@@ -37,7 +37,7 @@ def download_image(url: str, name: str = "image") -> Path:
     Raises InputError under the flag `name` if there is none or it is no picture; OSError if another try may help.
     """
     import hashlib
-    from http.client import HTTPException
+    from http.client import HTTPException, InvalidURL
     from urllib.request import Request, urlopen
 
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyreels_v2_infer"
@@ -46,7 +46,7 @@ def download_image(url: str, name: str = "image") -> Path:
             content = answer.read(DOWNLOAD_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
         reason = f"cannot be downloaded ({first_line(error)})"
-        if isinstance(error, ValueError) or 400 <= getattr(error, "code", 0) < 500:
+        if isinstance(error, ValueError | InvalidURL) or "no host" in reason or 400 <= getattr(error, "code", 0) < 500:
             raise InputError(name, url, reason) from None
         raise OSError(f"--{name} {url}: {reason}") from None
     if len(content) > DOWNLOAD_BYTES:
@@ -87,6 +87,8 @@ def _open_image(path: Path | str, name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 image = ImageOps.exif_transpose(image)  # also decodes it, to the end
+                if image.mode == "F":
+                    raise ValueError("its brightness is in fractions, of which nobody knows how bright 1 is")
     except Exception as error:  # PIL's decoders raise whatever their format's parser happens to raise
         legal = "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"
         if not isinstance(error, Image.UnidentifiedImageError):

@@ -110,6 +110,7 @@ class Journal:
         fps: float,
         keys: Sequence[str],
         keep: bool = False,
+        alone: bool = False,
     ) -> Journal:
         """A new run, beside any others.
 
@@ -121,6 +122,10 @@ class Journal:
             fps: frames per second.
             keys: for every piece what tells it, with all before it, from others; see `adopt`.
             keep: the folder stays when the video is finished, for `adopt`.
+            alone: not beside another process that makes the same.
+
+        Raises:
+            InputError: there is such a process.
         """
         name = f"{stem}-{digest_of(identity)}"
         run = {"format": FORMAT, "stem": stem, "settled": settled, "identity": identity}
@@ -131,6 +136,8 @@ class Journal:
                 folder.mkdir()
                 lock = take_lock(folder / LOCK)
             except (FileExistsError, FileNotFoundError):  # taken, or tidied up at once by `resume`
+                if alone and is_locked(folder):
+                    raise busy_with(folder) from None
                 continue
             if lock is None:
                 continue
@@ -178,18 +185,21 @@ class Journal:
                     lock = None
                     return journal
                 # Of one that is not kept the folder may be left, if it was stopped after its video had got its name.
-                finished = run["output"] is not None and (run["keep"] or cls(folder, lock, run)._named() is not None)
-                if not finished and not {"script", "prompt", "seed"} & set(changed):
+                other = cls(folder, lock, run)
+                finished = run["output"] is not None and (run["keep"] or other._named() is not None)
+                of_use = other.worth_keeping and not finished
+                if of_use and not {"script", "prompt", "seed"} & set(changed):
                     different.append((folder, changed, run["identity"]))
             except FileNotFoundError:
                 remove_beginning(folder)
-            except DamagedError as error:
-                damaged.append(error)
+            except DamagedError as error:  # with a seed names tell runs apart
+                if identity["seed"] is None or folder.name.startswith(f"{stem}-{digest_of(identity)}"):
+                    damaged.append(error)
             finally:
                 if lock is not None:
                     os.close(lock)
         if busy:
-            raise InputError("resume", None, f"{busy[0]} is being worked on by another process")
+            raise busy_with(busy[0])
         if damaged:
             raise damaged[0]
         if different:
@@ -258,7 +268,12 @@ class Journal:
     @property
     def worth_keeping(self) -> bool:
         """Whether anything is here that a resumed run need not make again."""
-        return bool(self.pieces) or self._latents.exists()
+        return self.folder.is_dir() and (bool(self.pieces) or self.is_denoised)
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether the window at hand has to be decoded only."""
+        return self._latents.exists()
 
     def close(self) -> None:
         """Lets go of the folder; without anything worth keeping it is removed."""
@@ -272,7 +287,8 @@ class Journal:
 
     def discard(self) -> None:
         # What tells of the run goes last: until then a run that is taken up again knows that the video has its name.
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
+        found = self.folder.iterdir() if self.folder.is_dir() else ()  # somebody may have removed it
+        for path in sorted(found, key=lambda path: path.name == "run.json"):
             if path.is_dir():  # a file server's, say
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != LOCK:
@@ -451,6 +467,20 @@ def read_state(path: Path) -> np.ndarray | None:
         return None
     except (OSError, ValueError) as error:
         raise DamagedError(path, str(error)) from None
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in the folder."""
+    with suppress(OSError):
+        lock = take_lock(folder / LOCK)
+        if lock is None:
+            return True
+        os.close(lock)
+    return False
+
+
+def busy_with(folder: Path) -> InputError:
+    return InputError("resume", None, f"{folder} is being worked on by another process")
 
 
 def is_finished(folder: Path) -> bool:

@@ -94,11 +94,15 @@ def read(path: Path) -> dict:
         InputError: there is none that can be used.
     """
     try:
-        text = path.read_text("utf-8") if path.suffix == ".json" else comment_of(path)
+        text = path.read_text("utf-8") if path.suffix.lower() == ".json" else comment_of(path)
         manifest = json.loads(text)
         if manifest["format"] != FORMAT or not isinstance(manifest["settings"], dict):
             raise ValueError("of another version")
-        str(manifest["script"])
+        if not isinstance(manifest.get("inputs", {}), dict) or not isinstance(manifest["script"], str):
+            raise ValueError("changed by hand")
+        for name, value in manifest["settings"].items():
+            if not isinstance(value, str | int | float | list) or name == "help":
+                raise ValueError(f"{name} cannot be {value}")
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
         raise InputError("replay", path, legal) from None

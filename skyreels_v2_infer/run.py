@@ -6,12 +6,16 @@ What needs no weights is checked first, so that a wrong command ends within a se
 import errno
 import json
 import os
+import re
 import secrets
 import signal
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +38,8 @@ __all__ = ["generate", "generate_df", "main"]
 
 DONE, FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
+FORESEEN = (OSError, MemoryError, FloatingPointError)
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
 INPUTS = ("image", "end_image", "video_path")  # files, of which the manifest has fingerprints
 OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
@@ -43,7 +49,8 @@ class Interrupts:
     """SIGINT and SIGTERM raise KeyboardInterrupt where they arrive, so that files are tidied up on the way out.
 
     Python drops an exception that is raised in a finalizer. So whoever works for long calls `check` now and then, which
-    raises again what was dropped. A second signal ends the process at once.
+    raises again what was dropped. A second signal ends the process at once, also in the middle of an operation that is
+    not Python's, where no handler runs.
 
     Attributes:
         code: the exit code for the signal that has arrived; None: none has.
@@ -56,11 +63,26 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self.before = {number: signal.signal(number, self._arrived) for number in self.CODES}
+        heard, self.told = socket.socketpair()
+        self.told.setblocking(False)
+        self.told_before = signal.set_wakeup_fd(self.told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self.told_before)
+        self.told.close()
+
+    def _listen(self, heard: socket.socket) -> None:
+        """Hears of signals where they arrive, each a byte."""
+        codes = []
+        with heard:
+            while number := heard.recv(1):
+                codes += [code for known, code in self.CODES.items() if known == number[0]]
+                if len(codes) > 1:
+                    os._exit(codes[0])
 
     def _arrived(self, number: int, frame) -> None:
         if self.code is not None:
@@ -80,6 +102,7 @@ class Run:
         self.prog, self.began, self.loading = prog, time.perf_counter(), 0.0  # seconds
         self.journal: Journal | None = None
         self.path: Path | None = None  # of the video, once it is there
+        self.made: list[Path] = []  # folders that were not there before, the innermost first
         self.prefix = int(getattr(settings, "video_path", None) is not None)
         self.pieces = self.prefix + len(plan_of(settings).windows)
 
@@ -89,7 +112,17 @@ class Run:
             return f"the video is complete: {self.path}"
         if self.journal is None or not self.journal.worth_keeping:
             return "no video was written"
-        return f"{len(self.journal.pieces)} of {self.pieces} pieces are kept; the same command with --resume goes on"
+        done = len(self.journal.pieces)
+        also = ", and the next one is denoised" if self.journal.is_denoised else ""
+        return f"{done} of {self.pieces} pieces are kept{also}; the same command with --resume goes on"
+
+    def close(self) -> None:
+        """Lets go of the files; folders that nothing has come into are gone again."""
+        if self.journal is not None:
+            self.journal.close()
+        for folder in self.made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def main(
@@ -135,8 +168,7 @@ def _run(prog: str, parse, start, argv: Sequence[str] | None) -> int:
                     path = execute(run, settings, team, start, interrupts.check)
                     team.meet()  # the first rank still decodes and writes when the others are done
                 finally:
-                    if run.journal is not None:
-                        run.journal.close()
+                    run.close()
     except InputError as error:
         say(f"{prog}: {error}", from_any_rank=True)
         return REFUSED
@@ -148,7 +180,7 @@ def _run(prog: str, parse, start, argv: Sequence[str] | None) -> int:
         say(f"{prog}: interrupted; {'no video was written' if run is None else run.left()}")
         return interrupts.code or INTERRUPTED
     except Exception as error:
-        if not isinstance(error, OSError | MemoryError) and "out of memory" not in str(error):
+        if not isinstance(error, FORESEEN) and not OUT_OF_MEMORY.search(str(error)):
             traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
         left = "no video was written" if run is None else run.left()
         left = "" if Launch.from_environment().rank else f"; {left}"  # which only the first rank knows
@@ -185,11 +217,13 @@ def execute(
         if found["complete"]:  # joining needs no device
             return None if team.rank else finish(run, with_coefficients(settings, checkpoint))
         settings = settle(settings, checkpoint)
+    if not team.rank and run.journal is None:  # before weights are loaded: no other process begins the same meanwhile
+        begin(run, settings, identity)
     job = Job(settings, team, check, checkpoint, found and found["resume"])
     began = time.perf_counter()
     parts = start(job)
     run.loading = time.perf_counter() - began
-    return write_video(run, job, parts, identity)
+    return write_video(run, job, parts)
 
 
 def identity_of(settings: GenerateSettings, checkpoint: Checkpoint) -> dict:
@@ -335,14 +369,13 @@ def as_bytes(line: str) -> bytes:
         return line.encode(sys.getfilesystemencoding(), "backslashreplace")
 
 
-def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | None:
+def write_video(run: Run, job: Job, parts: Iterator) -> Path | None:
     """Makes what is left of a video -> its path.
 
     On other ranks than the first, only goes through what is made; None.
 
     Args:
         parts: what is finished, stretch by stretch, decoded while it is written.
-        identity: of the run, for its journal.
     """
     if job.team.rank:
         for _ in parts:
@@ -351,7 +384,7 @@ def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | N
     from tqdm import tqdm
 
     settings, began = job.settings, time.perf_counter()
-    journal = run.journal or begin(run, settings, identity)
+    journal = run.journal
     known = job.resume is not None and job.resume[1] is not None  # latents that are on the disk already
     frames, waited = 0, began
     with tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar:
@@ -367,6 +400,8 @@ def write_video(run: Run, job: Job, parts: Iterator, identity: dict) -> Path | N
                     look.add(piece)
                     bar.update(len(piece))
                     job.check()
+            if part.whole is None and fingerprint(settings.video_path) != journal.identity["video_path"]:
+                raise InputError("video_path", settings.video_path, "has changed while it was used")
             last = len(journal.pieces) + 1 == run.pieces
             ends = preview.pair(look.first, look.last)
             seconds = {"sampling": sampled - waited, "decoding": time.perf_counter() - sampled}
@@ -434,13 +469,14 @@ def frames_of(parts) -> Iterator:
 
 
 def begin(run: Run, settings: GenerateSettings, identity: dict) -> Journal:
+    run.made = [folder for folder in (settings.outdir, *settings.outdir.parents) if not folder.exists()]
     try:
         settings.outdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
     stem = output_stem(identity["prompt"], settings.seed)
-    keys, keep = keys_of(settings, identity), settings.keep_parts
-    run.journal = Journal.begin(settings.outdir, stem, identity, settled(settings), settings.fps, keys, keep)
+    keys, keep, alone = keys_of(settings, identity), settings.keep_parts, settings.resume
+    run.journal = Journal.begin(settings.outdir, stem, identity, settled(settings), settings.fps, keys, keep, alone)
     return run.journal
 
 

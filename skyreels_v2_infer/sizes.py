@@ -4,6 +4,7 @@ from skyreels_v2_infer.errors import InputError
 
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}  # height, width
 SIZE_MULTIPLE = 16  # 8 in the VAE, 2 in the patches of the transformer
+LARGEST = 16384  # of which H.264 knows no more
 
 
 def check_size(height: int, width: int) -> None:
@@ -11,6 +12,8 @@ def check_size(height: int, width: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if value < SIZE_MULTIPLE:
             raise InputError(name, value, f"must be a multiple of {SIZE_MULTIPLE}, at least {SIZE_MULTIPLE}")
+        if value > LARGEST:
+            raise InputError(name, value, f"must be a multiple of {SIZE_MULTIPLE}, at most {LARGEST}")
         if value % SIZE_MULTIPLE:
             below = value // SIZE_MULTIPLE * SIZE_MULTIPLE
             legal = f"must be a multiple of {SIZE_MULTIPLE}, nearest are {below} and {below + SIZE_MULTIPLE}"

@@ -43,12 +43,12 @@ def read_story(text: str, fps: float) -> tuple[Scene, ...]:
     try:
         if text.lstrip().startswith("["):
             scenes = json.loads(text)
-        elif path.suffix in (".yaml", ".yml"):
+        elif path.suffix.lower() in (".yaml", ".yml"):
             import yaml
 
             scenes = yaml.safe_load(path.read_text("utf-8"))
         else:
-            scenes = json.loads(path.read_text("utf-8"))
+            scenes = json.loads(path.read_text("utf-8-sig"))  # as Windows' editors write it
     except (OSError, ValueError) as error:
         raise _refused(text, f"cannot be read ({first_line(error, 100)})") from None
     except ImportError:
@@ -99,7 +99,7 @@ def _scene(text: str, number: int, scene: object, fps: float) -> Scene:
         raise wrong("its text must be valid UTF-8") from None
     scale, seed = scene.get("guidance_scale"), scene.get("seed")
     if scale is not None and (not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 <= scale < 1e6):
-        raise wrong("guidance_scale must be a number, at least 0")
+        raise wrong("guidance_scale must be a number, at least 0 and below 1000000")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise wrong(f"seed must be a whole number from 0 to {2**63 - 1}")
     return Scene(start, prompt, negative, None if scale is None else float(scale), seed)

@@ -256,7 +256,7 @@ def _decoding(path: Path | str, name: str, *output: str) -> Iterator[BinaryIO]:
             raise InputError(name, path, f"cannot be read: {in_one_line(error)}") from None
         try:
             yield ffmpeg.stdout
-            failed = ffmpeg.wait() != 0
+            failed = ffmpeg.wait() != 0 or _breaks_off(log)
         finally:
             ffmpeg.kill()
             ffmpeg.stdout.close()
@@ -298,6 +298,12 @@ def _start_ffmpeg(arguments: list[str], **pipes) -> subprocess.Popen:
     return subprocess.Popen([executable, "-hide_banner", "-v", "error", *arguments], start_new_session=True, **pipes)
 
 
+def _breaks_off(log: BinaryIO) -> bool:
+    """Whether ffmpeg found that a file ends too early, which for some kinds of file is no failure to it."""
+    log.seek(0)
+    return bool(re.search(rb"ended prematurely|decode failed|partial file", log.read()))
+
+
 def _last_words(ffmpeg: subprocess.Popen, log: BinaryIO) -> str:
     """Why ffmpeg ended, in one line: waits for it."""
     code = ffmpeg.wait()
@@ -305,6 +311,8 @@ def _last_words(ffmpeg: subprocess.Popen, log: BinaryIO) -> str:
     lines = [re.sub(r"^(\[[^]]*\] *)+", "", line) for line in log.read().decode(errors="replace").splitlines()]
     if any("matches no streams" in line for line in lines):
         return "matches no streams"
+    # What follows on the reason in every case.
+    lines = [line for line in lines if not re.match("Nothing was written|Task finished|Terminating thread", line)]
     if lines:
         inner = re.search(r"return code -?\d+ \((.*)\)$", lines[-1])
         return in_one_line(inner[1] if inner else lines[-1])

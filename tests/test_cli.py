@@ -314,13 +314,17 @@ REFUSED_BY_BOTH = [
     ("--num_frames 3", "must be 4n+1, nearest are 1 and 5"),
     ("--num_frames 0", "must be 4n+1, at least 1"),
     ("--num_frames -3", "must be 4n+1, at least 1"),
-    ("--num_frames abc", "must be a whole number"),
-    ("--num_frames 97.5", "must be a whole number"),
-    ("--inference_steps 0", "must be a whole number, at least 1"),
-    ("--inference_steps -5", "must be a whole number, at least 1"),
-    ("--guidance_scale -1", "must be a finite number, at least 0"),
-    ("--guidance_scale nan", "must be a finite number, at least 0"),
-    ("--guidance_scale inf", "must be a finite number, at least 0"),
+    ("--num_frames abc", "must be a whole number, at most 1000000"),
+    ("--num_frames 97.5", "must be a whole number, at most 1000000"),
+    ("--num_frames 400000001", "must be a whole number, at most 1000000"),
+    ("--inference_steps 0", "must be a whole number from 1 to 10000"),
+    ("--inference_steps -5", "must be a whole number from 1 to 10000"),
+    ("--inference_steps 100000000", "must be a whole number from 1 to 10000"),
+    ("--guidance_scale -1", "must be a finite number, at least 0 and below 1000000"),
+    ("--guidance_scale nan", "must be a finite number, at least 0 and below 1000000"),
+    ("--guidance_scale inf", "must be a finite number, at least 0 and below 1000000"),
+    ("--guidance_scale 1e38", "must be a finite number, at least 0 and below 1000000"),
+    ("--width 16400 --height 16", "must be a multiple of 16, at most 16384"),
     ("--shift 0", "must be a finite number, above 0 and below 1000"),
     ("--shift -inf", "must be a finite number, above 0 and below 1000"),
     ("--shift -1e3", "must be a finite number, above 0 and below 1000"),
@@ -365,8 +369,8 @@ REFUSED_BY_FORCING = [
     ("--overlap_history 101", "--overlap_history 101", "must be below --base_num_frames 97"),
     ("--base_num_frames 96", "--base_num_frames 96", "must be 4n+1, nearest are 93 and 97"),
     ("--base_num_frames -1", "--base_num_frames -1", "must be 4n+1, at least 1"),
-    ("--ar_step -1", "--ar_step -1", "must be a whole number, at least 0"),
-    ("--causal_block_size 0", "--causal_block_size 0", "must be a whole number, at least 1"),
+    ("--ar_step -1", "--ar_step -1", "must be a whole number from 0 to 1000000"),
+    ("--causal_block_size 0", "--causal_block_size 0", "must be a whole number from 1 to 1000000"),
     ("--addnoise_condition 1000", "--addnoise_condition 1000", "at least 0 and below 1000"),
     ("--addnoise_condition -1", "--addnoise_condition -1", "at least 0 and below 1000"),
     ("--addnoise_condition nan", "--addnoise_condition nan", "at least 0 and below 1000"),
@@ -416,6 +420,11 @@ def test_bad_address(parse, name, legal, folder, address, monkeypatch, capsys):
     line = refusal(parse, ["--image", f"{address}/{name}"], capsys)
     assert line.startswith(f"--image {address}/{name}: {legal}")
     assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("url", ["http://", "http://host:port/a.png", "http://host/a b.png"])
+def test_an_address_that_is_none(url, capsys):
+    assert refusal(cli.parse_generate, ["--image", url], capsys).startswith(f"--image {url}: cannot be downloaded (")
 
 
 def test_an_address_that_nobody_answers(folder, monkeypatch):

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,11 @@ import pytest
 from PIL import Image
 from script_runs import FORCING, ROOT, contents, environment, read_frames, run
 
-from skyreels_v2_infer import files, journal, manifest, preview
+from skyreels_v2_infer import cli, files, journal, manifest, preview
 from skyreels_v2_infer import run as conductor
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.journal import DamagedError, Journal
+from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.video_io import VideoWriter, join_videos
 
 FILES = ["run.json", "segment-0001.mp4", "ends-0000.png", "history-0002.npy", "latents-0002.npy"]
@@ -610,7 +613,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
     assert result.returncode == code
     last = result.stderr.splitlines()[-1]
     assert last.startswith("generate_video_df.py: interrupted; ")
-    assert last.endswith(" of 3 pieces are kept; the same command with --resume goes on")
+    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume goes on"
+    assert re.search(f"{kept}$", last)
     changed = run(FORCING, *LONG, "--resume", "--shift", 2, cwd=tmp_path)
     assert changed.code == 2
     assert "has other settings: --shift was 3.0, now is 2.0" in changed.lines[-1] and len(changed.lines) == 1
@@ -639,6 +643,90 @@ def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path
     last = done.stderr.splitlines()[-1]
     assert last.startswith("generate_video_df.py: failed: OSError: ") and "Traceback" not in done.stderr
     resumed(tmp_path, whole)
+
+
+def test_a_run_of_which_nothing_is_left_does_not_stand_in_the_way(tmp_path):
+    """As after a kill in the first window, for want of memory, say; what follows has smaller settings."""
+    begun = begin(tmp_path)
+    os.close(begun._lock)
+    assert begun.folder.exists() and resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
+    (begun.folder / "run.json").write_text("{}")
+    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None  # its folder's name says that it is another one
+    with pytest.raises(DamagedError):
+        resume(tmp_path)
+
+
+def test_what_another_process_makes_is_not_begun_once_more(tmp_path):
+    first = begin(tmp_path)
+    with pytest.raises(InputError, match="is being worked on by another process"):
+        Journal.begin(tmp_path, first.stem, IDENTITY, SETTLED, 24, ("a",), alone=True)
+    os.close(first._lock)
+    second = Journal.begin(tmp_path, first.stem, IDENTITY, SETTLED, 24, ("a",), alone=True)
+    assert second.folder != first.folder
+
+
+def test_pieces_that_somebody_has_removed_are_not_promised(begun):
+    assert begun.worth_keeping and begun.is_denoised is False
+    shutil.rmtree(begun.folder)
+    assert not begun.worth_keeping
+    begun.close()
+
+
+def test_a_run_is_there_for_others_while_it_loads_and_leaves_nothing_if_that_fails(tmp_path, monkeypatch, capsys):
+    def start(job):
+        assert [path.name for path in (tmp_path / "new/deep").glob("*.parts/run.json")] == ["run.json"]
+        raise InputError("model_id", "tiny", "does not load")
+
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "new/deep"), "--device", "cpu"]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
+    assert capsys.readouterr().err.endswith("--model_id tiny: does not load\n") and list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_are_none_are_no_video(tmp_path, monkeypatch, capsys):
+    real = WanModel.forward
+    monkeypatch.setattr(WanModel, "forward", lambda *given, **more: real(*given, **more) * float("nan"))
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path), "--inference_steps", "1"]
+    flags += ["--num_frames", "5", "--device", "cpu"]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, conductor.generate_df, flags) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "window 1: what the model makes is not finite; try --dtype float32" in last and not list(tmp_path.iterdir())
+
+
+def test_a_video_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch, capsys):
+    with VideoWriter(tmp_path, "first", 64, 64, 24) as writer:
+        writer.write(np.zeros((24, 64, 64, 3), np.uint8))
+
+    def start(job):
+        parts = conductor.generate_df(job)
+        with writer.path.open("ab") as file:
+            file.write(b"more")
+        return parts
+
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "out"), "--inference_steps", "1"]
+    flags += ["--video_path", str(writer.path), "--num_frames", "4", "--base_num_frames", "21", "--device", "cpu"]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
+    assert f"--video_path {writer.path}: has changed while it was used" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_signal_ends_what_python_cannot_interrupt():
+    code = (
+        "import hashlib; from skyreels_v2_infer.run import Interrupts\n"
+        "with Interrupts():\n"
+        "    print('on', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, env=environment())
+    assert process.stdout.readline() == b"on\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(20) == 143
+    finally:
+        process.kill()
+        process.stdout.close()
 
 
 def test_two_processes_do_not_share_a_run(tmp_path):

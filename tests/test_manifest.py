@@ -104,8 +104,12 @@ def test_what_cannot_be_replayed_is_refused(made, tmp_path):
     (tmp_path / "other.json").write_text('{"format": 0}')
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "half.json").write_text('{"format": 1, "settings": {}}')
+    edited = {"inputs": {"inputs": []}, "prompt": {"settings": {"prompt": None}}, "help": {"settings": {"help": True}}}
+    whole = {"format": 1, "script": FORCING, "settings": {}, "inputs": {}}
+    for name, changed in edited.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole | changed))
     legal = "must be a video that this program made, or the .json beside one"
-    for name in ("other.json", "half.json", "text.mp4", "no.mp4"):
+    for name in ("other.json", "half.json", "text.mp4", "no.mp4", *(f"{name}.json" for name in edited)):
         result = run(FORCING, "--replay", tmp_path / name, cwd=tmp_path)
         assert result.code == 2 and len(result.lines) == 1
         assert result.err.startswith(f"generate_video_df.py: --replay {tmp_path / name}: {legal}")

@@ -134,7 +134,14 @@ def broken_videos(folder: Path) -> dict[str, Path]:
     ffmpeg("-i", folder / "sound.mp4", "-i", folder / "cover.png", *cover, folder / "sound_with_cover.mp4")
     (folder / "folder.mp4").mkdir()
     names = [*contents, "sound", "sound_with_cover", "folder", "missing"]
-    return {name: folder / f"{name}.mp4" for name in names}
+    broken = {name: folder / f"{name}.mp4" for name in names}
+    for kind in ("mkv", "gif"):  # to ffmpeg a shorter video, of which it says so
+        ffmpeg("-i", whole, folder / f"whole.{kind}")
+        data = (folder / f"whole.{kind}").read_bytes()
+        broken[f"short_{kind}"] = folder / f"short.{kind}"
+        broken[f"short_{kind}"].write_bytes(data[: len(data) // 2])
+        assert video_io.probe_video(folder / f"whole.{kind}").frames == 16
+    return broken
 
 
 def test_broken_videos_are_named_in_one_line(tmp_path):

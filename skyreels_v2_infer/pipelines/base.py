@@ -243,7 +243,11 @@ class VideoPipeline:
                 replaced = callback(self, row, torch.from_numpy(rows[row]), shown)
                 return (replaced or {}).get("latents", latents)
 
-            return denoise(velocity, solver, window.schedule, latents, show, on_row, kw.get("causal_block_size"))
+            done = denoise(velocity, solver, window.schedule, latents, show, on_row, kw.get("causal_block_size"))
+        if not done.isfinite().all():  # it would be a black picture
+            way_out = "try --dtype float32, or less --guidance_scale"
+            raise FloatingPointError(f"window {window.window.index + 1}: what the model makes is not finite; {way_out}")
+        return done
 
     @torch.no_grad()
     def _decode_on(self, new: torch.Tensor, skip: int, history: LatentHistory) -> Iterator[torch.Tensor]:
