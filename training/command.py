@@ -78,7 +78,7 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
             coder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
         )
         return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe)
-    seeds = (10, 11) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 to 9
+    seeds = (12, 13) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 to 11
     store = clips.load_or_encode(coder, args.out / "clips", CLIPS, seeds[0], **ours)
     if args.stage == "df":
         turns = clips.load_or_encode(coder, args.out / "clips", TURN_CLIPS, seeds[1], clips.TURNS, **ours)

@@ -48,7 +48,7 @@ SHAPE = {
 }
 T2V = loop.Recipe(steps=1000, muon=3e-3, adamw=2e-3, decay=0.0)
 DF = loop.Recipe(steps=11500, muon=3e-3, adamw=2e-3, decay=0.6, seed=1)
-I2V = loop.Recipe(steps=900, muon=2e-3, adamw=1.3e-3, decay=0.8, seed=2)
+I2V = loop.Recipe(steps=1200, muon=2e-3, adamw=1.3e-3, decay=0.8, seed=2)
 
 
 @dataclass(frozen=True)
