@@ -118,7 +118,7 @@ class Offload:
         from diffusers.hooks import apply_group_offloading
 
         # Its stream is made on the current GPU, which need not be this one.
-        current = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        current = nullcontext() if self.device.index is None else torch.cuda.device(self.device)
         # With `record_stream` the host would not wait for a block before it frees it: it runs far ahead of the GPU, and
         # each of the blocks it has queued by then holds memory of its own.
         with current:

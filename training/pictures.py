@@ -48,6 +48,7 @@ def curves(folder: Path, out: Path) -> None:
         for name in names:
             below.plot([note["step"] for note in gates], [note[name] for note in gates], ".-", label=name)
         below.set(xlabel="update", ylabel="dB" if names and "all" not in names else "%")
+        below.set_visible(bool(gates))
         if gates:
             below.legend(fontsize=6)
     figure.tight_layout()
