@@ -85,10 +85,9 @@ class Interrupts:
                     os._exit(codes[0])
 
     def _arrived(self, number: int, frame) -> None:
-        if self.code is not None:
-            os._exit(self.code)
-        self.code = self.CODES[number]
-        raise KeyboardInterrupt
+        if self.code is None:  # else `_listen` ends it
+            self.code = self.CODES[number]
+            raise KeyboardInterrupt
 
     def check(self) -> None:
         if self.code is not None:
