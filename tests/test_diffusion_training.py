@@ -257,7 +257,7 @@ def test_the_model_is_shown_what_its_levels_say(store):
 QUICK = loop.Recipe(steps=40, muon=1e-2, adamw=5e-3, warmup=3)
 
 
-def mean_loss(loss: loop.Loss) -> float:
+def mean_loss(loss: loop.Task) -> float:
     with torch.no_grad():
         return float(np.mean([loss(0, np.random.default_rng(100 + i))[0].item() for i in range(6)]))
 
@@ -326,7 +326,7 @@ class Straight(torch.nn.Module):
 
 
 class Goals:
-    def embed(self, prompts: list[str], length: int):
+    def encode(self, prompts: list[str], length: int):
         return 2.0 if prompts[0] else 1.0
 
 
@@ -384,7 +384,7 @@ def test_what_is_exported_is_read_by_the_real_loader_and_by_diffusers(image_stor
         vae = get_vae(checkpoint, "cpu")
         encoder = get_text_encoder(checkpoint, "cpu", torch.float32)
         words = encoder.encode("a red circle moves left", transformer.text_len)
-        expected = trained.encoder.embed(["a red circle moves left"], text.TEXT_LEN)
+        expected = trained.encoder.embed(*trained.encoder.tokenize(["a red circle moves left"], text.TEXT_LEN))
         torch.testing.assert_close(words[:, : expected.shape[1]], expected, rtol=0, atol=2e-2)
         assert not words[:, expected.shape[1] :].any()
 
@@ -448,6 +448,8 @@ def test_settings_are_those_of_training():
         (["sheet", "--model", "nowhere"], f"--model nowhere: must hold a finished df/, as {embedded.FOLDER} does"),
         (["curves", "--runs", "nowhere"], "--runs nowhere: must hold what the stages wrote, as their --out does"),
         (["df", "--steps", "0"], "argument --steps: 0: must be a whole number, at least 1"),
+        (["vae", "--batch", "5"], "--batch 5: must be a multiple of --processes 2, which share it"),
+        (["vae", "--device", "gpu"], "--device gpu: cannot be used on this machine (Expected one of cpu, cuda"),
     ],
 )
 def test_a_stage_that_cannot_begin_says_why_at_once(argv, line, monkeypatch, capsys):
@@ -456,7 +458,18 @@ def test_a_stage_that_cannot_begin_says_why_at_once(argv, line, monkeypatch, cap
     with pytest.raises(SystemExit) as stopped:
         command.main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(line)
+    assert line in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("device", "processes", "draw_ahead"), [("cpu", 2, False), ("meta", 1, True)])
+def test_a_stage_suits_its_device(device, processes, draw_ahead, monkeypatch, tmp_path):
+    """On a CPU a process a core; else one, for which others draw batches."""
+    begun = []
+    monkeypatch.setattr(command, "run_stage", lambda args: begun.append(args) or 0)
+    monkeypatch.setattr("sys.argv", ["training", "vae", "--device", device, "--out", str(tmp_path)])
+    assert command.main() == 0
+    (args,) = begun
+    assert (args.processes, args.batch, args.workers > 0) == (processes, 6, draw_ahead)
 
 
 def test_a_checkpoint_that_began_elsewhere_is_not_gone_on_from(monkeypatch, tmp_path, capsys):
@@ -544,7 +557,7 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     monkeypatch.setattr(dit, "SHAPE", SMALL)
     monkeypatch.setattr(text, "SENTENCES", 300)
     monkeypatch.setattr(command, "CLIPS", 10)
-    monkeypatch.setattr(command, "TURN_CLIPS", 10)
+    monkeypatch.setattr(command, "TURNS", 100)
     monkeypatch.setattr(command, "IMAGE_CLIPS", 10)
     monkeypatch.setattr(evaluate, "quick", functools.partial(evaluate.quick, count=4))
     for stage in command.STAGES:

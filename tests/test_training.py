@@ -19,15 +19,18 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1))
 
 
-def small_loss(net: nn.Module) -> loop.Loss:
+def small_loss(net: nn.Module) -> loop.Task:
     """To learn: a blur."""
 
-    def loss(step: int, draws: np.random.Generator):
-        x = torch.from_numpy(draws.standard_normal((8, 1, 8, 8), dtype=np.float32))
+    def draw(step: int, draws: np.random.Generator):
+        return step, torch.from_numpy(draws.standard_normal((8, 1, 8, 8), dtype=np.float32))
+
+    def loss(batch):
+        step, x = batch
         target = nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
         return (net(x) - target).pow(2).mean(), {"seen": float(step)}
 
-    return loss
+    return loop.Task(draw, loss)
 
 
 RECIPE = loop.Recipe(steps=60, muon=2e-2, adamw=1e-2, warmup=5)
@@ -68,6 +71,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     kept = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=False) for name in ("whole", "parts")]
     for part in ("average", "module"):
         assert all(torch.equal(kept[0][part][name], kept[1][part][name]) for name in kept[0][part])
+
+
+def test_batches_that_others_draw_ahead_are_the_same(tmp_path):
+    here, ahead = small_net(), small_net()
+    assert loop.fit(here, small_loss(here), RECIPE, tmp_path / "here")
+    assert loop.fit(ahead, small_loss(ahead), RECIPE, tmp_path / "ahead", workers=2)
+    for mine, theirs in zip(ahead.parameters(), here.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_matrices_learn_together_as_torch_has_them_learn_one_by_one():
+    torch.manual_seed(0)
+    sizes = [(8, 8), (12, 6), (8, 8), (6, 12), (8, 8)]
+    ours, theirs = ([nn.Parameter(torch.randn(size)) for size in sizes] for _ in range(2))
+    for mine, other in zip(ours, theirs, strict=True):
+        other.data.copy_(mine.data)
+    together = loop.Muon(ours, lr=0.02)
+    alone = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    start = [p.detach().clone() for p in ours]
+    for _ in range(4):
+        for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            mine.grad = torch.randn(mine.shape) if i != 2 else None  # a batch need not use all
+            other.grad = None if mine.grad is None else mine.grad.clone()
+        together.step()
+        alone.step()
+    for before, mine, other in zip(start, ours, theirs, strict=True):
+        moved = (other - before).norm()
+        assert (mine - other).norm() <= 0.02 * moved  # bfloat16, whose sums have another order
+    assert torch.equal(ours[2], start[2]) and not torch.equal(ours[0], start[0])
 
 
 def test_the_average_is_not_the_last(tmp_path):

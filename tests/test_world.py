@@ -219,12 +219,15 @@ def test_no_word_of_the_test_is_new():
 
 
 def test_prompts_of_the_test_set():
-    prompts = world.test_prompts(200)
-    assert prompts == world.test_prompts(200)
+    prompts = world.core_prompts(200)
+    assert prompts == world.core_prompts(200)
     assert len({c.prompt for c in prompts}) >= 190
     assert all(not c.history and world.in_split(c.scene, "test") for c in prompts)
     for attribute, share in (("colour", 0.8), ("shape", 0.8), ("motion", 0.8), ("speed", 0.5)):
         assert sum(attribute in c.named for c in prompts) > share * 200
+    others = world.core_prompts(50, split="train")
+    assert all(world.in_split(c.scene, "train") for c in others)
+    assert not {c.prompt for c in prompts} & {c.prompt for c in others}
 
 
 SAID = {

@@ -4,9 +4,8 @@ N clips; latents ``[16, F, 8, 8]``. The VAE is causal, so the first n latents of
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, spin=0.03, growth=0.04, c
 TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
 STARTS = replace(MIX, bounce=0.0)
 TENSORS = ("latents", "ends", "again", "has_again", "strayed", "has_strayed", "images", "channels")
-CHUNK = 2  # clips that are encoded together: more do not fit a CPU's caches
+TOGETHER = {"cpu": 2, "cuda": 100}  # clips that are encoded at once: more do not fit a CPU's caches
 
 
 @dataclass
@@ -47,6 +46,8 @@ class Clips:
     channels: float16 ``[N, 16, 9, 8, 8]``, what an image-to-video model sees of the first frame; or None.
     images: uint8 ``[N, 64, 64, 3]``, the first frames.
     facts: what a prompt may name. history: latents that must be given.
+    weights: float32 ``[9]``, what an error in each latent frame counts: 1 over how much the clips differ there. The
+        first frames are encoded by layers that see less, in smaller values, so equal errors are larger faults.
     """
 
     latents: torch.Tensor
@@ -59,6 +60,11 @@ class Clips:
     channels: torch.Tensor | None
     facts: list[dict[str, str]]
     history: np.ndarray
+    weights: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        spread = [self.latents[:, :, t].float().var(dim=0).mean() for t in range(self.latents.shape[2])]
+        self.weights = 1 / torch.stack(spread)
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -68,24 +74,15 @@ class Clips:
         facts = {name: value for name, value in self.facts[index].items() if rng.random() >= left_out.get(name, 0)}
         return grammar.put_into_words(facts, rng, "train")[0]
 
-    @cached_property
-    def weights(self) -> torch.Tensor:
-        """float32 ``[9]``, what an error in each latent frame counts: 1 over how much the clips differ there.
-
-        The first frames are encoded by layers that see less, in smaller values, so equal errors are larger faults.
-        """
-        spread = [self.latents[:, :, t].float().var(dim=0).mean() for t in range(self.latents.shape[2])]
-        return 1 / torch.stack(spread)
-
 
 def video_of(clips: list[world.Clip], side: int = SIDE) -> torch.Tensor:
     """float32 ``[B, 3, T, side, side]`` in -1..1."""
-    return as_video([clip.render(side) for clip in clips])
+    return as_video(torch.from_numpy(np.stack([clip.render(side) for clip in clips])))
 
 
-def as_video(clips: list[np.ndarray]) -> torch.Tensor:
-    """The same of frames, uint8 ``[T, H, W, 3]`` each."""
-    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+def as_video(frames: torch.Tensor) -> torch.Tensor:
+    """The same of frames, uint8 ``[B, T, H, W, 3]``."""
+    return frames.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
 def encode(vae: WanVAE, video: torch.Tensor) -> torch.Tensor:
@@ -120,67 +117,92 @@ def round_trip(vae: WanVAE, latents: torch.Tensor) -> torch.Tensor:
     return encode(vae, frames.add(1).mul(127.5).round().div(127.5).sub(1))
 
 
-@torch.no_grad()
-def encode_shard(vae: WanVAE, shard: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> dict:
-    """Clips ``shard * size, ...`` of the seed's list, encoded."""
-    rng = np.random.default_rng((seed, shard))
-    strays = np.random.default_rng((seed, shard, 1))
-    kept: dict[str, list] = {name: [] for name in TENSORS}
-    facts, history = [], []
-    for first in range(shard * size, (shard + 1) * size, CHUNK):
-        clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(first, min(first + CHUNK, (shard + 1) * size))]
-        video = video_of(clips).to(vae.device)
-        latents = encode(vae, video)
-        lasts = [vae.encode(video[:, :, 4 * n - 4 : 4 * n - 3])[:, :, 0] for n in LENGTHS]
-        needed = torch.tensor([rng.random() < (AGAIN if clip.history else AGAIN_FREE) for clip in clips])
-        again = torch.zeros_like(latents[:, :, : LENGTHS[0]])
-        if needed.any():
-            again[needed] = round_trip(vae, latents[needed, :, : LENGTHS[0]])
-        strayed, has_strayed = encode_strayed(vae, clips, strays, 0.0 if with_channels else STRAYED)
-        kept["latents"].append(latents.half())
-        kept["ends"].append(torch.stack(lasts, dim=1).half())
-        kept["again"].append(again.half())
-        kept["has_again"].append(needed)
-        kept["strayed"].append(strayed.half())
-        kept["has_strayed"].append(has_strayed)
-        kept["images"].append(video[:, :, 0].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1))
-        if with_channels:
-            channels = [image_channels(vae, image[None], FRAMES)[0, 4:] for image in video[:, :, :1]]
-            kept["channels"].append(torch.stack(channels).half())
-        facts += [clip.facts for clip in clips]
-        history += [latent_length(clip.history) if clip.history else 0 for clip in clips]
-    tensors = {name: torch.cat(values).cpu() for name, values in kept.items() if values}
-    return tensors | {"facts": facts, "history": np.array(history)}
+@dataclass
+class Drawn:
+    """A shard of clips before they are encoded.
 
-
-@torch.no_grad()
-def encode_strayed(
-    vae: WanVAE, clips: list[world.Clip], rng: np.random.Generator, share: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Histories that stray, as windows hand them on, ``[B, 16, 5, 8, 8]``, and of which clips, ``[B]``; else zeros.
-
-    Args:
-        share: of the clips that need a history; half as many of the others.
+    Attributes:
+        videos: uint8 ``[N, 33, 64, 64, 3]``.
+        strayed: uint8 ``[M, 17, 64, 64, 3]``, of the clips that `has_strayed` names, see `straying`.
+        has_again, has_strayed: bool ``[N]``.
+        facts, history: as in `Clips`.
     """
-    chosen = torch.tensor([rng.random() < (share if clip.history else share / 2) for clip in clips])
-    strayed = torch.zeros(len(clips), 16, LENGTHS[0], SIDE // 8, SIDE // 8, device=vae.device)
-    if chosen.any():
-        picked = [clip for clip, kept in zip(clips, chosen, strict=True) if kept]
-        video = as_video([straying(clip, rng) for clip in picked]).to(vae.device)
-        strayed[chosen] = round_trip(vae, encode(vae, video))
-    return strayed, chosen
+
+    videos: torch.Tensor
+    strayed: torch.Tensor
+    has_again: torch.Tensor
+    has_strayed: torch.Tensor
+    facts: list[dict[str, str]]
+    history: np.ndarray
 
 
-def shard_names(vae: WanVAE, shards: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> Iterator[str]:
+def draw_shard(shard: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> Drawn:
+    """Clips ``shard * size, ...`` of the seed's list, and which of them get which histories."""
+    rng, strays = np.random.default_rng((seed, shard)), np.random.default_rng((seed, shard, 1))
+    clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(shard * size, (shard + 1) * size)]
+    share = 0.0 if with_channels else STRAYED  # of the clips that need a history; half as many of the others
+    has_again = [rng.random() < (AGAIN if clip.history else AGAIN_FREE) for clip in clips]
+    has_strayed = [strays.random() < (share if clip.history else share / 2) for clip in clips]
+    strayed = [straying(clip, strays) for clip, chosen in zip(clips, has_strayed, strict=True) if chosen]
+    return Drawn(
+        torch.from_numpy(np.stack([clip.render(SIDE) for clip in clips])),
+        torch.from_numpy(np.stack(strayed)) if strayed else torch.empty(0, HISTORY, SIDE, SIDE, 3, dtype=torch.uint8),
+        torch.tensor(has_again),
+        torch.tensor(has_strayed),
+        [clip.facts for clip in clips],
+        np.array([latent_length(clip.history) if clip.history else 0 for clip in clips]),
+    )
+
+
+@torch.no_grad()
+def encode_shard(vae: WanVAE, drawn: Drawn, with_channels: bool) -> dict:
+    """The tensors and facts of `Clips`."""
+    together = TOGETHER.get(vae.device.type, TOGETHER["cuda"])
+
+    def encoded(frames: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """`function` of the frames as a video in -1..1, some clips at a time -> float16 on the CPU."""
+        return torch.cat([function(as_video(part.to(vae.device))).half().cpu() for part in frames.split(together)])
+
+    def lasts(video: torch.Tensor) -> torch.Tensor:
+        frames = [video[:, :, 4 * n - 4 : 4 * n - 3] for n in LENGTHS]
+        return torch.stack([encode(vae, frame)[:, :, 0] for frame in frames], dim=1)
+
+    def histories(frames: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Of the `chosen` clips, through the VAE twice; zeros of the others."""
+        all_of_them = torch.zeros(len(chosen), 16, LENGTHS[0], SIDE // 8, SIDE // 8, dtype=torch.float16)
+        if len(frames):
+            all_of_them[chosen] = encoded(frames, lambda video: round_trip(vae, encode(vae, video)))
+        return all_of_them
+
+    tensors = {
+        "latents": encoded(drawn.videos, lambda video: encode(vae, video)),
+        "ends": encoded(drawn.videos, lasts),
+        "again": histories(drawn.videos[drawn.has_again, :HISTORY], drawn.has_again),
+        "has_again": drawn.has_again,
+        "strayed": histories(drawn.strayed, drawn.has_strayed),
+        "has_strayed": drawn.has_strayed,
+        "images": drawn.videos[:, 0].clone(),
+    }
+    if with_channels:
+        tensors["channels"] = encoded(drawn.videos, lambda video: image_channels(vae, video[:, :, :1], FRAMES)[:, 4:])
+    return tensors | {"facts": drawn.facts, "history": drawn.history}
+
+
+def shard_names(
+    vae: WanVAE, shards: int, size: int, seed: int, mix: world.Mix, with_channels: bool, workers: int = 0
+) -> list[str]:
     """File names: other clips get other ones, as do other latents and other histories, which the decoder made, too."""
     weights = 0
     for tensor in vae.state_dict().values():
         weights = zlib.crc32(tensor.float().cpu().numpy().tobytes(), weights)
     origin = (weights, vae.latents_mean, vae.latents_std, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE)
-    for shard in range(shards):
+
+    def name(shard: int) -> str:
         clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(shard * size, (shard + 1) * size)]
         shown = [(clip.scene, clip.first_frame, clip.facts) for clip in clips]
-        yield f"{zlib.crc32(repr((origin, shown)).encode()):08x}-{seed}-{shard:04d}.pt"
+        return f"{zlib.crc32(repr((origin, shown)).encode()):08x}-{seed}-{shard:04d}.pt"
+
+    return list(loop.ahead(name, range(shards), workers))
 
 
 def load_or_encode(
@@ -192,18 +214,21 @@ def load_or_encode(
     rank: int = 0,
     world_size: int = 1,
     with_channels: bool = False,
+    workers: int = 0,
 ) -> Clips:
     """`count` clips from `folder`; shards that are not there yet are made, each rank its share of them.
 
     Args:
         with_channels: also what an image-to-video model sees.
+        workers: processes that render ahead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     size = min(SHARD, count)
-    shards = [folder / name for name in shard_names(vae, count // size, size, seed, mix, with_channels)]
-    for i, path in enumerate(tqdm(shards, desc="encoding clips", unit="shard", disable=rank > 0)):
-        if i % world_size == rank and not path.exists():
-            loop.save(path, encode_shard(vae, i, size, seed, mix, with_channels))
+    shards = [folder / name for name in shard_names(vae, count // size, size, seed, mix, with_channels, workers)]
+    lacking = [i for i, path in enumerate(shards) if i % world_size == rank and not path.exists()]
+    drawn = loop.ahead(lambda i: draw_shard(i, size, seed, mix, with_channels), lacking, workers)
+    for i, shard in zip(lacking, tqdm(drawn, desc="encoding clips", unit="shard", disable=rank > 0), strict=True):
+        loop.save(shards[i], encode_shard(vae, shard, with_channels))
     loop.barrier()
     parts = [torch.load(path, weights_only=False) for path in shards]
     tensors = {name: torch.cat([part[name] for part in parts]) if name in parts[0] else None for name in TENSORS}

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.files import fingerprint, take_lock, write_whole
 from skyreels_v2_infer.flags import whole
 
@@ -25,10 +26,13 @@ SECTIONS = ("text", "asynchronous", "image", "windows", "long", "end", "beyond")
 STOPPED = 3  # the exit code of a stage that --minutes ended
 CODES = f"exit code: 0 done, {STOPPED} ended by --minutes (the same command goes on), 1 failed, 2 wrong arguments"
 DEFAULT = "default: %(default)s"
-CLIPS, TURN_CLIPS, IMAGE_CLIPS = 10000, 800, 1600
+CLIPS, IMAGE_CLIPS = 10000, 1600
+TURNS = 8  # clips that df gets beside these, from the middle of long videos, in percent of them
+TURNS_SEED = 1000  # and by how much their seed is above that of the others
+MET = "1 to 13"
 FINISHED = Path("df/model_index.json")  # is written last
 ORIGIN = "origin.json"  # beside a stage's checkpoint: which weights --start began with
-BATCH = {"vae": 3, "t2v": 24, "df": 24, "decoder": 3, "i2v": 24}
+BATCH = {"vae": 6, "t2v": 48, "df": 48, "decoder": 6, "i2v": 48}
 
 
 def train(args: argparse.Namespace, rank: int) -> bool:
@@ -37,9 +41,9 @@ def train(args: argparse.Namespace, rank: int) -> bool:
 
     from training import dit, export, loop, text, vae
 
-    device, size = torch.device(args.device), args.batch or BATCH[args.stage]
+    device, size = torch.device(args.device), args.batch // args.processes
     if args.stage == "vae":
-        return vae.train(args.out / "vae", device, args.minutes, size, vae.RECIPES, vae.SHAPE)
+        return vae.train(args.out / "vae", device, args.minutes, size, vae.RECIPES, vae.SHAPE, args.workers)
     if args.start or args.stage in ("decoder", "i2v"):
         model, coder = dit.load_finished((args.start or args.out / "tiny") / "df")
         if args.stage == "df" and model.transformer.num_layers < dit.SHAPE["num_layers"]:
@@ -70,18 +74,19 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
     recipe = {"t2v": dit.T2V, "df": dit.DF, "decoder": decoder.RECIPE, "i2v": dit.I2V}[args.stage]
     if args.steps:
         recipe = dataclasses.replace(recipe, steps=args.steps)
+    how = (device, args.minutes, size, recipe)
     if args.stage == "decoder":
-        return model, decoder.train(args.out, coder, model, device, args.minutes, size, recipe, decoder.gate(model))
-    ours = {"rank": rank, "world_size": args.processes}
+        return model, decoder.train(args.out, coder, model, *how, decoder.gate(model), args.workers)
+    ours = {"rank": rank, "world_size": args.processes, "workers": args.workers}
     if args.stage == "i2v":
         store = clips.load_or_encode(
             coder, args.out / "clips", IMAGE_CLIPS, 2, clips.STARTS, with_channels=True, **ours
         )
-        return dit.train_image_stage(args.out, store, model, device, args.minutes, size, recipe)
-    seeds = (12, 13) if args.start else (1, 3)  # what is shipped has seen the stages' own, and 4 to 11
-    store = clips.load_or_encode(coder, args.out / "clips", CLIPS, seeds[0], **ours)
+        return dit.train_image_stage(args.out, store, model, *how, args.workers)
+    store = clips.load_or_encode(coder, args.out / "clips", args.clips, args.seed, **ours)
     if args.stage == "df":
-        turns = clips.load_or_encode(coder, args.out / "clips", TURN_CLIPS, seeds[1], clips.TURNS, **ours)
+        count = max(1, args.clips * TURNS // 100)
+        turns = clips.load_or_encode(coder, args.out / "clips", count, TURNS_SEED + args.seed, clips.TURNS, **ours)
         store = clips.joined(store, turns)
 
     def gate(trained) -> dict[str, float]:
@@ -89,7 +94,7 @@ def train_stage(args: argparse.Namespace, model, coder, size: int, device, rank:
 
         return evaluate.quick(Text2VideoPipeline.from_parts(trained.transformer, coder, trained.encoder))
 
-    done = dit.train_text_stage(args.stage, args.out, store, model, device, args.minutes, size, recipe, gate)
+    done = dit.train_text_stage(args.stage, args.out, store, model, *how, gate, args.workers)
     return model, done
 
 
@@ -103,7 +108,9 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
     import torch
     import torch.distributed as dist
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # what draws batches is forked, which its threads do not survive
     torch.set_num_threads(max(1, args.threads))
+    torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
     if args.processes > 1:
         threading.Thread(target=end_with_parent, daemon=True).start()
         dist.init_process_group("gloo", init_method=f"file://{meeting}/processes", rank=rank, world_size=args.processes)
@@ -136,12 +143,23 @@ def main() -> int:
             "--out", type=Path, default=Path("training_out"), help=f"checkpoints, logs, what is exported ({DEFAULT})"
         )
         command.add_argument("--device", default="cpu")
-        command.add_argument("--processes", type=whole(1), default=2, help="on the CPU, one a core is fastest")
+        command.add_argument(
+            "--processes", type=whole(1), help="that share an update (default: 2, which suits two cores, on a GPU 1)"
+        )
         command.add_argument("--threads", type=whole(1), default=1, help="of each process")
         command.add_argument(
-            "--batch", type=whole(1), help=f"clips a process takes at a time (default: {BATCH[stage]})"
+            "--workers", type=whole(0), help="of each process, to draw batches ahead (default: 0, for a GPU one a core)"
         )
+        command.add_argument("--batch", type=whole(1), default=BATCH[stage], help=f"clips of an update ({DEFAULT})")
         command.set_defaults(start=None, steps=None)
+        if stage in ("t2v", "df"):
+            command.add_argument("--clips", type=whole(1), default=CLIPS, help=f"videos to learn from ({DEFAULT})")
+            command.add_argument(
+                "--seed",
+                type=whole(0),
+                default=1,
+                help=f"which videos; with --start others than it has met, what is shipped {MET} ({DEFAULT})",
+            )
         if stage in ("df", "decoder", "i2v"):
             command.add_argument(
                 "--start", type=Path, help=f"a folder with a finished df/ to go on from, as in {embedded.FOLDER}"
@@ -158,6 +176,12 @@ def main() -> int:
     )
     measure.add_argument("--count", type=whole(1), help="videos of a row (default: each section's own)")
     measure.add_argument("--threads", type=whole(1))
+    measure.add_argument(
+        "--split",
+        choices=("test", "train"),
+        default="test",
+        help=f"train: prompts as training has them, to choose between models without looking at the others ({DEFAULT})",
+    )
     measure.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     sheet = commands.add_parser("sheet", help="an animated picture of what a model makes")
     sheet.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/")
@@ -175,7 +199,7 @@ def main() -> int:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        evaluate.run(args.model, args.out, args.sections, args.count)
+        evaluate.run(args.model, args.out, args.sections, args.count, args.split)
     elif args.stage == "sheet":
         from training import pictures
 
@@ -185,6 +209,8 @@ def main() -> int:
 
         pictures.curves(args.runs, args.out)
     else:
+        if (fault := suit_device(args)) is not None:
+            parser.error(fault)
         folder = args.out / args.stage
         folder.mkdir(parents=True, exist_ok=True)
         if (lock := take_lock(folder / "lock")) is None:
@@ -196,6 +222,22 @@ def main() -> int:
         finally:
             os.close(lock)
     return 0
+
+
+def suit_device(args: argparse.Namespace) -> str | None:
+    """Fills in what depends on the device; in words, what of it cannot be."""
+    from skyreels_v2_infer.runtime import Placement
+
+    try:
+        on_cpu = Placement.choose(args.device).device.type == "cpu"
+    except InputError as error:
+        return str(error)
+    args.processes = args.processes or (2 if on_cpu else 1)
+    if args.workers is None:
+        args.workers = 0 if on_cpu else max(1, (os.cpu_count() or 1) - 1)
+    if args.batch % args.processes:
+        return f"--batch {args.batch}: must be a multiple of --processes {args.processes}, which share it"
+    return None
 
 
 def missing(args: argparse.Namespace) -> str | None:

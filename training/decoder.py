@@ -40,7 +40,7 @@ def remade(
         sigmas: falling to 0; the clips are met at the first.
     """
     contexts = [
-        model.transformer.prepare_context(model.encoder.embed(said, texts.TEXT_LEN))
+        model.transformer.prepare_context(model.encoder.encode(said, texts.TEXT_LEN))
         for said in (prompts, [""] * len(prompts))
     ]
     scale = embedded.DEFAULTS.guidance_scale
@@ -87,20 +87,24 @@ def spoilt(
     return latents + NOISE * float(kinds.random()) * noise[1] if kinds.random() < 0.5 else latents
 
 
-def decoder_loss(coder: WanVAE, model: Trained, size: int, device: torch.device) -> loop.Loss:
-    def loss(step: int, draws: np.random.Generator):
+def decoder_loss(coder: WanVAE, model: Trained, size: int, device: torch.device) -> loop.Task:
+    def drawn(step: int, draws: np.random.Generator):
         kinds = np.random.default_rng((RECIPE.seed, step))  # the same for all processes, so that none waits
         shown = vae.draw(draws, size, int(kinds.choice((17, 17, 33))), "train", clips.MIX)
-        video, weight = (x.to(device) for x in vae.pictures(shown, draws, vae.SIDE))
+        return *vae.pictures(shown, draws, vae.SIDE), [clip.prompt for clip in shown], draws, kinds
+
+    def loss(batch):
+        video, weight, prompts, draws, kinds = batch
+        video, weight = video.to(device), weight.to(device)
         mean, std = coder.statistics()
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             latents = (vae.encode(coder, video)[0] - mean) / std
-        latents = spoilt(coder, model, latents, [clip.prompt for clip in shown], draws, kinds)
+        latents = spoilt(coder, model, latents, prompts, draws, kinds)
         with torch.autocast(device.type, torch.bfloat16):
             out = vae.decode(coder, latents * std + mean)
         return vae.reconstruction(out, video, weight), {"psnr": vae.psnr(out, video)}
 
-    return loss
+    return loop.Task(drawn, loss)
 
 
 @torch.no_grad()
@@ -138,11 +142,12 @@ def train(
     size: int,
     recipe: loop.Recipe,
     judged=None,
+    workers: int = 0,
 ) -> bool:
     """Trains the decoder of `coder`, and nothing else: True when all is done."""
     coder.to(device).requires_grad_(False)
     for part in (coder.conv2, coder.decoder):
         part.requires_grad_(True)
     model.to(device).eval().requires_grad_(False)
-    loss = decoder_loss(coder, model, size, device)
-    return loop.fit(coder, loss, recipe, folder / "decoder", minutes=minutes, every=300, judge=judged)
+    task = decoder_loss(coder, model, size, device)
+    return loop.fit(coder, task, recipe, folder / "decoder", workers=workers, minutes=minutes, every=300, judge=judged)

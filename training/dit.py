@@ -203,34 +203,46 @@ def to(batch: Batch, device: torch.device) -> Batch:
     return Batch(**moved)
 
 
-def text_loss(model: Trained, clips: Clips, size: int, mix: Mix, device: torch.device) -> loop.Loss:
-    def loss(step: int, draws: np.random.Generator):
-        batch = to(draw(clips, draws, size, mix, draw_length(step, mix)), device)
-        context = model.transformer.prepare_context(model.encoder.embed(batch.prompts, texts.TEXT_LEN))
+def drawing(model: Trained, clips: Clips, size: int, mix: Mix) -> Callable:
+    """What draws a step's `Batch` and its prompts' tokens."""
+
+    def drawn(step: int, draws: np.random.Generator) -> tuple[Batch, tuple[torch.Tensor, torch.Tensor]]:
+        batch = draw(clips, draws, size, mix, draw_length(step, mix))
+        return batch, model.encoder.tokenize(batch.prompts, texts.TEXT_LEN)
+
+    return drawn
+
+
+def text_loss(model: Trained, clips: Clips, size: int, mix: Mix, device: torch.device) -> loop.Task:
+    def loss(drawn):
+        batch, tokens = drawn
+        batch = to(batch, device)
+        context = model.transformer.prepare_context(model.encoder.embed(*tokens))
 
         def predict(x, t):
             return model.transformer(x, t, context, causal_block_size=batch.block)
 
         return flow_loss(batch, predict), {}
 
-    return loss
+    return loop.Task(drawing(model, clips, size, mix), loss)
 
 
-def image_loss(model: Trained, clips: Clips, size: int, device: torch.device) -> loop.Loss:
+def image_loss(model: Trained, clips: Clips, size: int, device: torch.device) -> loop.Task:
     """All frames share a level; what is known of the first one comes through channels and features."""
 
-    def loss(step: int, draws: np.random.Generator):
-        batch = to(draw(clips, draws, size, I2V_MIX, draw_length(step, I2V_MIX)), device)
+    def loss(drawn):
+        batch, tokens = drawn
+        batch = to(batch, device)
         frames = batch.latents.shape[2]
         y = with_mask(clips.channels[batch.indices, :, :frames].float().to(device))
         images = clips.images[batch.indices].to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         features = model.image_encoder.features(images)
         with torch.no_grad():
-            words = model.encoder.embed(batch.prompts, texts.TEXT_LEN)
+            words = model.encoder.embed(*tokens)
         context = model.transformer.prepare_context(words, features)
         return flow_loss(batch, lambda x, t: model.transformer(x, t, context, y=y)), {}
 
-    return loss
+    return loop.Task(drawing(model, clips, size, I2V_MIX), loss)
 
 
 TOWER = {
@@ -317,12 +329,13 @@ def train_text_stage(
     size: int,
     recipe: loop.Recipe,
     judge=None,
+    workers: int = 0,
 ) -> bool:
     """`t2v`, or `df`, from where `model` stands, which is trained: True when all is done."""
     model.to(device)
     mix = {"t2v": T2V_MIX, "df": DF_MIX}[stage]
-    loss = text_loss(model, clips, size, mix, device)
-    return loop.fit(model, loss, recipe, folder / stage, minutes=minutes, every=300, judge=judge)
+    task = text_loss(model, clips, size, mix, device)
+    return loop.fit(model, task, recipe, folder / stage, workers=workers, minutes=minutes, every=300, judge=judge)
 
 
 def train_image_stage(
@@ -333,13 +346,14 @@ def train_image_stage(
     minutes: float,
     size: int,
     recipe: loop.Recipe,
+    workers: int = 0,
 ) -> tuple[Trained, bool]:
     """The image-to-video model, from the diffusion-forcing one, whose text encoder it keeps as it is."""
     torch.manual_seed(2)
     model = Trained(to_image_model(source.transformer.cpu()), source.encoder, new_tower()).to(device)
     model.encoder.requires_grad_(False)
-    loss = image_loss(model, clips, size, device)
-    return model, loop.fit(model, loss, recipe, folder / "i2v", minutes=minutes, every=300)
+    task = image_loss(model, clips, size, device)
+    return model, loop.fit(model, task, recipe, folder / "i2v", workers=workers, minutes=minutes, every=300)
 
 
 def load_finished(folder: Path) -> tuple[Trained, WanVAE]:

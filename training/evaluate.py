@@ -1,4 +1,4 @@
-"""Measures the embedded model with the judge, on prompts that training never saw; prints the tables of docs.
+"""Measures the embedded model with the judge, on prompts that training never saw, and prints the tables of docs.
 
 Every section makes videos with the pipelines as the scripts do, at the model's own settings.
 """
@@ -77,10 +77,14 @@ def percent(values) -> float:
 
 
 class Models:
-    """The pipelines of a folder that holds `df` and perhaps `i2v`, each loaded once."""
+    """The pipelines of a folder that holds `df` and perhaps `i2v`, each loaded once, and what they are measured on.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        split: "test": prompts that training never saw; "train": others, by which one may choose between models.
+    """
+
+    def __init__(self, folder: Path, split: str = "test"):
+        self.folder, self.split = folder, split
         self._made: dict[type, object] = {}
 
     def __call__(self, kind: type):
@@ -89,12 +93,15 @@ class Models:
             self._made[kind] = kind(Checkpoint.open(self.folder / part), device="cpu", weight_dtype=torch.float32)
         return self._made[kind]
 
+    def prompts(self, count: int, frames: int) -> list[world.Clip]:
+        return world.core_prompts(count, frames, self.split)
+
 
 def text(models: Models, count: int) -> dict:
     """The prompts of the test at 17 and 33 frames, all frames together; and without guidance."""
     table = {}
     for frames in (17, 33):
-        clips = world.test_prompts(count, frames)
+        clips = models.prompts(count, frames)
         for name, other in ((f"{frames} frames", {}), (f"{frames} frames, no guidance", {"guidance_scale": 1})):
             arguments = settings(num_frames=frames, **other)
             table[name] = rates(in_batches(models(Text2VideoPipeline), clips, **arguments))
@@ -111,7 +118,7 @@ def asynchronous(models: Models, count: int) -> dict:
     """The same prompts, later frames behind earlier ones."""
     table = {}
     for frames in (17, 33):
-        clips = world.test_prompts(count, frames)
+        clips = models.prompts(count, frames)
         for name, other in ASYNCHRONOUS.items():
             arguments = forcing(num_frames=frames, **other)
             table[f"{frames} frames, {name}"] = rates(in_batches(models(DiffusionForcingPipeline), clips, **arguments))
@@ -127,7 +134,7 @@ def image(models: Models, count: int) -> dict:
         pipeline = models(kind)
         arguments = forcing() if name == "df" else settings()
         first, clips = [], []
-        for i, clip in enumerate(tqdm(world.test_prompts(count, 33), leave=False)):
+        for i, clip in enumerate(tqdm(models.prompts(count, 33), leave=False)):
             picture = clip.render()[0]
             made = pipeline(prompt=clip.prompt, image=picture, num_frames=33, **arguments | {"seed": SEED + i})[0]
             again = pipeline.vae.decode(pipeline.vae.encode(to_video(picture[None], torch.device("cpu"))))
@@ -151,7 +158,7 @@ def windows(models: Models, count: int) -> dict:
     step = own.base_num_frames - own.overlap_history
     frames = own.base_num_frames + 4 * step
     seams = range(own.base_num_frames, frames, step)
-    clips = world.test_prompts(count, frames)
+    clips = models.prompts(count, frames)
     on, steady, first = [], [], []
     for clip, made in in_batches(models(DiffusionForcingPipeline), clips, **forcing(num_frames=frames)):
         verdict = judge.judge(made)
@@ -171,7 +178,7 @@ def long(models: Models, count: int) -> dict:
     """Twenty windows: whether the object stays itself."""
     own = embedded.DEFAULTS
     frames = own.base_num_frames + 19 * (own.base_num_frames - own.overlap_history)
-    clips = world.test_prompts(count, frames)
+    clips = models.prompts(count, frames)
     drifts = []
     for _, made in in_batches(models(DiffusionForcingPipeline), clips, **forcing(num_frames=frames)):
         drifts.append(scores.drift(judge.judge(made)))
@@ -189,7 +196,7 @@ def end(models: Models, count: int) -> dict:
     pipeline, table = models(DiffusionForcingPipeline), {}
     for name in ("with the end image", "without"):
         distances = []
-        for i, clip in enumerate(tqdm(world.test_prompts(count, 33), leave=False)):
+        for i, clip in enumerate(tqdm(models.prompts(count, 33), leave=False)):
             frames = clip.render()
             given = {"image": frames[0], "end_image": frames[-1] if name != "without" else None}
             made = pipeline(prompt=clip.prompt, num_frames=33, **given, **forcing(seed=SEED + i))[0]
@@ -214,7 +221,7 @@ def beyond(models: Models, count: int) -> dict:
     """What lies beyond the core, 33 frames: the attribute in question, and everything that the prompt names."""
     table = {}
     for name, (mix, attribute) in BEYOND.items():
-        sampled = (world.sample_clip(2031, i, 33, mix, "test") for i in range(100 * count))
+        sampled = (world.sample_clip(2031, i, 33, mix, models.split) for i in range(100 * count))
         clips = []
         for clip in sampled:
             if attribute in clip.named:
@@ -241,9 +248,9 @@ SECTIONS: dict[str, tuple[Callable[[Models, int], dict], int]] = {
 }
 
 
-def run(folder: Path, out: Path, sections: list[str], count: int | None = None) -> dict:
+def run(folder: Path, out: Path, sections: list[str], count: int | None = None, split: str = "test") -> dict:
     """Adds the sections' figures to the json file `out`, and returns all that it then holds."""
-    models = Models(folder)
+    models = Models(folder, split)
     for name in sections:
         section, usual = SECTIONS[name]
         figures = section(models, count or usual)

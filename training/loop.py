@@ -1,6 +1,7 @@
 """One training loop for every stage: deterministic batches, EMA, atomic checkpoints, a log, several processes.
 
-A batch is a function of (seed, step, rank), so a run that was stopped and resumed equals one that was not.
+A batch is a function of (seed, step, rank), so a run that was stopped and resumed equals one that was not, and batches
+can be drawn ahead by other processes.
 """
 
 import copy
@@ -8,17 +9,57 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-# (step, generator of this rank's batch) -> loss and what to log beside it
-Loss = Callable[[int, np.random.Generator], tuple[torch.Tensor, dict[str, float]]]
+Figures = dict[str, torch.Tensor | float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a stage learns.
+
+    Attributes:
+        draw: (step, generator of this rank's batch) -> batch, on the CPU and from the generator alone.
+        loss: batch -> loss, and what to log beside it.
+    """
+
+    draw: Callable[[int, np.random.Generator], Any]
+    loss: Callable[[Any], tuple[torch.Tensor, Figures]]
+
+    def __call__(self, step: int, draws: np.random.Generator) -> tuple[torch.Tensor, Figures]:
+        return self.loss(self.draw(step, draws))
+
+
+class Results(Dataset):
+    """A function's results, by its argument."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+
+    def __getitem__(self, argument: Any) -> Any:
+        return self.function(argument)
+
+
+def ahead(function: Callable[[Any], Any], arguments: Sequence, workers: int) -> Iterable[Any]:
+    """A function's results in the order of its arguments, computed ahead by `workers` processes, or here by 0."""
+    return DataLoader(
+        Results(function),
+        sampler=arguments,
+        batch_size=None,
+        collate_fn=lambda result: result,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what the function reads is shared, not copied
+        generator=torch.Generator(),
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +90,39 @@ class Recipe:
         return min(1.0, (step + 1) / self.warmup, (self.steps - step) / falling)
 
 
+class Muon(torch.optim.Muon if hasattr(torch.optim, "Muon") else torch.optim.Optimizer):
+    """torch's Muon, but all matrices of one shape are made orthogonal together.
+
+    One by one, a hundred small matrices are two thousand launches a step: more than all else of it on a GPU.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            params, grads, momenta = [], [], []
+            self._init_group(group, params, grads, momenta)
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
+            shapes = [p.shape for p in params]
+            for shape in dict.fromkeys(shapes):
+                chosen = [i for i, other in enumerate(shapes) if other == shape]
+                update = orthogonal(torch.stack([updates[i] for i in chosen]), group["ns_coefficients"], group["eps"])
+                rate = 0.2 * math.sqrt(max(shape)) * group["lr"]  # the RMS of AdamW's updates (Liu et al. 2025)
+                torch._foreach_add_([params[i] for i in chosen], list(update.float().unbind()), alpha=-rate)
+
+
+def orthogonal(x: torch.Tensor, coefficients: tuple[float, float, float], eps: float, steps: int = 5) -> torch.Tensor:
+    """About the orthogonal matrix next to each of x ``[N, rows, columns]``: Newton-Schulz iterations in bfloat16."""
+    a, b, c = coefficients
+    wide = x.shape[1] <= x.shape[2]
+    x = (x if wide else x.mT).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
+
+
 class Optimizers:
     """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for the rest.
 
@@ -70,8 +144,7 @@ class Optimizers:
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         if large:
             matrices = [matrix for _, matrix in self.large]
-            muon = torch.optim.Muon(matrices, lr=recipe.muon, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            self.parts.append((muon, recipe.muon))
+            self.parts.append((Muon(matrices, lr=recipe.muon), recipe.muon))
         if small:
             adamw = torch.optim.AdamW(small, lr=recipe.adamw, betas=(0.9, 0.99), weight_decay=0.0)
             self.parts.append((adamw, recipe.adamw))
@@ -103,8 +176,8 @@ class Average:
     def update(self, module: nn.Module) -> None:
         self.updates += 1
         keep = min(self.keep, (1 + self.updates) / (10 + self.updates))
-        for name, p in module.named_parameters():
-            self.values[name].lerp_(p.detach(), 1 - keep)
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_([self.values[name] for name in parameters], list(parameters.values()), 1 - keep)
 
 
 def save(path: Path, content: object) -> None:
@@ -138,10 +211,11 @@ def average_gradients(module: nn.Module) -> None:
 
 def fit(
     module: nn.Module,
-    loss: Loss,
+    task: Task,
     recipe: Recipe,
     folder: Path,
     *,
+    workers: int = 0,
     minutes: float = math.inf,
     every: float = 120.0,
     judge: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -150,7 +224,8 @@ def fit(
     """Trains until `recipe.steps`, from the checkpoint in `folder` if there is one; then the module gets the average.
 
     Args:
-        loss: closes over `module`.
+        task: its loss closes over `module`.
+        workers: processes that draw batches ahead; 0: they are drawn in between.
         folder: gets ``checkpoint.pt`` (resume) and ``log.jsonl``.
         minutes: stops by itself after so long, with a checkpoint.
         every: seconds between checkpoints.
@@ -170,7 +245,7 @@ def fit(
         average.updates, first = state["updates"], state["step"]
         average.values = {name: value.to(average.values[name].device) for name, value in state["average"].items()}
     began = saved = time.monotonic()
-    seen: dict[str, list[float]] = {}
+    seen: dict[str, list[torch.Tensor | float]] = {}
 
     def checkpoint(step: int) -> None:
         if rank:
@@ -180,19 +255,21 @@ def fit(
         if judge is not None:
             note(folder, {"step": step} | judge(averaged(module, average)))
 
-    for step in range(first, recipe.steps):
-        draws = np.random.default_rng((recipe.seed, step, rank))
-        value, figures = loss(step, draws)
+    def draw(step: int) -> Any:
+        return task.draw(step, np.random.default_rng((recipe.seed, step, rank)))
+
+    for step, batch in enumerate(ahead(draw, range(first, recipe.steps), workers), first):
+        value, figures = task.loss(batch)
         module.zero_grad(set_to_none=True)
         value.backward()
         average_gradients(module)
         norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
         optimizers.step(recipe.rate(step))
         average.update(module)
-        for name, figure in (figures | {"loss": value.item(), "norm": norm.item()}).items():
-            seen.setdefault(name, []).append(figure)
+        for name, figure in (figures | {"loss": value.detach(), "norm": norm}).items():
+            seen.setdefault(name, []).append(figure)  # read when it is written: to read a figure is to wait for a GPU
         if rank == 0 and (step + 1) % log_every == 0:
-            means = {name: float(np.mean(values)) for name, values in seen.items()}
+            means = {name: float(np.mean([float(value) for value in values])) for name, values in seen.items()}
             note(folder, {"step": step + 1, "seconds": time.monotonic() - began} | means)
             print(f"step {step + 1}/{recipe.steps} " + " ".join(f"{k} {v:.4f}" for k, v in means.items()), flush=True)
             seen = {}

@@ -30,6 +30,7 @@ SIDE = 64
 # from short clips and small crops; long ones then teach the layers that look far back in time.
 SHORT = ((0.6, 5, 32), (0.4, 9, 32))
 LONG = ((0.35, 13, 32), (0.2, 17, 48), (0.1, 17, 64), (0.2, 33, 32), (0.05, 33, 64), (0.1, 65, 32))
+FINISHING = ((0.5, 17, SIDE), (0.5, 33, SIDE))
 SHORT_SHARE = 0.62  # of the updates
 MIX = world.Mix(bounce=0.25, star=0.1, diagonal=0.15, spin=0.05, growth=0.05, camera=0.05, pair=0.1)
 
@@ -70,6 +71,18 @@ def batch(draws: np.random.Generator, size: int, frames: int, crop: int, split: 
     return pictures(draw(draws, size, frames, split), draws, crop)
 
 
+def draw_batch(draws: np.random.Generator, size: int, kinds) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """`batch` of one of the kinds ``(share, frames, side of the crop)``, and a seed for the noise on its latents."""
+    _, frames, crop = kinds[draws.choice(len(kinds), p=[share for share, _, _ in kinds])]
+    return *batch(draws, size, frames, crop), int(draws.integers(2**62))
+
+
+def on(device: torch.device, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """Of `draw_batch`: video and weights on the device, and a generator on the CPU."""
+    video, weight, seed = batch
+    return video.to(device), weight.to(device), torch.Generator().manual_seed(seed)
+
+
 def differences(video: torch.Tensor) -> list[torch.Tensor]:
     """Neighbouring pixels' differences along time, height and width."""
     return [video.diff(dim=dim) for dim in (2, 3, 4)]
@@ -95,15 +108,14 @@ def decode(vae: WanVAE, latents: torch.Tensor) -> torch.Tensor:
     return vae.decoder(vae.conv2(latents.contiguous(memory_format=torch.channels_last_3d), cache), cache)
 
 
-def main_loss(vae: WanVAE, size: int, device: torch.device, steps: int) -> loop.Loss:
+def main_loss(vae: WanVAE, size: int, device: torch.device, steps: int) -> loop.Task:
     """Short clips first, then long ones."""
 
-    def loss(step: int, draws: np.random.Generator):
-        kinds = SHORT if step < SHORT_SHARE * steps else LONG
-        _, frames, crop = kinds[draws.choice(len(kinds), p=[share for share, _, _ in kinds])]
-        video, weight = batch(draws, size, frames, crop)
-        video, weight = video.to(device), weight.to(device)
-        eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
+    def drawn(step: int, draws: np.random.Generator):
+        return draw_batch(draws, size, SHORT if step < SHORT_SHARE * steps else LONG)
+
+    def loss(batch):
+        video, weight, eps = on(device, batch)
         with torch.autocast(device.type, torch.bfloat16):
             mean, logvar = encode(vae, video)
             logvar = logvar.clamp(-20, 10)
@@ -111,24 +123,21 @@ def main_loss(vae: WanVAE, size: int, device: torch.device, steps: int) -> loop.
             out = decode(vae, mean + noise * (0.5 * logvar).exp())
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
         value = reconstruction(out, video, weight)
-        return value + KL * kl, {"kl": kl.item(), "psnr": psnr(out, video)}
+        return value + KL * kl, {"kl": kl.detach(), "psnr": psnr(out, video)}
 
-    return loss
+    return loop.Task(drawn, loss)
 
 
-def align_loss(vae: WanVAE, size: int, device: torch.device) -> loop.Loss:
+def align_loss(vae: WanVAE, size: int, device: torch.device) -> loop.Task:
     """`main_loss` on long clips with noise on the latents, and one code for the first frame and for those that follow.
 
     The VAE encodes the first frame, an image, by other layers than those after it, so without this the two codes have
     nothing in common, and a model that predicts latents has to learn everything twice, once from a fifth of the data.
     """
 
-    def loss(step: int, draws: np.random.Generator):
-        _, frames, crop = LONG[draws.choice(len(LONG), p=[share for share, _, _ in LONG])]
-        video, weight = batch(draws, size, frames, crop)
-        still = video[:, :, -1:].expand(-1, -1, 9, -1, -1).to(device)
-        video, weight = video.to(device), weight.to(device)
-        eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
+    def loss(batch):
+        video, weight, eps = on(device, batch)
+        still = video[:, :, -1:].expand(-1, -1, 9, -1, -1)
         with torch.autocast(device.type, torch.bfloat16):
             mean, logvar = encode(vae, video)
             logvar = logvar.clamp(-20, 10)
@@ -140,18 +149,16 @@ def align_loss(vae: WanVAE, size: int, device: torch.device) -> loop.Loss:
         apart = codes.diff(dim=2).square().mean()
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
         value = reconstruction(out, video, weight) + KL * kl + ALIGN * apart
-        return value, {"kl": kl.item(), "psnr": psnr(out, video), "apart": apart.item()}
+        return value, {"kl": kl.detach(), "psnr": psnr(out, video), "apart": apart.detach()}
 
-    return loss
+    return loop.Task(lambda step, draws: draw_batch(draws, size, LONG), loss)
 
 
-def finish_loss(vae: WanVAE, size: int, device: torch.device, std: torch.Tensor) -> loop.Loss:
+def finish_loss(vae: WanVAE, size: int, device: torch.device, std: torch.Tensor) -> loop.Task:
     """The encoder stands still, so its latents can be used while the decoder learns to forgive small errors in them."""
 
-    def loss(step: int, draws: np.random.Generator):
-        video, weight = batch(draws, size, int(draws.choice((17, 33))), SIDE)
-        video, weight = video.to(device), weight.to(device)
-        eps = torch.Generator().manual_seed(int(draws.integers(2**62)))
+    def loss(batch):
+        video, weight, eps = on(device, batch)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 mean = encode(vae, video)[0]
@@ -159,7 +166,7 @@ def finish_loss(vae: WanVAE, size: int, device: torch.device, std: torch.Tensor)
             out = decode(vae, mean + (level * torch.randn(mean.shape, generator=eps)).to(device) * std)
         return reconstruction(out, video, weight), {"psnr": psnr(out, video)}
 
-    return loss
+    return loop.Task(lambda step, draws: draw_batch(draws, size, FINISHING), loss)
 
 
 def psnr(out: torch.Tensor, video: torch.Tensor) -> float:
@@ -211,20 +218,21 @@ def train(
     size: int,
     recipes: tuple[loop.Recipe, loop.Recipe, loop.Recipe],
     shape: dict,
+    workers: int = 0,
 ) -> bool:
     """All parts, each resumed where it stopped; True when all is done and exported into `folder`."""
     torch.manual_seed(0)
     vae = WanVAE(**shape).to(device)
     main, align, finish = recipes
-    losses = {"main": main_loss(vae, size, device, main.steps), "align": align_loss(vae, size, device)}
-    for (name, loss), recipe in zip(losses.items(), (main, align), strict=True):
-        if not loop.fit(vae, loss, recipe, folder / name, minutes=minutes, judge=judged):
+    how = {"workers": workers, "minutes": minutes, "judge": judged}
+    tasks = {"main": main_loss(vae, size, device, main.steps), "align": align_loss(vae, size, device)}
+    for (name, task), recipe in zip(tasks.items(), (main, align), strict=True):
+        if not loop.fit(vae, task, recipe, folder / name, **how):
             return False
     std = torch.tensor(latent_statistics(vae)[1], device=device).view(1, -1, 1, 1, 1)
     vae.encoder.requires_grad_(False)
     vae.conv1.requires_grad_(False)
-    loss = finish_loss(vae, size, device, std)
-    if not loop.fit(vae, loss, finish, folder / "finish", minutes=minutes, judge=judged):
+    if not loop.fit(vae, finish_loss(vae, size, device, std), finish, folder / "finish", **how):
         return False
     rank = dist.get_rank() if dist.is_initialized() else 0
     if rank == 0 and not (folder / "vae.json").exists():

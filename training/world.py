@@ -463,9 +463,6 @@ def turn_times(scene: Scene, turns: int) -> list[float]:
     return sorted(times)
 
 
-def test_prompts(count: int = 200, frames: int = 17, seed: int = 2030) -> list[Clip]:
-    """The core prompts that figures are measured on; a trainer, or anything tuned, must never see them."""
-    return [sample_clip(seed, index, frames, CORE, "test") for index in range(count)]
-
-
-test_prompts.__test__ = False  # pytest would take it for a test
+def core_prompts(count: int = 200, frames: int = 17, split: str = "test", seed: int = 2030) -> list[Clip]:
+    """The prompts that figures are measured on; those of "test" a trainer, or anything tuned, must never see."""
+    return [sample_clip(seed, index, frames, CORE, split) for index in range(count)]

@@ -40,11 +40,12 @@ class TextEncoder(nn.Module):
         A prompt is cleaned and cut to text_len tokens; the embeddings after its last token are exactly zero. Only as
         many tokens as the longest prompt has are computed: padding is masked out and thrown away anyway.
         """
-        embeddings = self.embed([prompts] if isinstance(prompts, str) else prompts, text_len)
+        tokens = self.tokenize([prompts] if isinstance(prompts, str) else prompts, text_len)
+        embeddings = self.embed(*tokens)
         return F.pad(embeddings, (0, 0, 0, text_len - embeddings.shape[1]))
 
-    def embed(self, prompts: list[str], text_len: int) -> torch.Tensor:
-        """As `encode`, but no longer than the longest prompt, and an encoder that is being trained learns from it."""
+    def tokenize(self, prompts: list[str], text_len: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, int64 ``[B, L]`` on the CPU, L being what the longest prompt has, `text_len` at most."""
         tokens = self.tokenizer(
             [clean(prompt) for prompt in prompts],
             padding="longest",
@@ -52,8 +53,12 @@ class TextEncoder(nn.Module):
             max_length=text_len,
             return_tensors="pt",
         )
-        mask = tokens.attention_mask.to(self.device)  # [B, L]
-        embeddings = self.model(tokens.input_ids.to(self.device), mask).last_hidden_state  # [B, L, D]
+        return tokens.input_ids, tokens.attention_mask
+
+    def embed(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[B, L, D]`` of what `tokenize` made; an encoder that is being trained learns from it."""
+        mask = mask.to(self.device)
+        embeddings = self.model(ids.to(self.device), mask).last_hidden_state
         return embeddings.masked_fill(mask.unsqueeze(-1) == 0, 0)
 
 

@@ -54,15 +54,15 @@ def resizecrop(image: Image.Image, th: int, tw: int) -> Image.Image:
 
 
 def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """What an image-to-video model sees beside the noise: float32 ``[1, 20, F, H/8, W/8]``.
+    """What an image-to-video model sees beside the noise: float32 ``[B, 20, F, H/8, W/8]``.
 
     Four channels of mask, 1 on the first latent frame, and sixteen of the latents of the image followed by gray.
 
     Args:
-        image: ``[1, 3, 1, H, W]``.
+        image: ``[B, 3, 1, H, W]``.
         num_frames: of the whole video, 4n+1.
     """
-    gray = image.new_zeros(1, 3, num_frames - 1, *image.shape[3:])
+    gray = image.new_zeros(len(image), 3, num_frames - 1, *image.shape[3:])
     return with_mask(vae.encode(torch.cat([image, gray], dim=2)))
 
 
