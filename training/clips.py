@@ -32,7 +32,7 @@ MIX = world.Mix(bounce=0.25, star=0.05, diagonal=0.07, spin=0.03, growth=0.04, c
 TURNS = replace(MIX, bounce=1.0)  # clips from the middle of long videos only
 STARTS = replace(MIX, bounce=0.0)
 TENSORS = ("latents", "ends", "again", "has_again", "strayed", "has_strayed", "images", "channels")
-TOGETHER = {"cpu": 2, "cuda": 100}  # clips that are encoded at once: more do not fit a CPU's caches
+TOGETHER, TOGETHER_ON_CPU = 100, 2  # clips that are encoded at once: more do not fit a CPU's caches
 
 
 @dataclass
@@ -157,7 +157,7 @@ def draw_shard(shard: int, size: int, seed: int, mix: world.Mix, with_channels: 
 @torch.no_grad()
 def encode_shard(vae: WanVAE, drawn: Drawn, with_channels: bool) -> dict:
     """The tensors and facts of `Clips`."""
-    together = TOGETHER.get(vae.device.type, TOGETHER["cuda"])
+    together = TOGETHER_ON_CPU if vae.device.type == "cpu" else TOGETHER
 
     def encoded(frames: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """`function` of the frames as a video in -1..1, some clips at a time -> float16 on the CPU."""

@@ -29,7 +29,7 @@ DEFAULT = "default: %(default)s"
 CLIPS, IMAGE_CLIPS = 10000, 1600
 TURNS = 8  # clips that df gets beside these, from the middle of long videos, in percent of them
 TURNS_SEED = 1000  # and by how much their seed is above that of the others
-MET = "1 to 13"
+MET = "1 to 14"
 FINISHED = Path("df/model_index.json")  # is written last
 ORIGIN = "origin.json"  # beside a stage's checkpoint: which weights --start began with
 BATCH = {"vae": 6, "t2v": 48, "df": 48, "decoder": 6, "i2v": 48}
@@ -110,7 +110,8 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # what draws batches is forked, which its threads do not survive
     torch.set_num_threads(max(1, args.threads))
-    torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
+    if args.device != "cpu":
+        torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
     if args.processes > 1:
         threading.Thread(target=end_with_parent, daemon=True).start()
         dist.init_process_group("gloo", init_method=f"file://{meeting}/processes", rank=rank, world_size=args.processes)

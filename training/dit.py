@@ -41,7 +41,7 @@ SHAPE = {
     "dim": 128,
     "ffn_dim": 512,
     "num_heads": 4,
-    "num_layers": 8,
+    "num_layers": 10,
     "text_dim": texts.CONFIG["d_model"],
     "text_len": texts.TEXT_LEN,
     "freq_dim": 256,

@@ -91,7 +91,7 @@ class Recipe:
 
 
 class Muon(torch.optim.Muon if hasattr(torch.optim, "Muon") else torch.optim.Optimizer):
-    """torch's Muon, but all matrices of one shape are made orthogonal together.
+    """torch's Muon without weight decay, in which all matrices of one shape are made orthogonal together.
 
     One by one, a hundred small matrices are two thousand launches a step: more than all else of it on a GPU.
     """
