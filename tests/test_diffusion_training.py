@@ -93,7 +93,9 @@ def test_a_shard_is_known_by_all_its_clips(monkeypatch):
     mix = replace(clips.MIX, sizes=0.1)
     for radius in (12.0, 12.1):
         monkeypatch.setitem(world.SIZES, "big", radius)
-        names[radius] = list(clips.shard_names(small_vae(), 30, 10, 4, mix, False))
+        names[radius] = clips.shard_names(
+            small_vae(), [range(first, first + 10) for first in range(0, 300, 10)], 4, mix, False
+        )
         bigs = [[world.sample_clip(4, i, clips.FRAMES, mix).scene.radius == radius for i in range(300)]]
     changed = [one != other for one, other in zip(*names.values(), strict=True)]
     assert changed == np.reshape(bigs, (30, 10)).any(axis=1).tolist() and 0 < sum(changed) < 30
@@ -481,15 +483,15 @@ def test_a_checkpoint_that_began_elsewhere_is_not_gone_on_from(monkeypatch, tmp_
         (tmp_path / name / "df" / "model_index.json").touch()
         (tmp_path / name / "df" / "vae" / "weights.safetensors").write_text(name)
 
-    def runs(*start):
-        monkeypatch.setattr("sys.argv", ["training", "decoder", "--out", str(tmp_path), *start])
+    def runs(*start, stage="decoder"):
+        monkeypatch.setattr("sys.argv", ["training", stage, "--out", str(tmp_path), *start])
         before = len(began)
         try:
             assert command.main() == 0
         except SystemExit as stopped:
             assert stopped.code == 2
             line = capsys.readouterr().err.splitlines()[-1]
-            assert f"--out {tmp_path}: the checkpoint of decoder there did not begin with" in line
+            assert f"--out {tmp_path}: the checkpoint of {stage} there did not begin with" in line
         return len(began) > before
 
     one, other = (("--start", str(tmp_path / name)) for name in ("one", "other"))
@@ -500,6 +502,11 @@ def test_a_checkpoint_that_began_elsewhere_is_not_gone_on_from(monkeypatch, tmp_
     assert runs(*one) and not runs(*other) and not runs()
     (tmp_path / "decoder" / command.ORIGIN).unlink()  # made before origins were kept, by the stages themselves
     assert runs() and not runs(*one)
+
+    assert runs(*one, stage="df")  # videos that what is shipped has not met, since none are named
+    (tmp_path / "df" / "checkpoint.pt").touch()
+    assert runs(*one, "--seed", str(command.SEED_FURTHER), stage="df") and runs(*one, stage="df")
+    assert not runs(*one, "--seed", "1", stage="df") and not runs(*one, "--clips", "400", stage="df")
 
 
 def children(pid: int) -> list[int]:
@@ -518,8 +525,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's list of processes")
-def test_a_run_ends_as_a_whole_and_no_second_one_joins_it(tmp_path):
-    command_line = [sys.executable, "-m", "training", "vae", "--out", str(tmp_path)]
+@pytest.mark.parametrize("shared", [["--processes", "2"], ["--processes", "1", "--workers", "2"]])
+def test_a_run_ends_as_a_whole_and_no_second_one_joins_it(shared, tmp_path):
+    command_line = [sys.executable, "-m", "training", "vae", "--out", str(tmp_path), *shared]
     # As a script's background jobs are: without the signal of Ctrl-C.
     ignoring = f"trap '' INT; exec {shlex.join(command_line)}"
     with subprocess.Popen(["sh", "-c", ignoring], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_batches_that_others_draw_ahead_are_the_same(tmp_path):
+    assert os.getpid() not in loop.ahead(lambda step: os.getpid(), range(4), workers=2)
     here, ahead = small_net(), small_net()
     assert loop.fit(here, small_loss(here), RECIPE, tmp_path / "here")
     assert loop.fit(ahead, small_loss(ahead), RECIPE, tmp_path / "ahead", workers=2)

@@ -136,10 +136,10 @@ class Drawn:
     history: np.ndarray
 
 
-def draw_shard(shard: int, size: int, seed: int, mix: world.Mix, with_channels: bool) -> Drawn:
-    """Clips ``shard * size, ...`` of the seed's list, and which of them get which histories."""
-    rng, strays = np.random.default_rng((seed, shard)), np.random.default_rng((seed, shard, 1))
-    clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(shard * size, (shard + 1) * size)]
+def draw_shard(indices: range, seed: int, mix: world.Mix, with_channels: bool) -> Drawn:
+    """Some clips of the seed's list, and which of them get which histories."""
+    rng, strays = (np.random.default_rng((seed, indices.start, purpose)) for purpose in (0, 1))
+    clips = [world.sample_clip(seed, i, FRAMES, mix) for i in indices]
     share = 0.0 if with_channels else STRAYED  # of the clips that need a history; half as many of the others
     has_again = [rng.random() < (AGAIN if clip.history else AGAIN_FREE) for clip in clips]
     has_strayed = [strays.random() < (share if clip.history else share / 2) for clip in clips]
@@ -167,19 +167,22 @@ def encode_shard(vae: WanVAE, drawn: Drawn, with_channels: bool) -> dict:
         frames = [video[:, :, 4 * n - 4 : 4 * n - 3] for n in LENGTHS]
         return torch.stack([encode(vae, frame)[:, :, 0] for frame in frames], dim=1)
 
-    def histories(frames: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """Of the `chosen` clips, through the VAE twice; zeros of the others."""
+    def histories(latents: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Of the `chosen` clips, decoded and encoded again; zeros of the others."""
         all_of_them = torch.zeros(len(chosen), 16, LENGTHS[0], SIDE // 8, SIDE // 8, dtype=torch.float16)
-        if len(frames):
-            all_of_them[chosen] = encoded(frames, lambda video: round_trip(vae, encode(vae, video)))
+        if len(latents):
+            parts = (part.to(vae.device).float() for part in latents.split(together))
+            all_of_them[chosen] = torch.cat([round_trip(vae, part).half().cpu() for part in parts])
         return all_of_them
 
+    latents = encoded(drawn.videos, lambda video: encode(vae, video))
+    strayed = encoded(drawn.strayed, lambda video: encode(vae, video)) if len(drawn.strayed) else drawn.strayed
     tensors = {
-        "latents": encoded(drawn.videos, lambda video: encode(vae, video)),
+        "latents": latents,
         "ends": encoded(drawn.videos, lasts),
-        "again": histories(drawn.videos[drawn.has_again, :HISTORY], drawn.has_again),
+        "again": histories(latents[drawn.has_again, :, : LENGTHS[0]], drawn.has_again),
         "has_again": drawn.has_again,
-        "strayed": histories(drawn.strayed, drawn.has_strayed),
+        "strayed": histories(strayed, drawn.has_strayed),
         "has_strayed": drawn.has_strayed,
         "images": drawn.videos[:, 0].clone(),
     }
@@ -189,7 +192,7 @@ def encode_shard(vae: WanVAE, drawn: Drawn, with_channels: bool) -> dict:
 
 
 def shard_names(
-    vae: WanVAE, shards: int, size: int, seed: int, mix: world.Mix, with_channels: bool, workers: int = 0
+    vae: WanVAE, shards: list[range], seed: int, mix: world.Mix, with_channels: bool, workers: int = 0
 ) -> list[str]:
     """File names: other clips get other ones, as do other latents and other histories, which the decoder made, too."""
     weights = 0
@@ -197,12 +200,12 @@ def shard_names(
         weights = zlib.crc32(tensor.float().cpu().numpy().tobytes(), weights)
     origin = (weights, vae.latents_mean, vae.latents_std, with_channels, STRAYED, STRAY_SPEED, STRAY_SIZE)
 
-    def name(shard: int) -> str:
-        clips = [world.sample_clip(seed, i, FRAMES, mix) for i in range(shard * size, (shard + 1) * size)]
+    def name(indices: range) -> str:
+        clips = [world.sample_clip(seed, i, FRAMES, mix) for i in indices]
         shown = [(clip.scene, clip.first_frame, clip.facts) for clip in clips]
-        return f"{zlib.crc32(repr((origin, shown)).encode()):08x}-{seed}-{shard:04d}.pt"
+        return f"{zlib.crc32(repr((origin, shown)).encode()):08x}-{seed}-{indices.start:06d}.pt"
 
-    return list(loop.ahead(name, range(shards), workers))
+    return list(loop.ahead(name, shards, workers))
 
 
 def load_or_encode(
@@ -223,14 +226,14 @@ def load_or_encode(
         workers: processes that render ahead.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size = min(SHARD, count)
-    shards = [folder / name for name in shard_names(vae, count // size, size, seed, mix, with_channels, workers)]
-    lacking = [i for i, path in enumerate(shards) if i % world_size == rank and not path.exists()]
-    drawn = loop.ahead(lambda i: draw_shard(i, size, seed, mix, with_channels), lacking, workers)
+    shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
+    paths = [folder / name for name in shard_names(vae, shards, seed, mix, with_channels, workers)]
+    lacking = [i for i, path in enumerate(paths) if i % world_size == rank and not path.exists()]
+    drawn = loop.ahead(lambda i: draw_shard(shards[i], seed, mix, with_channels), lacking, workers)
     for i, shard in zip(lacking, tqdm(drawn, desc="encoding clips", unit="shard", disable=rank > 0), strict=True):
-        loop.save(shards[i], encode_shard(vae, shard, with_channels))
+        loop.save(paths[i], encode_shard(vae, shard, with_channels))
     loop.barrier()
-    parts = [torch.load(path, weights_only=False) for path in shards]
+    parts = [torch.load(path, weights_only=False) for path in paths]
     tensors = {name: torch.cat([part[name] for part in parts]) if name in parts[0] else None for name in TENSORS}
     facts = [facts for part in parts for facts in part["facts"]]
     return Clips(**tensors, facts=facts, history=np.concatenate([part["history"] for part in parts]))

@@ -4,10 +4,8 @@ import argparse
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
@@ -29,7 +27,8 @@ DEFAULT = "default: %(default)s"
 CLIPS, IMAGE_CLIPS = 10000, 1600
 TURNS = 8  # clips that df gets beside these, from the middle of long videos, in percent of them
 TURNS_SEED = 1000  # and by how much their seed is above that of the others
-MET = "1 to 14"
+WORKERS = 15  # what they hand over lies in shared memory, two batches or shards of clips each
+SEED, SEED_FURTHER = 1, 15  # what is shipped has met the videos of 1 to 14
 FINISHED = Path("df/model_index.json")  # is written last
 ORIGIN = "origin.json"  # beside a stage's checkpoint: which weights --start began with
 BATCH = {"vae": 6, "t2v": 48, "df": 48, "decoder": 6, "i2v": 48}
@@ -108,12 +107,14 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
     import torch
     import torch.distributed as dist
 
+    from training import loop
+
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # what draws batches is forked, which its threads do not survive
     torch.set_num_threads(max(1, args.threads))
     if args.device != "cpu":
         torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
     if args.processes > 1:
-        threading.Thread(target=end_with_parent, daemon=True).start()
+        loop.end_with_parent()
         dist.init_process_group("gloo", init_method=f"file://{meeting}/processes", rank=rank, world_size=args.processes)
     try:
         done = train(args, rank)
@@ -124,15 +125,6 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
         print("done" if done else "stopped; the same command goes on", flush=True)
         if not done:
             (meeting / "stopped").touch()
-
-
-def end_with_parent() -> None:
-    """Ends this process when the one that started it has ended, however: else it would go on writing checkpoints.
-
-    The SIGINT that torch has it sent then is not enough, since what a script starts in the background ignores that.
-    """
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def main() -> int:
@@ -149,17 +141,18 @@ def main() -> int:
         )
         command.add_argument("--threads", type=whole(1), default=1, help="of each process")
         command.add_argument(
-            "--workers", type=whole(0), help="of each process, to draw batches ahead (default: 0, for a GPU one a core)"
+            "--workers",
+            type=whole(0),
+            help=f"of each process, to draw batches ahead (default: 0, for a GPU one a core up to {WORKERS})",
         )
         command.add_argument("--batch", type=whole(1), default=BATCH[stage], help=f"clips of an update ({DEFAULT})")
-        command.set_defaults(start=None, steps=None)
+        command.set_defaults(start=None, steps=None, seed=None)
         if stage in ("t2v", "df"):
             command.add_argument("--clips", type=whole(1), default=CLIPS, help=f"videos to learn from ({DEFAULT})")
             command.add_argument(
                 "--seed",
                 type=whole(0),
-                default=1,
-                help=f"which videos; with --start others than it has met, what is shipped {MET} ({DEFAULT})",
+                help=f"which videos (default: {SEED}; with --start {SEED_FURTHER}, which what is shipped has not met)",
             )
         if stage in ("df", "decoder", "i2v"):
             command.add_argument(
@@ -212,6 +205,8 @@ def main() -> int:
     else:
         if (fault := suit_device(args)) is not None:
             parser.error(fault)
+        if args.seed is None:
+            args.seed = SEED if args.start is None else SEED_FURTHER
         folder = args.out / args.stage
         folder.mkdir(parents=True, exist_ok=True)
         if (lock := take_lock(folder / "lock")) is None:
@@ -235,7 +230,7 @@ def suit_device(args: argparse.Namespace) -> str | None:
         return str(error)
     args.processes = args.processes or (2 if on_cpu else 1)
     if args.workers is None:
-        args.workers = 0 if on_cpu else max(1, (os.cpu_count() or 1) - 1)
+        args.workers = 0 if on_cpu else max(1, min(WORKERS, (os.cpu_count() or 1) - 1) // args.processes)
     if args.batch % args.processes:
         return f"--batch {args.batch}: must be a multiple of --processes {args.processes}, which share it"
     return None
@@ -273,6 +268,8 @@ def other_origin(args: argparse.Namespace) -> str | None:
     folder = args.out / args.stage
     files = [] if args.start is None else sorted((args.start / "df").rglob("*.safetensors"))
     origin = {str(file.relative_to(args.start)): fingerprint(file) for file in files}
+    if args.stage in ("t2v", "df"):
+        origin |= {"videos": f"{args.clips} of seed {args.seed}"}
     record = folder / ORIGIN
     if not (folder / "checkpoint.pt").exists():
         write_whole(record, lambda file: file.write(json.dumps(origin).encode()))
@@ -280,11 +277,12 @@ def other_origin(args: argparse.Namespace) -> str | None:
     if origin == origin_of(folder):
         return None
     here = "its own stages" if args.start is None else f"--start {args.start}"
+    here += f" and videos {origin['videos']}" if "videos" in origin else ""
     return f"--out {args.out}: the checkpoint of {args.stage} there did not begin with {here}; give another folder"
 
 
 def origin_of(folder: Path) -> dict[str, str]:
-    """The weights that a stage's checkpoint began with, if --start named them: file -> fingerprint."""
+    """What a stage's checkpoint began with: the weights that --start named (file -> fingerprint), and which videos."""
     record = folder / ORIGIN
     return json.loads(record.read_text()) if record.exists() else {}
 

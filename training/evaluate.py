@@ -1,4 +1,4 @@
-"""Measures the embedded model with the judge, on prompts that training never saw, and prints the tables of docs.
+"""Measures the embedded model with the judge, on prompts of the test or others, and prints the tables of docs.
 
 Every section makes videos with the pipelines as the scripts do, at the model's own settings.
 """
@@ -98,7 +98,7 @@ class Models:
 
 
 def text(models: Models, count: int) -> dict:
-    """The prompts of the test at 17 and 33 frames, all frames together; and without guidance."""
+    """17 and 33 frames, all frames together; and without guidance."""
     table = {}
     for frames in (17, 33):
         clips = models.prompts(count, frames)
@@ -255,7 +255,7 @@ def run(folder: Path, out: Path, sections: list[str], count: int | None = None, 
         section, usual = SECTIONS[name]
         figures = section(models, count or usual)
         known = json.loads(out.read_text()) if out.exists() else {}
-        known[name] = figures
+        known[name if split == "test" else f"{name}, {split}"] = figures
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(known, indent=1) + "\n")
         print(markdown(figures), flush=True)
@@ -272,6 +272,6 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
 
 def quick(pipeline: Text2VideoPipeline, count: int = 40) -> dict[str, float]:
     """A gate during training, on prompts of the training split: 17 frames, in percent."""
-    clips = [world.sample_clip(5150, i, 17, world.CORE) for i in range(count)]
+    clips = world.core_prompts(count, 17, "train", seed=5150)
     found = rates(in_batches(pipeline, clips, **settings(num_frames=17)))
     return {name: found[name] for name in (*CORE, "size", "all", "clean", "outline") if name in found}

@@ -7,7 +7,9 @@ can be drawn ahead by other processes.
 import copy
 import json
 import math
+import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -59,7 +61,22 @@ def ahead(function: Callable[[Any], Any], arguments: Sequence, workers: int) -> 
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # what the function reads is shared, not copied
         generator=torch.Generator(),
+        worker_init_fn=lambda worker: end_with_parent(),
     )
+
+
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it has ended, however: else it would go on.
+
+    The SIGINT that torch has its processes sent then is not enough, since what a script starts in the background
+    ignores that; and who draws batches ahead would wait for ever to hand them over, with the lock of the stage.
+    """
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -266,8 +283,9 @@ def fit(
         norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
         optimizers.step(recipe.rate(step))
         average.update(module)
-        for name, figure in (figures | {"loss": value.detach(), "norm": norm}).items():
-            seen.setdefault(name, []).append(figure)  # read when it is written: to read a figure is to wait for a GPU
+        if rank == 0:
+            for name, figure in (figures | {"loss": value.detach(), "norm": norm}).items():
+                seen.setdefault(name, []).append(figure)  # read when it is written: reading is to wait for a GPU
         if rank == 0 and (step + 1) % log_every == 0:
             means = {name: float(np.mean([float(value) for value in values])) for name, values in seen.items()}
             note(folder, {"step": step + 1, "seconds": time.monotonic() - began} | means)

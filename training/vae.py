@@ -5,7 +5,6 @@ The class is the package's own `WanVAE`, narrower; what is learnt here loads lik
 """
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -169,9 +168,9 @@ def finish_loss(vae: WanVAE, size: int, device: torch.device, std: torch.Tensor)
     return loop.Task(lambda step, draws: draw_batch(draws, size, FINISHING), loss)
 
 
-def psnr(out: torch.Tensor, video: torch.Tensor) -> float:
+def psnr(out: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
     """In dB, of values in -1..1."""
-    return -10 * math.log10(max(1e-12, F.mse_loss(out.detach().float().clamp(-1, 1), video).item() / 4))
+    return -10 * (F.mse_loss(out.detach().float().clamp(-1, 1), video) / 4).clamp(min=1e-12).log10()
 
 
 @torch.no_grad()
@@ -183,7 +182,7 @@ def judged(vae: WanVAE, clips: int = 8, frames: int = 17) -> dict[str, float]:
     for _ in range(clips):
         video, _ = batch(draws, 1, frames, SIDE, split="test")
         latents = vae.encode(video.to(device))
-        values.append(psnr(vae.decode(latents), video.to(device)))
+        values.append(psnr(vae.decode(latents), video.to(device)).item())
         alike.append(F.cosine_similarity(latents[:, :, 0].flatten(), latents[:, :, 1].flatten(), dim=0).item())
     figures = {"held_out_psnr": np.mean(values), "held_out_worst": np.min(values), "first_two_alike": np.mean(alike)}
     return {name: float(value) for name, value in figures.items()}
