@@ -1,6 +1,6 @@
 """What a GPU makes of what the tests check on a CPU: how far apart the results are, and how fast it is; in markdown.
 
-    python benchmarks/gpu.py                        # takes about 12 GiB of the GPU's memory
+    python benchmarks/gpu.py                        # should need about 12 GiB of the GPU's memory
     python benchmarks/gpu.py --device cpu --quick   # only whether it runs: small, and without the times
 
 The GPU computes float32 twice: without TF32 in cuDNN's convolutions, and with it, as torch has it. A difference is the
