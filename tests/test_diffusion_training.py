@@ -20,14 +20,15 @@ import torch
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.modules import WanVAE, get_image_encoder, get_text_encoder, get_transformer, get_vae
+from skyreels_v2_infer.modules.transformer import Float32Linear
 from skyreels_v2_infer.scheduler import flow_sigmas
-from training import clips, command, decoder, dit, evaluate, export, judge, loop, text, timesteps, vae, world
+from training import clips, command, decoder, dit, evaluate, export, judge, loop, products, text, timesteps, vae, world
 from training.clips import Clips
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="training needs torch 2.9 or later")
 
 VAE = {"dim": 4, "z_dim": 16, "multipliers": (1, 2, 4, 8), "blocks": 1}
-SMALL = dit.SHAPE | {"dim": 32, "ffn_dim": 48, "num_heads": 2, "num_layers": 2, "freq_dim": 32}
+SMALL = dit.SHAPE | {"dim": 32, "ffn_dim": 48, "num_heads": 2, "freq_dim": 32}
 CPU = torch.device("cpu")
 
 
@@ -61,7 +62,7 @@ def image_store(folder) -> Clips:
 @pytest.fixture
 def model(tokenizer, monkeypatch) -> dit.Trained:
     monkeypatch.setattr(dit, "SHAPE", SMALL)
-    return dit.new_model(tokenizer)
+    return dit.new_model(tokenizer, 2)
 
 
 def test_clips_are_latents_of_the_world(store, folder):
@@ -280,11 +281,11 @@ def test_a_stage_lowers_its_loss_and_goes_on_from_the_one_before(stage, store, m
 def test_a_resumed_stage_equals_an_uninterrupted_one(store, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setattr(dit, "SHAPE", SMALL)
     recipe = loop.Recipe(steps=6, muon=1e-2, adamw=5e-3, warmup=3)
-    whole = dit.new_model(tokenizer)
+    whole = dit.new_model(tokenizer, 2)
     assert dit.train_text_stage("t2v", tmp_path / "whole", store, whole, CPU, 60, 2, recipe=recipe)
     stops = 0
     while not dit.train_text_stage(
-        "t2v", tmp_path / "parts", store, parts := dit.new_model(tokenizer), CPU, 0, 2, recipe=recipe
+        "t2v", tmp_path / "parts", store, parts := dit.new_model(tokenizer, 2), CPU, 0, 2, recipe=recipe
     ):
         stops += 1
     assert stops >= 3
@@ -425,6 +426,7 @@ def test_a_model_gets_more_layers_and_predicts_the_same(model):
     predicted = [net(x, t, net.prepare_context(words)) for net in (few, many)]
     assert predicted[0].std() > 0.1
     torch.testing.assert_close(*predicted)
+    assert [dit.layers_in(dit.Trained(net, torch.nn.Identity()).state_dict()) for net in (few, many)] == [2, 5]
     # ... and what is new can learn: its outputs, and then all else.
     assert not many.blocks[1].ffn[2].weight.any() and many.blocks[1].ffn[0].weight.any()
     assert torch.equal(many.blocks[3].self_attn.q.weight, few.blocks[1].self_attn.q.weight)
@@ -450,6 +452,10 @@ def test_settings_are_those_of_training():
         (["sheet", "--model", "nowhere"], f"--model nowhere: must hold a finished df/, as {embedded.FOLDER} does"),
         (["curves", "--runs", "nowhere"], "--runs nowhere: must hold what the stages wrote, as their --out does"),
         (["df", "--steps", "0"], "argument --steps: 0: must be a whole number, at least 1"),
+        (
+            ["df", "--start", str(embedded.FOLDER), "--layers", "9"],
+            "--layers 9: must be at least the 10 of the model that df begins with",
+        ),
         (["vae", "--batch", "5"], "--batch 5: must be a multiple of --processes 2, which share it"),
         (["vae", "--device", "gpu"], "--device gpu: cannot be used on this machine (Expected one of cpu, cuda"),
     ],
@@ -481,6 +487,8 @@ def test_a_checkpoint_that_began_elsewhere_is_not_gone_on_from(monkeypatch, tmp_
     for name in ("one", "other"):
         (tmp_path / name / "df" / "vae").mkdir(parents=True)
         (tmp_path / name / "df" / "model_index.json").touch()
+        (tmp_path / name / "df" / "transformer").mkdir()
+        (tmp_path / name / "df" / "transformer" / "config.json").write_text('{"num_layers": 4}')
         (tmp_path / name / "df" / "vae" / "weights.safetensors").write_text(name)
 
     def runs(*start, stage="decoder"):
@@ -506,7 +514,8 @@ def test_a_checkpoint_that_began_elsewhere_is_not_gone_on_from(monkeypatch, tmp_
     assert runs(*one, stage="df")  # videos that what is shipped has not met, since none are named
     (tmp_path / "df" / "checkpoint.pt").touch()
     assert runs(*one, "--seed", str(command.SEED_FURTHER), stage="df") and runs(*one, stage="df")
-    assert not runs(*one, "--seed", "1", stage="df") and not runs(*one, "--clips", "400", stage="df")
+    for other in ("--seed", "1"), ("--clips", "400"), ("--layers", "5"):
+        assert not runs(*one, *other, stage="df")
 
 
 def children(pid: int) -> list[int]:
@@ -551,6 +560,41 @@ def test_a_run_ends_as_a_whole_and_no_second_one_joins_it(shared, tmp_path):
     assert second.stderr.splitlines()[-1].endswith(f"--out {tmp_path}: another run trains vae there")
 
 
+def test_products_in_bfloat16_are_about_those_in_float32(store, model):
+    """Losses and all gradients; what is compared with is the same model before."""
+    torch.nn.init.normal_(model.transformer.head.head.weight, std=0.1)
+    task = dit.text_loss(model, store, 4, dit.DF_MIX, CPU)
+
+    def learned() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        value, _ = task(3, np.random.default_rng(0))
+        value.backward()
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return grads | {"loss": value.detach()}
+
+    exact, parameters = learned(), dict(model.named_parameters())
+    seen = mean_loss(task)
+    products.use_bfloat16(model)
+    about = learned()
+    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in parameters.items()}
+    assert exact.keys() == about.keys() and len(exact) > 60
+    for name, value in exact.items():
+        distance = (about[name] - value).norm() / value.norm()
+        assert distance < 0.05, name
+    assert (about["loss"] - exact["loss"]).abs() < 0.005 * exact["loss"] and about["loss"] != exact["loss"]
+    assert mean_loss(task) == seen  # without gradients nothing has changed
+    kinds = {name: type(layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert kinds["transformer.blocks.1.self_attn.q"] == kinds["transformer.head.head"] == products.Bfloat16Linear
+    assert kinds["transformer.time_embedding.0"] is Float32Linear  # is told exact levels
+
+
+def test_products_in_bfloat16_are_for_cpus_that_have_them(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert products.worth_it(CPU) and not products.worth_it(torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert not products.worth_it(CPU)
+
+
 def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     """``python -m training STAGE`` for each, at sizes of seconds, up to videos by the pipelines."""
     brief = loop.Recipe(steps=2, muon=1e-3, adamw=1e-3)
@@ -568,14 +612,19 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "TURNS", 100)
     monkeypatch.setattr(command, "IMAGE_CLIPS", 10)
     monkeypatch.setattr(evaluate, "quick", functools.partial(evaluate.quick, count=4))
-    for stage in command.STAGES:
-        argv = ["training", stage, "--out", str(tmp_path), "--processes", "1", "--batch", "2"]
+    monkeypatch.setattr(command, "LAYERS", 1)
+
+    def runs(stage: str, *argv: str, out: Path = tmp_path) -> bool:
+        argv = ("training", stage, "--out", str(out), "--processes", "1", "--batch", "2", *argv)
         monkeypatch.setattr("sys.argv", argv)
-        assert command.main() == 0
+        return command.main() == 0
+
+    deeper = {"df": ("--layers", "2")}  # than what t2v has trained
+    for stage in command.STAGES:
+        assert runs(stage, *deeper.get(stage, ()))
     # A stage that is run again keeps what later ones have made.
     decoded = (tmp_path / "tiny/df/vae/diffusion_pytorch_model.safetensors").read_bytes()
-    monkeypatch.setattr("sys.argv", ["training", "df", "--out", str(tmp_path), "--processes", "1", "--batch", "2"])
-    assert command.main() == 0
+    assert runs("df", *deeper["df"])
     assert (tmp_path / "tiny/df/vae/diffusion_pytorch_model.safetensors").read_bytes() == decoded
 
     models = evaluate.Models(tmp_path / "tiny")
@@ -587,10 +636,8 @@ def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     assert "colour" in gates[-1] and "motion" in gates[-1]
 
     # What is finished can be gone on from where nothing else is left of its training, also with more layers.
-    monkeypatch.setattr(dit, "SHAPE", SMALL | {"num_layers": 3})
-    argv = ["training", "df", "--start", str(tmp_path / "tiny"), "--steps", "1", "--out", str(tmp_path / "further")]
-    monkeypatch.setattr("sys.argv", [*argv, "--processes", "1", "--batch", "2"])
-    assert command.main() == 0
+    start = ("--start", str(tmp_path / "tiny"))
+    assert runs("df", *start, "--steps", "1", "--layers", "3", out=tmp_path / "further")
     (further,) = [json.loads(line) for line in (tmp_path / "further" / "df" / "log.jsonl").read_text().splitlines()]
     assert further["step"] == 1
     before, after = (dit.load_finished(place / "df")[0] for place in (tmp_path / "tiny", tmp_path / "further/tiny"))

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.errors import InputError
@@ -25,6 +27,7 @@ STOPPED = 3  # the exit code of a stage that --minutes ended
 CODES = f"exit code: 0 done, {STOPPED} ended by --minutes (the same command goes on), 1 failed, 2 wrong arguments"
 DEFAULT = "default: %(default)s"
 CLIPS, IMAGE_CLIPS = 10000, 1600
+LAYERS = 10  # what is shipped has
 TURNS = 8  # clips that df gets beside these, from the middle of long videos, in percent of them
 TURNS_SEED = 1000  # and by how much their seed is above that of the others
 WORKERS = 15  # what they hand over lies in shared memory, two batches or shards of clips each
@@ -45,16 +48,18 @@ def train(args: argparse.Namespace, rank: int) -> bool:
         return vae.train(args.out / "vae", device, args.minutes, size, vae.RECIPES, vae.SHAPE, args.workers)
     if args.start or args.stage in ("decoder", "i2v"):
         model, coder = dit.load_finished((args.start or args.out / "tiny") / "df")
-        if args.stage == "df" and model.transformer.num_layers < dit.SHAPE["num_layers"]:
-            model.transformer = dit.deepened(model.transformer, dit.SHAPE["num_layers"])
     else:
         tokenizer = args.out / "tokenizer"
         if rank == 0 and not (tokenizer / "tokenizer.json").exists():
             text.train_tokenizer(tokenizer, text.SENTENCES)
         loop.barrier()
-        model, coder = dit.new_model(tokenizer), dit.load_vae(args.out / "vae")
-        if args.stage == "df":
-            model.load_state_dict(loop.average_of(args.out / "t2v"), strict=False)
+        before = loop.average_of(args.out / "t2v") if args.stage == "df" else None
+        layers = args.layers if before is None else dit.layers_in(before)
+        model, coder = dit.new_model(tokenizer, layers), dit.load_vae(args.out / "vae")
+        if before is not None:
+            model.load_state_dict(before, strict=False)
+    if args.stage == "df" and model.transformer.num_layers < args.layers:
+        model.transformer = dit.deepened(model.transformer, args.layers)
     model, coder = model.to(device), coder.to(device)
     model, done = train_stage(args, model, coder, size, device, rank)
     if done and rank == 0 and args.stage != "t2v":
@@ -127,42 +132,12 @@ def worker(rank: int, args: argparse.Namespace, meeting: Path) -> None:
             (meeting / "stopped").touch()
 
 
-def main() -> int:
+def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="stage", required=True)
     for stage, what in STAGES.items():
         command = commands.add_parser(stage, help=what, description=f"Trains {what}.", epilog=CODES)
-        command.add_argument(
-            "--out", type=Path, default=Path("training_out"), help=f"checkpoints, logs, what is exported ({DEFAULT})"
-        )
-        command.add_argument("--device", default="cpu")
-        command.add_argument(
-            "--processes", type=whole(1), help="that share an update (default: 2, which suits two cores, on a GPU 1)"
-        )
-        command.add_argument("--threads", type=whole(1), default=1, help="of each process")
-        command.add_argument(
-            "--workers",
-            type=whole(0),
-            help=f"of each process, to draw batches ahead (default: 0, for a GPU one a core up to {WORKERS})",
-        )
-        command.add_argument("--batch", type=whole(1), default=BATCH[stage], help=f"clips of an update ({DEFAULT})")
-        command.set_defaults(start=None, steps=None, seed=None)
-        if stage in ("t2v", "df"):
-            command.add_argument("--clips", type=whole(1), default=CLIPS, help=f"videos to learn from ({DEFAULT})")
-            command.add_argument(
-                "--seed",
-                type=whole(0),
-                help=f"which videos (default: {SEED}; with --start {SEED_FURTHER}, which what is shipped has not met)",
-            )
-        if stage in ("df", "decoder", "i2v"):
-            command.add_argument(
-                "--start", type=Path, help=f"a folder with a finished df/ to go on from, as in {embedded.FOLDER}"
-            )
-        if stage != "vae":
-            command.add_argument("--steps", type=whole(1), help="updates in all (default: the recipe's)")
-        command.add_argument(
-            "--minutes", type=float, default=math.inf, help="stop after so long of training (each part of vae)"
-        )
+        add_stage_flags(command, stage)
     measure = commands.add_parser("evaluate", help="measure a model with the judge")
     measure.add_argument("--model", type=Path, default=embedded.FOLDER, help="folder with df/ and i2v/")
     measure.add_argument(
@@ -183,6 +158,51 @@ def main() -> int:
     curves = commands.add_parser("curves", help="a picture of how training went")
     curves.add_argument("--runs", type=Path, default=Path("training_out"), help="--out of the stages")
     curves.add_argument("--out", type=Path, default=Path("docs/images/tiny_training.png"), help=DEFAULT)
+    return parser
+
+
+def add_stage_flags(command: argparse.ArgumentParser, stage: str) -> None:
+    command.add_argument(
+        "--out", type=Path, default=Path("training_out"), help=f"checkpoints, logs, what is exported ({DEFAULT})"
+    )
+    command.add_argument("--device", default="cpu")
+    command.add_argument(
+        "--processes", type=whole(1), help="that share an update (default: 2, which suits two cores, on a GPU 1)"
+    )
+    command.add_argument("--threads", type=whole(1), default=1, help="of each process")
+    command.add_argument(
+        "--workers",
+        type=whole(0),
+        help=f"of each process, to draw batches ahead (default: 0, for a GPU one a core up to {WORKERS})",
+    )
+    command.add_argument("--batch", type=whole(1), default=BATCH[stage], help=f"clips of an update ({DEFAULT})")
+    command.set_defaults(start=None, steps=None, seed=None)
+    if stage in ("t2v", "df"):
+        command.add_argument("--clips", type=whole(1), default=CLIPS, help=f"videos to learn from ({DEFAULT})")
+        command.add_argument(
+            "--seed",
+            type=whole(0),
+            help=f"which videos (default: {SEED}; with --start {SEED_FURTHER}, which what is shipped has not met)",
+        )
+        command.add_argument(
+            "--layers",
+            type=whole(1),
+            default=LAYERS,
+            help=f"of the transformer; df adds what it lacks to a model of fewer ({DEFAULT})",
+        )
+    if stage in ("df", "decoder", "i2v"):
+        command.add_argument(
+            "--start", type=Path, help=f"a folder with a finished df/ to go on from, as in {embedded.FOLDER}"
+        )
+    if stage != "vae":
+        command.add_argument("--steps", type=whole(1), help="updates in all (default: the recipe's)")
+    command.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after so long of training (each part of vae)"
+    )
+
+
+def main() -> int:
+    parser = new_parser()
     args = parser.parse_args()
     if (fault := missing(args)) is not None:
         parser.error(fault)
@@ -203,21 +223,29 @@ def main() -> int:
 
         pictures.curves(args.runs, args.out)
     else:
-        if (fault := suit_device(args)) is not None:
-            parser.error(fault)
-        if args.seed is None:
-            args.seed = SEED if args.start is None else SEED_FURTHER
-        folder = args.out / args.stage
-        folder.mkdir(parents=True, exist_ok=True)
-        if (lock := take_lock(folder / "lock")) is None:
-            parser.error(f"--out {args.out}: another run trains {args.stage} there")
-        try:
-            if (fault := other_origin(args)) is not None:
-                parser.error(fault)
-            return run_stage(args)
-        finally:
-            os.close(lock)
+        return begin_stage(args, parser.error)
     return 0
+
+
+def begin_stage(args: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
+    """Runs a stage, unless another run does so or its checkpoint began elsewhere."""
+    fault = suit_device(args)
+    if fault is None and args.stage == "df":
+        fault = too_few_layers(args)
+    if fault is not None:
+        refuse(fault)
+    if args.seed is None:
+        args.seed = SEED if args.start is None else SEED_FURTHER
+    folder = args.out / args.stage
+    folder.mkdir(parents=True, exist_ok=True)
+    if (lock := take_lock(folder / "lock")) is None:
+        refuse(f"--out {args.out}: another run trains {args.stage} there")
+    try:
+        if (fault := other_origin(args)) is not None:
+            refuse(fault)
+        return run_stage(args)
+    finally:
+        os.close(lock)
 
 
 def suit_device(args: argparse.Namespace) -> str | None:
@@ -234,6 +262,17 @@ def suit_device(args: argparse.Namespace) -> str | None:
     if args.batch % args.processes:
         return f"--batch {args.batch}: must be a multiple of --processes {args.processes}, which share it"
     return None
+
+
+def too_few_layers(args: argparse.Namespace) -> str | None:
+    """In words, that what df begins with has more layers than are asked for."""
+    if args.start is not None:
+        known = json.loads((args.start / "df/transformer/config.json").read_text())["num_layers"]
+    else:
+        known = int(origin_of(args.out / "t2v").get("layers", LAYERS))
+    if known <= args.layers:
+        return None
+    return f"--layers {args.layers}: must be at least the {known} of the model that df begins with"
 
 
 def missing(args: argparse.Namespace) -> str | None:
@@ -269,7 +308,7 @@ def other_origin(args: argparse.Namespace) -> str | None:
     files = [] if args.start is None else sorted((args.start / "df").rglob("*.safetensors"))
     origin = {str(file.relative_to(args.start)): fingerprint(file) for file in files}
     if args.stage in ("t2v", "df"):
-        origin |= {"videos": f"{args.clips} of seed {args.seed}"}
+        origin |= {"videos": f"{args.clips} of seed {args.seed}", "layers": str(args.layers)}
     record = folder / ORIGIN
     if not (folder / "checkpoint.pt").exists():
         write_whole(record, lambda file: file.write(json.dumps(origin).encode()))
@@ -277,7 +316,8 @@ def other_origin(args: argparse.Namespace) -> str | None:
     if origin == origin_of(folder):
         return None
     here = "its own stages" if args.start is None else f"--start {args.start}"
-    here += f" and videos {origin['videos']}" if "videos" in origin else ""
+    if "videos" in origin:
+        here += f", videos {origin['videos']} and {origin['layers']} layers"
     return f"--out {args.out}: the checkpoint of {args.stage} there did not begin with {here}; give another folder"
 
 

@@ -23,7 +23,7 @@ from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.pipelines import Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import with_mask
-from training import loop, timesteps
+from training import loop, products, timesteps
 from training import text as texts
 from training.clips import LENGTHS, Clips
 
@@ -41,7 +41,6 @@ SHAPE = {
     "dim": 128,
     "ffn_dim": 512,
     "num_heads": 4,
-    "num_layers": 10,
     "text_dim": texts.CONFIG["d_model"],
     "text_len": texts.TEXT_LEN,
     "freq_dim": 256,
@@ -277,8 +276,8 @@ def new_tower() -> nn.Module:
 
 
 def shape_of(model: WanModel) -> dict[str, int]:
-    """The values that `model` has for the names of SHAPE."""
-    return {name: getattr(model, name) for name in SHAPE}
+    """The arguments that made `model`."""
+    return {name: getattr(model, name) for name in (*SHAPE, "num_layers")}
 
 
 def deepened(source: WanModel, layers: int) -> WanModel:
@@ -300,6 +299,12 @@ def deepened(source: WanModel, layers: int) -> WanModel:
     return model
 
 
+def layers_in(weights: dict[str, torch.Tensor]) -> int:
+    """How many layers the transformer has whose weights are among those of a `Trained`."""
+    parts = (name.split(".") for name in weights)
+    return 1 + max(int(part[2]) for part in parts if part[:2] == ["transformer", "blocks"])
+
+
 def to_image_model(source: WanModel) -> WanModel:
     """An image-to-video model that begins where a text-to-video model stands: new weights that add are zero."""
     image = {"model_type": "i2v", "in_dim": 36, "img_dim": TOWER["hidden_size"]}
@@ -314,9 +319,9 @@ def to_image_model(source: WanModel) -> WanModel:
     return model
 
 
-def new_model(tokenizer: Path) -> Trained:
+def new_model(tokenizer: Path, layers: int) -> Trained:
     torch.manual_seed(0)
-    return Trained(new_transformer(**SHAPE), texts.new_encoder(tokenizer))
+    return Trained(new_transformer(**SHAPE | {"num_layers": layers}), texts.new_encoder(tokenizer))
 
 
 def train_text_stage(
@@ -333,6 +338,8 @@ def train_text_stage(
 ) -> bool:
     """`t2v`, or `df`, from where `model` stands, which is trained: True when all is done."""
     model.to(device)
+    if products.worth_it(device):
+        products.use_bfloat16(model)
     mix = {"t2v": T2V_MIX, "df": DF_MIX}[stage]
     task = text_loss(model, clips, size, mix, device)
     return loop.fit(model, task, recipe, folder / stage, workers=workers, minutes=minutes, every=300, judge=judge)
@@ -352,6 +359,8 @@ def train_image_stage(
     torch.manual_seed(2)
     model = Trained(to_image_model(source.transformer.cpu()), source.encoder, new_tower()).to(device)
     model.encoder.requires_grad_(False)
+    if products.worth_it(device):
+        products.use_bfloat16(model)
     task = image_loss(model, clips, size, device)
     return model, loop.fit(model, task, recipe, folder / "i2v", workers=workers, minutes=minutes, every=300)
 
