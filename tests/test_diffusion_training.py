@@ -278,7 +278,9 @@ def test_a_stage_lowers_its_loss_and_goes_on_from_the_one_before(stage, store, m
     assert notes[-1]["loss"] < notes[0]["loss"]
 
 
-def test_a_resumed_stage_equals_an_uninterrupted_one(store, tokenizer, monkeypatch, tmp_path):
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_a_resumed_stage_equals_an_uninterrupted_one(in_bfloat16, store, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(products, "worth_it", lambda device: in_bfloat16)
     monkeypatch.setattr(dit, "SHAPE", SMALL)
     recipe = loop.Recipe(steps=6, muon=1e-2, adamw=5e-3, warmup=3)
     whole = dit.new_model(tokenizer, 2)
@@ -289,6 +291,8 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(store, tokenizer, monkeypat
     ):
         stops += 1
     assert stops >= 3
+    kind = products.Bfloat16Linear if in_bfloat16 else torch.nn.Linear
+    assert type(whole.transformer.head.head) is type(parts.transformer.head.head) is kind
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
 
