@@ -473,6 +473,15 @@ def test_a_stage_that_cannot_begin_says_why_at_once(argv, line, monkeypatch, cap
     assert line in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_df_takes_no_layers_from_what_t2v_made(tmp_path):
+    (tmp_path / "t2v").mkdir()
+    (tmp_path / "t2v" / command.ORIGIN).write_text('{"layers": "5"}')
+    faults = [
+        command.too_few_layers(types.SimpleNamespace(start=None, out=tmp_path, layers=layers)) for layers in (4, 5, 6)
+    ]
+    assert faults == ["--layers 4: must be at least the 5 of the model that df begins with", None, None]
+
+
 @pytest.mark.parametrize(("device", "processes", "draw_ahead"), [("cpu", 2, False), ("meta", 1, True)])
 def test_a_stage_suits_its_device(device, processes, draw_ahead, monkeypatch, tmp_path):
     """On a CPU a process a core; else one, for which others draw batches."""

@@ -321,7 +321,7 @@ def to_image_model(source: WanModel) -> WanModel:
 
 def new_model(tokenizer: Path, layers: int) -> Trained:
     torch.manual_seed(0)
-    return Trained(new_transformer(**SHAPE | {"num_layers": layers}), texts.new_encoder(tokenizer))
+    return Trained(new_transformer(**SHAPE, num_layers=layers), texts.new_encoder(tokenizer))
 
 
 def train_text_stage(

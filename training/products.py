@@ -37,7 +37,7 @@ class Bfloat16Linear(nn.Linear):
 
 
 def worth_it(device: torch.device) -> bool:
-    """Whether the device is a CPU with instructions for bfloat16: without them such products are slower, not faster."""
+    """Whether the device is a CPU with instructions for bfloat16."""
     able = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
