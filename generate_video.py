@@ -3,9 +3,9 @@
 
 import sys
 
-from skyreels_v2_infer.cli import parse_generate
-from skyreels_v2_infer.run import generate
-from skyreels_v2_infer.run import main as run
+from skyreels_v2_infer.cli.arguments import parse_generate
+from skyreels_v2_infer.run.main import generate
+from skyreels_v2_infer.run.main import main as run
 
 
 def main() -> int:

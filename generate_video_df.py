@@ -3,9 +3,9 @@
 
 import sys
 
-from skyreels_v2_infer.cli import parse_diffusion_forcing
-from skyreels_v2_infer.run import generate_df
-from skyreels_v2_infer.run import main as run
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
+from skyreels_v2_infer.run.main import generate_df
+from skyreels_v2_infer.run.main import main as run
 
 
 def main() -> int:

@@ -28,17 +28,19 @@ from side_by_side import lowered, timed
 from yunchang.ring.utils import update_out_and_lse
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, embedded
-from skyreels_v2_infer.checkpoint import Checkpoint
-from skyreels_v2_infer.cost import SIZES, forward_flop
-from skyreels_v2_infer.key_tables import KEEP_FLOAT32
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.attention import attend, attend_block_causal, attend_with_log_sum
-from skyreels_v2_infer.modules.feature_cache import TeaCache, choose_coefficients
+from skyreels_v2_infer.modules.caches.teacache import TeaCache
 from skyreels_v2_infer.modules.rope import rotary_table
 from skyreels_v2_infer.modules.transformer import Block
 from skyreels_v2_infer.pipelines.conditioning import to_frames
+from skyreels_v2_infer.plan.caching import choose_coefficients
+from skyreels_v2_infer.plan.cost import forward_flop
+from skyreels_v2_infer.plan.models import SIZES
 from skyreels_v2_infer.runtime import Placement
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler, ad_schedule
+from skyreels_v2_infer.weights.key_tables import KEEP_FLOAT32
+from skyreels_v2_infer.weights.locate import Checkpoint
 from training.evaluate import forcing, psnr, settings
 
 CPU = torch.device("cpu")

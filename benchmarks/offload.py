@@ -28,8 +28,8 @@ import small_checkpoints
 from small_checkpoints import published_shapes
 
 from skyreels_v2_infer import DiffusionForcingPipeline
-from skyreels_v2_infer.checkpoint import ORIGINAL_TOKENIZER, Checkpoint, check_files
 from skyreels_v2_infer.runtime import Placement
+from skyreels_v2_infer.weights.locate import ORIGINAL_TOKENIZER, Checkpoint, check_files
 
 # name in the table of shapes; kind of config.json; dim, ffn_dim, heads, layers
 MODELS = {

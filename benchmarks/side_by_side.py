@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from peers import apart, peer_transformer, peer_vae, randomize
 
-from skyreels_v2_infer.key_tables import KEEP_FLOAT32
 from skyreels_v2_infer.modules import WanModel, WanVAE
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler, flow_sigmas, flow_timesteps
+from skyreels_v2_infer.weights.key_tables import KEEP_FLOAT32
 
 # dim, heads, layers, ffn; latent frames, height, width of the transformer; width, frames, height, width of the VAE
 SCALES = {

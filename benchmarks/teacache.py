@@ -21,10 +21,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline, embedded
-from skyreels_v2_infer.checkpoint import Checkpoint
-from skyreels_v2_infer.cli import parse_diffusion_forcing, parse_generate
-from skyreels_v2_infer.jobs import forcing_arguments, shared_arguments
-from skyreels_v2_infer.modules.feature_cache import FeatureCache, TeaCache, choose_coefficients
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache
+from skyreels_v2_infer.plan.caching import choose_coefficients
+from skyreels_v2_infer.run.session import forcing_arguments, shared_arguments
+from skyreels_v2_infer.weights.locate import Checkpoint
 from training.evaluate import psnr
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)

@@ -2,7 +2,7 @@
 
 import sys
 
-from skyreels_v2_infer.distributed.team import Launch
+from skyreels_v2_infer.launch import Launch
 
 
 def say(message: str, from_any_rank: bool = False) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.reading import whole
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.files import fingerprint, take_lock, write_whole
-from skyreels_v2_infer.flags import whole
+from skyreels_v2_infer.run.files import fingerprint, take_lock, write_whole
 
 STAGES = {
     "vae": "the VAE",

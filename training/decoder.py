@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.defaults import TINY
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.pipelines import Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import to_frames
@@ -43,7 +43,7 @@ def remade(
         model.transformer.prepare_context(model.encoder.encode(said, texts.TEXT_LEN))
         for said in (prompts, [""] * len(prompts))
     ]
-    scale = embedded.DEFAULTS.guidance_scale
+    scale = TINY.guidance_scale
     levels = torch.full((len(latents), latents.shape[2]), float(sigmas[0]), device=latents.device)
     levels[:, :given] = 0
     x = torch.lerp(latents, noise, levels[:, None, :, None, None])
@@ -79,7 +79,7 @@ def spoilt(
     if kind < REMADE:
         given = int(kinds.choice((0, 0, 1, count // 2)))
         steps = int(kinds.integers(2, LAST_STEPS + 1))
-        sigmas = flow_sigmas(embedded.DEFAULTS.inference_steps, SHIFT)[-1 - steps :]
+        sigmas = flow_sigmas(TINY.inference_steps, SHIFT)[-1 - steps :]
         latents = remade(model, latents, noise[0], prompts, given, sigmas)
     elif kind < REMADE + ROUNDS:
         for _ in range(int(kinds.integers(1, 4))):

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from skyreels_v2_infer.checkpoint import Checkpoint
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder, empty_model
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.pipelines import Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import with_mask
+from skyreels_v2_infer.weights.locate import Checkpoint
 from training import loop, products, timesteps
 from training import text as texts
 from training.clips import LENGTHS, Clips

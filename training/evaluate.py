@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from skyreels_v2_infer import embedded
-from skyreels_v2_infer.checkpoint import Checkpoint
+from skyreels_v2_infer.cli.defaults import TINY
 from skyreels_v2_infer.pipelines import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import to_frames, to_video
+from skyreels_v2_infer.weights.locate import Checkpoint
 from training import judge, scores, world
 
 SEED = 7
@@ -24,7 +24,7 @@ CORE = ("colour", "shape", "motion", "speed")
 
 def settings(**other) -> dict:
     """The model's own, as keyword arguments of a pipeline."""
-    own = embedded.DEFAULTS
+    own = TINY
     common = {
         "height": own.height,
         "width": own.width,
@@ -38,7 +38,7 @@ def settings(**other) -> dict:
 
 
 def forcing(**other) -> dict:
-    own = embedded.DEFAULTS
+    own = TINY
     windows = {
         "base_num_frames": own.base_num_frames,
         "overlap_history": own.overlap_history,
@@ -154,7 +154,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def windows(models: Models, count: int) -> dict:
     """Five windows: whether motion goes on across every seam."""
-    own = embedded.DEFAULTS
+    own = TINY
     step = own.base_num_frames - own.overlap_history
     frames = own.base_num_frames + 4 * step
     seams = range(own.base_num_frames, frames, step)
@@ -176,7 +176,7 @@ def windows(models: Models, count: int) -> dict:
 
 def long(models: Models, count: int) -> dict:
     """Twenty windows: whether the object stays itself."""
-    own = embedded.DEFAULTS
+    own = TINY
     frames = own.base_num_frames + 19 * (own.base_num_frames - own.overlap_history)
     clips = models.prompts(count, frames)
     drifts = []

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from skyreels_v2_infer import key_tables
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.weights import key_tables
 
 DIFFUSERS_VERSION = "0.42.1"  # the release that reads what is written here in the tests
 # WanModel -> SkyReelsV2Transformer3DModel, the other way round than `key_tables`.

@@ -5,14 +5,13 @@ torchrun says by the environment who a process is. With one process nothing here
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.launch import Launch
 
 PATIENCE = timedelta(hours=12)  # rank 0 may download for long; a rank that fails is noticed at once all the same
 T = TypeVar("T")
@@ -20,23 +19,6 @@ T = TypeVar("T")
 
 class SilencedError(Exception):
     """Another rank has failed first and says why; this one only ends."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Who this process is: its number among all, on its machine, and how many there are."""
-
-    rank: int = 0
-    local_rank: int = 0
-    size: int = 1
-    by_torchrun: bool = False
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Launch:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        if not all(environ.get(name, "").isdecimal() for name in names):
-            return cls()
-        return cls(*(int(environ[name]) for name in names), by_torchrun=True)
 
 
 class Team:

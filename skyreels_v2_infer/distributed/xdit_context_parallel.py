@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from skyreels_v2_infer.distributed.layout import Layout
 from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence, attend, attend_with_log_sum
+from skyreels_v2_infer.plan.sharing import Layout
 
 Branch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -5,11 +5,11 @@ from importlib import import_module
 _HOME = {
     "WanModel": "skyreels_v2_infer.modules.transformer",
     "WanVAE": "skyreels_v2_infer.modules.vae",
-    "download_model": "skyreels_v2_infer.checkpoint",
-    "get_transformer": "skyreels_v2_infer.loading",
-    "get_vae": "skyreels_v2_infer.loading",
-    "get_text_encoder": "skyreels_v2_infer.loading",
-    "get_image_encoder": "skyreels_v2_infer.loading",
+    "download_model": "skyreels_v2_infer.weights.locate",
+    "get_transformer": "skyreels_v2_infer.weights.loading",
+    "get_vae": "skyreels_v2_infer.weights.loading",
+    "get_text_encoder": "skyreels_v2_infer.weights.loading",
+    "get_image_encoder": "skyreels_v2_infer.weights.loading",
 }
 __all__ = list(_HOME)
 

@@ -13,7 +13,7 @@ from skyreels_v2_infer.modules.transformer import Around, PromptContext
 from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
 from skyreels_v2_infer.pipelines.denoise import Guided, both_branches, denoise
 from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory
-from skyreels_v2_infer.plan import Plan, WindowPlan, is_guided
+from skyreels_v2_infer.plan.plan import Plan, WindowPlan, is_guided
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
 
@@ -73,8 +73,8 @@ class VideoPipeline:
     def __init__(
         self, model_path, dit_path=None, device=None, weight_dtype=None, use_usp: bool = False, offload: bool = False
     ):
-        from skyreels_v2_infer.checkpoint import PARTS, Checkpoint
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
+        from skyreels_v2_infer.weights.locate import PARTS, Checkpoint
 
         place = Placement.choose(device, weight_dtype)
         host = torch.device("cpu")
@@ -131,8 +131,8 @@ class VideoPipeline:
         self.branches = shared.branches or both_branches
 
     def _share_with_all(self) -> None:
-        from skyreels_v2_infer.distributed.layout import choose_layout
         from skyreels_v2_infer.distributed.xdit_context_parallel import share
+        from skyreels_v2_infer.plan.sharing import choose_layout
 
         ranks = torch.distributed.get_world_size()
         # Whether the tokens of a frame can be split is known with the video's size; see `SharedSequence.split`.

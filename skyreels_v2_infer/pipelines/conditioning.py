@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from skyreels_v2_infer.images import as_shown, fit
+from skyreels_v2_infer.media.images import as_shown, fit
+from skyreels_v2_infer.media.video_io import probe_video, read_video
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
-from skyreels_v2_infer.video_io import probe_video, read_video
 
 
 def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:

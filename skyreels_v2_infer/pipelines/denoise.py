@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from skyreels_v2_infer.plan import is_guided
+from skyreels_v2_infer.plan.plan import is_guided
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 
 # (x [B, C, F, H, W], t [B] or [B, F]) -> velocity [B, C, F, H, W]

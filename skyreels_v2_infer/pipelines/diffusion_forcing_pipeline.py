@@ -8,11 +8,11 @@ import torch
 from skyreels_v2_infer.pipelines.base import Prompts, VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, Prefix, count_frames, image_video, prefix_pieces
 from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory, Resume
-from skyreels_v2_infer.plan import Plan, WindowPlan, make_plan
+from skyreels_v2_infer.plan.plan import Plan, WindowPlan, make_plan
+from skyreels_v2_infer.plan.sizes import check_size
+from skyreels_v2_infer.plan.story import Scene, scenes_of
 from skyreels_v2_infer.runtime import Noise, NoiseSource
 from skyreels_v2_infer.scheduler.windows import frames_of_one_more
-from skyreels_v2_infer.sizes import check_size
-from skyreels_v2_infer.story import Scene, scenes_of
 
 HISTORIES = ("pixel", "latent")
 

@@ -7,9 +7,9 @@ import torch
 from skyreels_v2_infer.pipelines.base import VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.conditioning import image_channels, image_video, resizecrop
 from skyreels_v2_infer.pipelines.history import Finished, History, Resume
-from skyreels_v2_infer.plan import Plan, make_plan
+from skyreels_v2_infer.plan.plan import Plan, make_plan
+from skyreels_v2_infer.plan.sizes import check_size
 from skyreels_v2_infer.runtime import Noise
-from skyreels_v2_infer.sizes import check_size
 
 __all__ = ["Image2VideoPipeline", "resizecrop"]  # published code imports both from here
 

@@ -6,9 +6,9 @@ import torch
 
 from skyreels_v2_infer.pipelines.base import VideoPipeline, choose_noise
 from skyreels_v2_infer.pipelines.history import Finished, History, Resume
-from skyreels_v2_infer.plan import Plan, make_plan
+from skyreels_v2_infer.plan.plan import Plan, make_plan
+from skyreels_v2_infer.plan.sizes import check_size
 from skyreels_v2_infer.runtime import Noise
-from skyreels_v2_infer.sizes import check_size
 
 
 class Text2VideoPipeline(VideoPipeline):

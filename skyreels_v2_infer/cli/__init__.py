@@ -1,0 +1,1 @@
+"""argv -> frozen settings: flags, checks and defaults. Nothing here imports torch."""

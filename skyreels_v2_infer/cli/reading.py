@@ -1,0 +1,168 @@
+"""How one flag is read, and how a wrong one is told: argparse, but every error is one line.
+
+The readers turn the text of a value into the value; argparse puts the flag in front of their messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from skyreels_v2_infer.errors import printable
+from skyreels_v2_infer.launch import Launch
+
+
+def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    legal = "must be a whole number"
+    if high is not None:
+        legal += f", at most {high}" if low is None else f" from {low} to {high}"
+    elif low is not None:
+        legal += f", at least {low}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: {legal}") from None
+        if (low is not None and value < low) or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text}: {legal}")
+        return value
+
+    return read
+
+
+def number(low: float | None = None, above: float | None = None, below: float | None = None) -> Callable[[str], float]:
+    limits = [f"at least {low}"] if low is not None else []
+    limits += [f"above {above}"] if above is not None else []
+    limits += [f"below {below}"] if below is not None else []
+    legal = ", ".join(["must be a finite number", " and ".join(limits)] if limits else ["must be a finite number"])
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (above is not None and value <= above)
+            or (below is not None and value >= below)
+        ):
+            raise argparse.ArgumentTypeError(f"{text}: {legal}")
+        return value
+
+    return read
+
+
+def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
+    """`count` of them with commas between."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(number()(word) for word in text.split(","))
+        except argparse.ArgumentTypeError:
+            values = ()
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text}: must be {count} finite numbers with commas between")
+        return values
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+        return text
+
+    return read
+
+
+def any_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text}: must be valid UTF-8") from None
+    return text
+
+
+def some_text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
+    return any_text(text)
+
+
+def some_path(text: str) -> Path:
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
+    return Path(os.path.expanduser(text))  # which no shell does for --outdir=~/videos
+
+
+def some_picture(text: str) -> Path | str:
+    """A path, or the address of a picture, as text."""
+    return text if re.match("https?://", text, re.IGNORECASE) else some_path(text)
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")
+    return text
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but every error is one line that names the flag, the value and what would be legal.
+
+    Args:
+        elsewhere: flags that this script does not have -> the script that has them.
+    """
+
+    def __init__(self, prog: str, description: str, epilog: str, elsewhere: dict[str, str]):
+        super().__init__(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+        self.elsewhere = elsewhere
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        args, left_over = self.parse_known_args(_joined(argv))
+        if left_over:
+            self.error(self._unknown(left_over, args))
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.match("argument (--[a-z_]+)(?:/--[a-z_-]+)?: ", message):
+            flag, rest = match[1], message[match.end() :]
+            if rest in ("expected one argument", "expected at least one argument"):
+                message = f"{flag}: needs a value"
+            elif rest.startswith("ignored explicit argument"):
+                message = f"{flag}: takes no value"
+            else:
+                message = f"{flag} {rest}"
+        line = printable(message)
+        speaks = Launch.from_environment().local_rank == 0  # of several processes that were told the same
+        self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
+
+    def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:
+        word = left_over[0]
+        if not word.startswith("--"):
+            return f"{word}: stands without a flag in front of it (a prompt with spaces needs quotes)"
+        flag = word.partition("=")[0]
+        value = f" {left_over[1]}" if left_over[1:] and not left_over[1].startswith("--") else ""
+        if flag in self.elsewhere:
+            return f"{word}{value}: only {self.elsewhere[flag]} has this flag"
+        close = difflib.get_close_matches(flag, [f"--{name}" for name in vars(args)], 1)
+        return f"{word}{value}: unknown flag, " + (f"did you mean {close[0]}?" if close else "--help lists all")
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--shift -inf` as `--shift=-inf`: argparse takes a value with a leading dash for a flag and would not show it."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and re.fullmatch("--[a-z_]+", joined[-1]) and re.match("-[^-]", word) and word != "-h":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined

@@ -1,0 +1,1 @@
+"""Pictures and videos in, videos and previews out. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""Caches that reuse what the transformer's blocks computed in an earlier step."""

@@ -1,0 +1,135 @@
+"""What a plan costs: arithmetic of the transformer, and the most memory; numbers alone, no torch.
+
+N tokens of a window, S tokens of a frame, D model width, M text tokens.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.sizes import SIZE_MULTIPLE
+
+GIB = 2**30
+TEXT_ENCODER = 5_680_910_336  # parameters of umT5-xxl's encoder
+IMAGE_ENCODER = 611_086_080  # of CLIP's vision tower without its last layer, which is not used
+VAE = 126_892_531
+IMAGE_TOKENS = 257
+VAE_CHANNELS = 96  # at full resolution, where its activations are largest
+VAE_FRAMES = 51  # of that size, in float32, live at once while it decodes, what it remembers among them
+
+
+def parameters(config: dict) -> int:
+    """Of a transformer; `config` as `WanModel` takes it."""
+    d, f, layers = config["dim"], config["ffn_dim"], config["num_layers"]
+    image = config["model_type"] == "i2v"
+    text, freq, out = config.get("text_dim", 4096), config.get("freq_dim", 256), config.get("out_dim", 16)
+    channels, picture = config.get("in_dim", 36 if image else 16), config.get("img_dim", 1280)
+    attention = 4 * (d * d + d) + 2 * d  # q, k, v, o and the norms of q and k
+    block = 2 * attention + 2 * d * f + f + d + 6 * d
+    if config.get("cross_attn_norm", True):
+        block += 2 * d
+    if image:
+        block += 2 * (d * d + d) + d
+    total = layers * block
+    total += 4 * channels * d + d  # patches
+    total += text * d + d + d * d + d
+    total += freq * d + d + d * d + d + 6 * (d * d + d)  # time
+    total += 4 * out * (d + 1) + 2 * d  # head
+    if config.get("inject_sample_info"):
+        total += 2 * d + d * d + d + 6 * (d * d + d)
+    if image:
+        total += 2 * picture + picture * picture + picture + picture * d + d + 2 * d
+    return total
+
+
+def forward_flop(config: dict, frames: int, frame_tokens: int, block_frames: int | None = None) -> float:
+    """Operations of one forward, two for each multiplication with its addition.
+
+    Args:
+        frames: latent frames.
+        block_frames: of a block of causal attention, which leaves out the blocks after it; None: all see all.
+    """
+    d, f, layers = config["dim"], config["ffn_dim"], config["num_layers"]
+    tokens = frames * frame_tokens
+    read = config.get("text_len", 512) + (IMAGE_TOKENS if config["model_type"] == "i2v" else 0)
+    linear = 2 * tokens * (6 * d * d + 2 * d * f)  # q, k, v, o; q and o of cross attention; feed-forward
+    pairs = tokens * tokens
+    if block_frames is not None:
+        ends = [min(start + block_frames, frames) for start in range(0, frames, block_frames)]
+        pairs = sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False)) * frame_tokens**2
+    return float(layers * (linear + 4 * pairs * d + 4 * tokens * read * d))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole run.
+
+    Attributes:
+        tokens: of the longest window.
+        pflop: of the transformer in all forwards, in 10**15 operations.
+        weights_gib, activations_gib: estimates of what is on the device at the most, at the same time.
+    """
+
+    tokens: int
+    pflop: float
+    weights_gib: float
+    activations_gib: float
+
+
+def forwards(plan: Plan, guided: Sequence[bool]) -> list[int]:
+    """For each window the calls of the transformer; `guided`: whether it has two branches of guidance."""
+    return [len(window.schedule) * (1 + two) for window, two in zip(plan.windows, guided, strict=True)]
+
+
+def frame_tokens(height: int, width: int) -> int:
+    return (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
+
+
+def cost_of(
+    plan: Plan,
+    config: dict,
+    height: int,
+    width: int,
+    *,
+    guided: Sequence[bool],
+    weight_bytes: int,
+    offload: bool = False,
+    on_cpu: bool = False,
+    block_frames: int | None = None,
+) -> Cost:
+    """The cost of a plan on one device.
+
+    Args:
+        config: of the transformer.
+        guided: for each window, whether there are two branches of guidance.
+        weight_bytes: of a number of the transformer and the encoders; the VAE has 4.
+        offload: only what computes is on the device. Without, transformer and VAE are, and the encoders for a moment.
+        on_cpu: the device is the CPU, where all weights are anyway.
+        block_frames: see `forward_flop`.
+    """
+    size = frame_tokens(height, width)
+    longest = max(window.latents for window in plan.windows)
+    tokens, d = longest * size, config["dim"]
+    reached = Counter()  # frames of a forward
+    for two, window in zip(guided, plan.windows, strict=True):
+        for reach in window.schedule.reach(block_frames).tolist():
+            reached[reach] += 1 + two
+    flop = sum(count * forward_flop(config, reach, size, block_frames) for reach, count in reached.items())
+    transformer = parameters(config) * weight_bytes
+    published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
+    encoders = published * (TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")) * weight_bytes
+    # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward; and a
+    # fifth for what is smaller, by what torch allocates for 14B models.
+    stream = 1.2 * tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
+    read = config.get("text_len", 512) + IMAGE_TOKENS * (config["model_type"] == "i2v")
+    stream += (1 + any(guided)) * config["num_layers"] * 2 * read * d * weight_bytes  # keys and values of the prompts
+    decoder = VAE_FRAMES * height * width * VAE_CHANNELS * 4
+    vae = published * 4 * VAE
+    if on_cpu:
+        weights, activations = transformer + encoders + vae, max(stream, decoder)
+    else:  # one after the other: what is needed for the text, for a step, and for frames
+        block = transformer / config["num_layers"]  # the rest of the transformer is about one block more
+        rest, step, frames = (0, 3 * block, vae) if offload else (transformer + vae,) * 3
+        weights, activations = max((rest + encoders, 0), (step, stream), (frames, decoder), key=sum)
+    return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(activations / GIB, 1))

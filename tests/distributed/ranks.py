@@ -1,0 +1,111 @@
+"""What each rank of a torchrun does in `test_distributed.py`: every mode in every layout, against itself alone.
+
+``torchrun ... ranks.py FOLDER OUT``: FOLDER has small checkpoints t2v, df and i2v; rank 0 writes to OUT, as JSON,
+for every mode and layout the largest relative difference of the latents from those that one rank makes by itself; and
+how far the work of rank 0 is from its share ("work"), and whether what the first rank has reaches the others ("agree").
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
+from skyreels_v2_infer.distributed.xdit_context_parallel import share
+from skyreels_v2_infer.modules.attention import attend
+from skyreels_v2_infer.modules.caches.teacache import TeaCache
+from skyreels_v2_infer.plan.sharing import layouts
+
+HEADS, FRAME_TOKENS = 4, 16
+HEIGHT, WIDTH = 64, 64
+COMMON = {"height": HEIGHT, "width": WIDTH, "num_inference_steps": 4, "seed": 5, "output_type": "latent"}
+FORCING = COMMON | {"num_frames": 17, "base_num_frames": 17}
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8))
+MODES = {
+    "t2v": ("t2v", COMMON | {"num_frames": 9}),
+    "t2v without guidance": ("t2v", COMMON | {"num_frames": 9, "guidance_scale": 1.0}),
+    "i2v": ("i2v", COMMON | {"num_frames": 9, "image": PICTURE}),
+    "df synchronous": ("df", FORCING | {"ar_step": 0}),
+    "df asynchronous": ("df", FORCING | {"ar_step": 1, "causal_block_size": 2}),
+    "df causal": ("df", FORCING | {"ar_step": 1, "causal_block_size": 2, "causal_attention": True}),
+    "df image and end": ("df", FORCING | {"ar_step": 0, "image": PICTURE, "end_image": PICTURE}),
+    "df long": ("df", FORCING | {"ar_step": 0, "num_frames": 41, "overlap_history": 5, "addnoise_condition": 20}),
+    "df by latents": (
+        "df",
+        FORCING | {"ar_step": 0, "num_frames": 41, "overlap_history": 5, "history": "latent"},
+    ),
+    "t2v with a cache": ("t2v", COMMON | {"num_frames": 9, "num_inference_steps": 8}),
+    "df asynchronous with a cache": ("df", FORCING | {"ar_step": 1, "num_inference_steps": 8}),
+}
+KINDS = {"t2v": Text2VideoPipeline, "df": DiffusionForcingPipeline, "i2v": Image2VideoPipeline}
+
+
+def run(pipeline, mode: str) -> torch.Tensor:
+    _, settings = MODES[mode]
+    pipeline.around_blocks = None
+    if "cache" in mode:
+        pipeline.around_blocks = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0)).branch
+    return pipeline(prompt="a swan", negative_prompt="blurred", **settings)
+
+
+def worked(pipeline, mode: str) -> tuple[torch.Tensor, int]:
+    """The latents, and how many tokens went through the first block here."""
+    seen = []
+    first = pipeline.transformer.blocks[0]
+    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1] * given[0].shape[2]))
+    made = run(pipeline, mode)
+    hook.remove()
+    return made, sum(seen)
+
+
+def share_of(layout, mode: str) -> int:
+    """One rank's work is one of so many parts of the whole; a cache may run one branch more often than the other."""
+    return layout.parts * (1 if "without guidance" in mode else layout.guidance)
+
+
+def relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest difference on any rank."""
+    difference = ((one - other).abs().max() / other.abs().max()).reshape(1)
+    dist.all_reduce(difference, op=dist.ReduceOp.MAX)
+    return difference.item()
+
+
+def attention(sequence, frames: int = 3) -> float:
+    """One attention, split and whole."""
+    q, k, v = torch.randn(3, 1, frames, FRAME_TOKENS, HEADS, 8, generator=torch.Generator().manual_seed(0))
+    whole = attend(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)).view(q.shape)
+    parts = [sequence.split(x).flatten(1, 2) for x in (q, k, v)]
+    made = sequence.attend(*parts).unflatten(1, (frames, -1))
+    return relative(made, sequence.split(whole))
+
+
+def main() -> None:
+    folder, out = map(Path, sys.argv[1:])
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    pipelines = {task: KINDS[task](str(folder / task), device="cpu") for task in KINDS}
+    alone = {mode: worked(pipelines[task], mode) for mode, (task, _) in MODES.items()}
+    apart: dict[str, dict[str, float]] = {mode: {} for mode in (*MODES, "attention", "work", "agree")}
+    for layout in layouts(size, HEADS, FRAME_TOKENS, guided=True):
+        shared, name = share(layout), f"{layout.guidance} {layout.ulysses} {layout.ring}"
+        for pipeline in pipelines.values():
+            pipeline.share(shared)
+        strayed = 0
+        for mode, (task, _) in MODES.items():
+            made, work = worked(pipelines[task], mode)
+            apart[mode][name] = relative(made, alone[mode][0])
+            if "cache" not in mode:
+                strayed += abs(work * share_of(layout, mode) - alone[mode][1])
+        apart["work"][name] = float(strayed)
+        apart["agree"][name] = relative(1 + shared.agree(torch.tensor([float(rank)])), torch.ones(1))
+        apart["attention"][name] = attention(shared.sequence)
+    if rank == 0:
+        out.write_text(json.dumps(apart, indent=1))
+    dist.destroy_process_group()
+
+
+main()

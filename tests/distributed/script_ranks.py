@@ -1,0 +1,42 @@
+"""What torchrun starts in `test_distributed.py`: one of the two scripts, watched.
+
+``script_ranks.py SCRIPT ...``: rank 0 also writes its frames to ``frames.npy``, since in a video the coder hides
+or enlarges small differences. With FAILING_RANK in the environment that rank fails when it has loaded its model.
+"""
+
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.pipelines.conditioning import to_frames
+from skyreels_v2_infer.run import main as run
+
+PARSE = {"generate_video.py": cli.parse_generate, "generate_video_df.py": cli.parse_diffusion_forcing}
+START = {"generate_video.py": run.generate, "generate_video_df.py": run.generate_df}
+script, *argv = sys.argv[1:]
+
+
+def watched(parts):
+    seen = []
+
+    def noted(pieces):
+        for piece in pieces:
+            seen.append(to_frames(piece[:1])[0])
+            yield piece
+
+    for part in parts:
+        yield replace(part, pieces=noted(part.pieces))
+    np.save("frames.npy", np.concatenate(seen))
+
+
+def start(job):
+    parts = START[script](job)
+    if str(job.team.rank) == os.environ.get("FAILING_RANK"):
+        raise RuntimeError(f"a fault of rank {job.team.rank}")
+    return parts if job.team.rank else watched(parts)
+
+
+sys.exit(run.main(script, PARSE[script], start, argv))

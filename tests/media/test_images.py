@@ -1,0 +1,107 @@
+"""Pictures in: upright, whole, RGB, in the asked size."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scenes import psnr, scene
+
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media import images
+from skyreels_v2_infer.pipelines.conditioning import as_picture
+
+
+def test_picture_of_the_asked_size_is_unchanged(tmp_path):
+    picture = scene(48, 64)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert images.image_size(tmp_path / "a.png") == (48, 64)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png", 48, 64), picture)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96), (96, 32)])
+def test_picture_covers_the_size_and_is_cropped_around_its_centre(tmp_path, height, width):
+    Image.fromarray(scene(200, 300)).save(tmp_path / "a.png")
+    got = images.read_image(tmp_path / "a.png", height, width)
+    assert got.shape == (height, width, 3) and got.dtype == np.uint8
+    scale = max(height / 200, width / 300)
+    y = (100 + (np.arange(height) + 0.5 - height / 2) / scale).astype(int)
+    x = (150 + (np.arange(width) + 0.5 - width / 2) / scale).astype(int)
+    assert psnr(got, scene(200, 300)[y][:, x]) > 35  # stretching, or cropping at a corner, is below 28
+
+
+def test_shrinking_averages(tmp_path):
+    y, x = np.mgrid[0:64, 0:64]
+    board = np.repeat(((x + y) % 2 * 255).astype(np.uint8)[..., None], 3, -1)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    grey = images.read_image(tmp_path / "board.png", 16, 16)
+    assert np.abs(grey.astype(int) - 127).max() < 40
+
+
+def test_large_pictures_are_no_noise_on_stderr(tmp_path, monkeypatch):
+    Image.fromarray(scene(64, 96)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 96 - 1)
+        assert images.image_size(tmp_path / "a.png") == (64, 96)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match="pixels"):
+        images.image_size(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (3, lambda p: p[::-1, ::-1]),
+        (6, lambda p: np.rot90(p)),
+        (8, lambda p: np.rot90(p, -1)),
+        (2, lambda p: p[:, ::-1]),
+    ],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, stored):
+    upright = scene(96, 64)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored(upright))).save(tmp_path / "a.png", exif=exif)
+    assert images.image_size(tmp_path / "a.png") == (96, 64)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png", 96, 64), upright)
+    with Image.open(tmp_path / "a.png") as opened:
+        np.testing.assert_array_equal(as_picture(opened), upright)  # which a pipeline is given from Python
+
+
+def test_transparent_grey_palette_and_16_bit_pictures_become_rgb(tmp_path):
+    Image.new("RGBA", (32, 32), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (32, 32), 90).save(tmp_path / "grey.png")
+    Image.new("RGB", (32, 32), (10, 120, 240)).quantize().save(tmp_path / "palette.png")
+    Image.fromarray(np.full((32, 32), 0x8000, np.uint16)).save(tmp_path / "deep.png")
+    want = {"clear": (255, 255, 255), "grey": (90, 90, 90), "palette": (10, 120, 240), "deep": (128, 128, 128)}
+    for name, color in want.items():
+        got = images.read_image(tmp_path / f"{name}.png", 16, 16)
+        assert np.abs(got.astype(int) - color).max() <= 1, name
+        with Image.open(tmp_path / f"{name}.png") as opened:
+            assert np.array_equal(np.asarray(as_picture(opened))[:16, :16], got), name
+
+
+def broken_pictures(folder: Path) -> list[Path]:
+    Image.fromarray(scene(64, 96)).save(folder / "whole.jpg")
+    Image.fromarray(scene(64, 96)).save(folder / "whole.png")
+    broken = []
+    for whole in (folder / "whole.jpg", folder / "whole.png"):
+        data = whole.read_bytes()
+        whole.unlink()
+        broken.append(folder / f"cut{whole.suffix}")
+        broken[-1].write_bytes(data[: len(data) // 2])
+    for name, data in (("text.png", b"not a picture"), ("empty.png", b"")):
+        broken.append(folder / name)
+        broken[-1].write_bytes(data)
+    (folder / "folder.png").mkdir()
+    return [*broken, folder / "folder.png", folder / "missing.png"]
+
+
+def test_broken_pictures_are_named_in_one_line(tmp_path):
+    for path in broken_pictures(tmp_path):
+        with pytest.raises(InputError) as error:
+            images.image_size(path, "end_image")
+        message = str(error.value)
+        assert message.startswith(f"--end_image {path}: must be ") and "\n" not in message

@@ -1,0 +1,28 @@
+"""Names of output files."""
+
+import pytest
+
+from skyreels_v2_infer.plan.naming import output_stem
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stem"),
+    [
+        ("A graceful white swan with a curved neck, on a lake", "a-graceful-white-swan-with-a-curved-neck_42"),
+        ("The swan's nest / ..\\..\\ <b>?*|", "the-swans-nest-b_42"),
+        ("Crème brûlée—on fire", "creme-brulee-on-fire_42"),
+        ("一只白天鹅在湖面上游动", "video-096396d5_42"),
+        ("一只黑天鹅在湖面上游动", "video-8abf71d6_42"),
+        ("12:30 …", "video-391596c0_42"),
+        ("CON", "con_42"),
+        ("...", "video-1a43b61b_42"),
+        ("x" * 300, "x" * 40 + "_42"),
+    ],
+)
+def test_names_are_short_and_safe(prompt, stem):
+    assert output_stem(prompt, 42) == stem
+
+
+def test_the_longest_name_fits_everywhere():
+    stem = output_stem("word " * 100, 2**63 - 1)
+    assert len(stem) <= 60 and stem.endswith("_9223372036854775807")

@@ -1,0 +1,754 @@
+"""Runs that go on: the journal's files by themselves, and whole runs that are stopped in every way."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from script_runs import FORCING, ROOT, contents, environment, read_frames, run
+
+from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.video_io import VideoWriter, join_videos
+from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.run import files, journal, manifest
+from skyreels_v2_infer.run import main as conductor
+from skyreels_v2_infer.run.journal import DamagedError, Journal
+
+FILES = ["run.json", "segment-0001.mp4", "ends-0000.png", "history-0002.npy", "latents-0002.npy"]
+IDENTITY = {"script": FORCING, "prompt": "a swan", "seed": 7, "shift": 8.0, "model_id": {"weights": "12-ab"}}
+SETTLED = {"prompt": "a swan, written out", "device": "cpu", "dtype": "float32"}
+
+
+def frames(count: int, start: int = 0) -> np.ndarray:
+    """Frames that tell their number by their grey."""
+    return np.stack([np.full((32, 32, 3), 3 * (start + i) % 250, np.uint8) for i in range(count)])
+
+
+def add_piece(run: Journal, count: int, start: int, history: bool = True) -> None:
+    run.keep_latents(np.full(4, start, np.float32))
+    made = frames(count, start)
+    with run.segment(32, 32, 24) as writer:
+        writer.write(made)
+    about, ends = {"frames": count}, preview.pair(made[0], made[-1])
+    run.done(writer, np.full(3, start + count, np.float32) if history else None, about, ends)
+
+
+def begin(
+    folder: Path, identity: dict = IDENTITY, keys: tuple[str, ...] = ("a", "b", "c"), keep: bool = False
+) -> Journal:
+    return Journal.begin(folder, f"a-swan_{identity['seed']}", identity, SETTLED, 24, keys, keep)
+
+
+def resume(folder: Path, identity: dict = IDENTITY, keep: bool = False) -> Journal | None:
+    stem = f"{identity['prompt'].replace(' ', '-')}_{'' if identity['seed'] is None else identity['seed']}"
+    return Journal.resume(folder, stem, identity, keep)
+
+
+def finish(run: Journal) -> Path:
+    firsts = [sum(piece["frames"] for piece in run.pieces[:i]) for i in range(len(run.pieces))]
+    total = sum(piece["frames"] for piece in run.pieces)
+    return run.finish({"all": "é=;#\n"}, {"lasting": "é=;#\\\n"}, lambda ends: preview.sheet(ends, firsts, total))
+
+
+@pytest.fixture
+def begun(tmp_path) -> Journal:
+    made = begin(tmp_path)
+    add_piece(made, 5, 0)
+    add_piece(made, 8, 5)
+    return made
+
+
+# The files
+
+
+def test_pieces_are_joined_frame_after_frame_and_nothing_else_is_left(begun, tmp_path):
+    add_piece(begun, 1, 13, history=False)
+    path = finish(begun)
+    assert path.name == "a-swan_7.mp4"
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+    assert json.loads(path.with_suffix(".json").read_text()) == {"all": "é=;#\n"}
+    assert json.loads(manifest.comment_of(path)) == {"lasting": "é=;#\\\n"}
+    page = np.array(Image.open(path.with_suffix(".png")).convert("L")).astype(int)
+    # First and last frames of the pieces: 0, 4, 5, 12 and 13, which is a piece of its own.
+    shown = [page[preview.GAP + preview.LABEL + 16, preview.GAP + 16 + i * (32 + preview.GAP)] for i in range(5)]
+    assert np.abs(np.array(shown) - 3 * np.array([0, 4, 5, 12, 13])).max() <= 1
+    made = read_frames(path)
+    assert len(made) == 14
+    assert np.abs(made.astype(int) - frames(14)).max() <= 2
+
+
+def test_segments_are_not_coded_anew_and_their_times_follow_on(tmp_path):
+    import imageio_ffmpeg
+
+    paths, start = [], 0
+    for count in (1, 32, 5, 2):
+        with VideoWriter(tmp_path, f"it's {count}", 64, 48, 24) as writer:
+            noise = np.random.default_rng(count).integers(0, 255, (count, 64, 48, 3), np.uint8)
+            writer.write(noise)
+        paths.append(writer.path)
+        start += count
+    join_videos(paths, tmp_path / "joined.mp4", 24)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(tmp_path / "joined.mp4")]
+    command += ["-c", "copy", "-copyts", "-f", "framecrc", "-"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [[int(value) for value in line.split(",")[1:4]] for line in lines if not line.startswith("#")]
+    decoded, shown, lasts = np.array(rows).T  # in units of the file
+    step = lasts[0]
+    assert set(lasts) == set(np.diff(decoded)) == {step}
+    assert sorted(shown) == [i * step for i in range(start)]
+    pieces = np.concatenate([read_frames(path) for path in paths])
+    assert np.array_equal(read_frames(tmp_path / "joined.mp4"), pieces)
+
+
+def test_a_video_that_cannot_be_joined_leaves_nothing(tmp_path):
+    (tmp_path / "broken.mp4").write_text("no video")
+    with pytest.raises(OSError, match=r"joined\.mp4 could not be written: "):
+        join_videos([tmp_path / "broken.mp4"], tmp_path / "joined.mp4", 24)
+    assert contents(tmp_path) == ["broken.mp4"]
+
+
+def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
+    begun.keep_latents(np.arange(6, dtype=np.float32))
+    begun.close()
+    for wanted in (IDENTITY, IDENTITY | {"seed": None}):
+        found = resume(tmp_path, wanted)
+        assert (len(found.pieces), found.identity, found.settled) == (2, IDENTITY, SETTLED)
+        latents, history = found.state()
+        assert latents.tolist() == list(range(6)) and history.tolist() == [13, 13, 13]
+        found.close()
+    assert resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
+    assert resume(tmp_path, IDENTITY | {"seed": 8}) is None
+    found = resume(tmp_path)
+    add_piece(found, 4, 13, history=False)
+    assert len(read_frames(finish(found))) == 17
+
+
+def test_other_settings_are_refused_and_named(begun, tmp_path):
+    begun.close()
+    with pytest.raises(InputError, match=r"--resume: the interrupted run in .* has other settings: ") as caught:
+        resume(tmp_path, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
+    assert "--shift was 8.0, now is 3.0; --model_id was {'weights': '12-ab'}" in str(caught.value)
+
+
+def kept(folder: Path, keys: list[str], seed: int = 7) -> Journal:
+    """A run that is finished, one piece for each key, whose folder stays."""
+    made = begin(folder, IDENTITY | {"seed": seed}, keys, keep=True)
+    for number in range(len(keys)):
+        add_piece(made, 5, 5 * number, history=False)
+        files.write_array(made._history, np.zeros((1, 3, 9, 2, 2), np.float32))
+    finish(made)
+    return made
+
+
+def adopted(folder: Path, keys: list[str], history: tuple[int, ...] = (0, 9, 9)) -> int:
+    made = begin(folder, IDENTITY, keys, keep=True)
+    count = made.adopt(history)
+    assert len(made.pieces) == count
+    made.discard()
+    return count
+
+
+def test_a_kept_run_of_other_settings_is_no_interrupted_one(tmp_path):
+    kept(tmp_path, ["a"])
+    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
+
+
+def test_as_many_pieces_are_taken_over_as_are_alike_and_can_be_gone_on_from(tmp_path):
+    kept(tmp_path, ["a", "b", "c"])
+    kept(tmp_path, ["a", "x"])
+    assert adopted(tmp_path, ["a", "b", "c"]) == 3
+    assert adopted(tmp_path, ["a", "b", "d"]) == 2
+    assert adopted(tmp_path, ["a", "x", "y"]) == 2
+    assert adopted(tmp_path, ["a", "b", "d"], history=(0, 9, 10)) == 1  # it goes on from more than was kept
+    assert adopted(tmp_path, ["d", "b", "c"]) == 0
+
+
+@pytest.mark.parametrize("name", ["segment-0001.mp4", "ends-0001.png", "history-0002.npy"])
+def test_a_damaged_piece_is_not_taken_over(tmp_path, name):
+    made = kept(tmp_path, ["a", "b", "c"])
+    path = made.folder / name
+    path.write_bytes(path.read_bytes()[:-3] + b"abc")
+    assert adopted(tmp_path, ["a", "b", "d"]) == 1
+    path.unlink()
+    assert adopted(tmp_path, ["a", "b", "d"]) == 1
+
+
+def test_a_run_of_the_other_script_is_another_run(begun, tmp_path):
+    begun.close()
+    assert resume(tmp_path, IDENTITY | {"script": "generate_video.py"}) is None
+
+
+def test_settings_that_only_the_interrupted_run_had_count(tmp_path):
+    made = begin(tmp_path, IDENTITY | {"ar_step": 2})
+    add_piece(made, 5, 0)
+    made.close()
+    with pytest.raises(InputError, match="--ar_step was 2, now is None"):
+        resume(tmp_path)
+
+
+def test_of_long_settings_what_differs_is_shown(tmp_path):
+    negative = "blurry, out of focus, low resolution, compression artifacts, grain, flicker, ghosting, "
+    weights = {f"shard-{i}": "12-ab" for i in range(9)}
+    made = begin(tmp_path, IDENTITY | {"negative_prompt": negative + "logo", "model_id": weights})
+    add_piece(made, 5, 0)
+    made.close()
+    changed = {"negative_prompt": negative + "border", "model_id": weights | {"shard-7": "13-cd"}}
+    with pytest.raises(InputError) as caught:
+        resume(tmp_path, IDENTITY | changed)
+    assert "ghosting, logo, now is ..." in str(caught.value) and str(caught.value).endswith("ghosting, border")
+    assert "--model_id was {'shard-7': '12-ab'}, now is {'shard-7': '13-cd'}" in str(caught.value)
+
+
+def test_what_was_interrupted_goes_before_what_was_kept(tmp_path):
+    kept(tmp_path, ["a"], seed=1)
+    begun = begin(tmp_path, IDENTITY | {"seed": 2})
+    add_piece(begun, 5, 0)
+    begun.close()
+    found = resume(tmp_path, IDENTITY | {"seed": None})
+    assert found.identity["seed"] == 2
+    found.discard()
+    assert resume(tmp_path, IDENTITY | {"seed": None}).identity["seed"] == 1
+
+
+def test_another_video_under_the_name_of_a_kept_one_is_not_taken_for_it(tmp_path):
+    made = kept(tmp_path, ["a"])
+    path = tmp_path / "a-swan_7.mp4"
+    found = resume(tmp_path)
+    assert found._named() == path
+    about = {"format": 1, "script": FORCING, "settings": {}}
+    for plan, named in (("a", path), ("b", None)):
+        path.with_suffix(".json").write_text(json.dumps(about | {"plan": plan}))
+        assert found._named() == named
+    assert finish(found).name == "a-swan_7-2.mp4"
+    assert made.folder.exists()
+
+
+def test_a_name_that_was_only_claimed_is_claimed_again(begun, tmp_path, monkeypatch):
+    """On a file system without links a kill can come between claiming a name and giving it."""
+    path, replace = tmp_path / "a-swan_7.mp4", os.replace
+
+    def no_links(*names):
+        raise OSError("no links here")
+
+    def killed(source, target):
+        if Path(target) == path:
+            os._exit(9)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "link", no_links)
+    child = os.fork()
+    if not child:
+        os.replace = killed
+        try:
+            finish(begun)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.stat().st_size == 0
+    begun.close()
+    assert finish(resume(tmp_path)) == path
+    assert len(read_frames(path)) == 13 and "a-swan_7-2.mp4" not in contents(tmp_path)
+
+
+def test_parts_are_kept_from_when_that_is_asked_for(begun, tmp_path):
+    begun.close()
+    finish(resume(tmp_path, keep=True))
+    assert begun.folder.exists()
+
+
+def test_damage_of_another_seed_s_run_is_of_no_account(begun, tmp_path):
+    begun.discard()
+    other = begin(tmp_path, IDENTITY | {"seed": 70})
+    add_piece(other, 5, 0)
+    other.close()
+    (other.folder / "run.json").write_text("{")
+    assert resume(tmp_path) is None
+
+
+def test_folders_of_somebody_else_are_passed_over(begun, tmp_path, monkeypatch):
+    begun.close()
+    theirs = tmp_path / "a-swan_7-0123456789ab.parts"
+    theirs.mkdir()
+
+    def take_lock(path):
+        if path.parent == theirs:
+            raise PermissionError(13, "not yours")
+        return files.take_lock(path)
+
+    monkeypatch.setattr(journal, "take_lock", take_lock)
+    assert resume(tmp_path).folder == begun.folder
+
+
+def test_a_finished_video_is_named_whatever_was_interrupted_beside_it(tmp_path):
+    interrupted = begin(tmp_path, IDENTITY | {"shift": 5.0})
+    add_piece(interrupted, 5, 0)
+    interrupted.close()
+    asked = SimpleNamespace(outdir=tmp_path, prompt="a swan", seed=7, keep_parts=False)
+    here = SimpleNamespace(journal=None)
+    with pytest.raises(InputError, match=r"--shift was 5\.0, now is 8\.0"):
+        conductor.look_for(here, asked, IDENTITY)
+    about = {"format": 1, "script": FORCING, "settings": {"seed": 7}, "asked": conductor.asked_for(IDENTITY)}
+    (tmp_path / "a-swan_7.json").write_text(json.dumps(about))
+    (tmp_path / "a-swan_7.mp4").touch()
+    assert conductor.look_for(here, asked, IDENTITY) == {"path": tmp_path / "a-swan_7.mp4"}
+
+
+def test_two_runs_never_touch_each_other(begun, tmp_path):
+    other = begin(tmp_path)
+    assert other.folder != begun.folder
+    with pytest.raises(InputError, match="is being worked on by another process"):
+        resume(tmp_path)
+    add_piece(other, 5, 0, history=False)
+    add_piece(begun, 1, 13, history=False)
+    assert [finish(begun).name, finish(other).name] == ["a-swan_7.mp4", "a-swan_7-2.mp4"]
+
+
+def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
+    made = begin(tmp_path)
+    with pytest.raises(ValueError, match="stop"), made.segment(32, 32, 24) as writer:
+        writer.write(frames(2))
+        raise ValueError("stop")
+    made.close()
+    assert contents(tmp_path) == []
+
+
+def test_folders_of_runs_that_did_not_begin_are_tidied_up_and_no_others(tmp_path):
+    begun = tmp_path / "a-swan_7-0123456789ab.parts"
+    begun.mkdir()
+    (begun / "lock").touch()
+    for name in ("a-swan_7-0123456789ab-2.parts", "holiday.parts", "a-swan_7-film.parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").touch()
+    (tmp_path / "a-swan_7-0123456789cd.parts").touch()  # a file
+    assert resume(tmp_path) is None
+    assert not begun.exists()
+    assert len(list(tmp_path.rglob("precious.txt"))) == 3
+
+
+def test_runs_that_go_on_are_left_alone_whatever_their_settings(begun, tmp_path):
+    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
+    free = begin(tmp_path)
+    add_piece(free, 5, 0)
+    free.close()
+    found = resume(tmp_path)  # one of the two is locked
+    assert found.folder == free.folder
+
+
+def test_a_damaged_run_does_not_stand_in_the_way_of_others(begun, tmp_path):
+    begun.close()
+    other = begin(tmp_path, IDENTITY | {"seed": 8})
+    add_piece(other, 5, 0)
+    other.close()
+    (other.folder / "run.json").write_text("{")
+    assert resume(tmp_path).folder == begun.folder
+    assert resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
+
+
+def test_without_locks_on_a_file_system_a_run_begins_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    made = begin(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [made.folder.name]
+    made.close()
+
+
+def test_a_fingerprint_sees_a_change_anywhere(tmp_path):
+    path, content = tmp_path / "weights", bytearray(8 * 2**20)
+    path.write_bytes(content)
+    before = files.fingerprint(path)
+    content[len(content) // 2 : len(content) // 2 + 2**15] = b"x" * 2**15
+    path.write_bytes(content)
+    assert files.fingerprint(path) != before
+    (tmp_path / "empty").touch()
+    assert files.fingerprint(tmp_path / "empty") == "0-00000000"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", 0.02, 0.5, 0.98])
+def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
+    begun.keep_latents(np.arange(600, dtype=np.float32))
+    begun.close()
+    path = begun.folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[int(damage * len(content))] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=f"--resume: .*{name} is damaged"):
+        found = resume(tmp_path)
+        try:
+            found.state()
+        finally:
+            found.close()
+
+
+def test_frames_that_are_missing_are_named(tmp_path):
+    made = begin(tmp_path, keys=("a", "b"))
+    add_piece(made, 5, 0)
+    (made.folder / "history-0001.npy").unlink()
+    with pytest.raises(DamagedError, match=r"history-0001\.npy is damaged \(it is not there\); remove .*\.parts "):
+        made.state()
+
+
+def test_what_was_being_written_is_removed(begun, tmp_path):
+    begun.close()
+    for name in (".history-0003.npy.part", "segment-0002.mp4", "history-0001.npy", ".segment-0002.12.part.mp4"):
+        (begun.folder / name).write_bytes(b"half")
+    found = resume(tmp_path)
+    assert contents(found.folder) == sorted(
+        [
+            "ends-0000.png",
+            "ends-0001.png",
+            "history-0002.npy",
+            "lock",
+            "run.json",
+            "segment-0000.mp4",
+            "segment-0001.mp4",
+        ]
+    )
+
+
+def test_what_a_file_server_puts_into_the_folder_is_in_nobody_s_way(tmp_path):
+    made = begin(tmp_path)
+    add_piece(made, 5, 0)
+    (made.folder / "@eaDir").mkdir()
+    (made.folder / "@eaDir" / "index").touch()
+    made.close()
+    found = resume(tmp_path)
+    add_piece(found, 4, 5, history=False)
+    assert len(read_frames(finish(found))) == 9
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+
+
+def test_a_video_that_is_there_is_told_of_also_where_tidying_up_fails(tmp_path, monkeypatch):
+    made = begin(tmp_path)
+    add_piece(made, 9, 0, history=False)
+
+    def busy(journal):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "discard", busy)
+        path = finish(made)
+    assert len(read_frames(path)) == 9
+    os.close(made._lock)  # as the end of the process does
+    assert finish(resume(tmp_path)) == path
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(24))
+def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch, step):
+    """Every change of the file system from the last piece on is made or not made; then the run is taken up again."""
+    made = begin(tmp_path)
+    add_piece(made, 5, 0)
+    count = 0
+    with monkeypatch.context() as patch:
+        for real in (os.replace, os.link, os.unlink):
+
+            def dying(*args, real=real, **kw):
+                nonlocal count
+                count += 1
+                if count > step:
+                    raise Killed
+                return real(*args, **kw)
+
+            patch.setattr(os, real.__name__, dying)
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: os.unlink(path) if path.exists() else None)
+        try:
+            add_piece(made, 4, 5, history=False)
+            assert finish(made).exists()
+            finished = True
+        except Killed:
+            finished = False
+    if not finished:
+        if made._lock is not None:
+            os.close(made._lock)  # as the end of the process would
+        # Only a run that has no video yet is in the way of one with other settings.
+        with nullcontext() if (tmp_path / "a-swan_7.mp4").exists() else pytest.raises(InputError, match="interrupted"):
+            assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
+        found = resume(tmp_path)
+        if found is not None:
+            if len(found.pieces) == 1:
+                add_piece(found, 4, 5, history=False)
+            finish(found)
+    assert contents(tmp_path) == ["a-swan_7.json", "a-swan_7.mp4", "a-swan_7.png"]
+    assert len(read_frames(tmp_path / "a-swan_7.mp4")) == 9
+
+
+def test_a_resumed_run_counts_its_windows_without_the_prefix(begun):
+    """Of two pieces one was the video that is continued."""
+    found = conductor.where_to_go_on(SimpleNamespace(journal=begun, prefix=1, pieces=3), None)
+    assert found["resume"][0] == 1 and not found["complete"]
+
+
+# Whole runs
+
+LONG = (
+    "--model_id",
+    "tiny",
+    "--num_frames",
+    65,
+    "--inference_steps",
+    4,
+    "--seed",
+    3,
+    "--prompt",
+    "a red circle goes up",
+)
+NAME = "a-red-circle-goes-up_3"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    """The video of a run that nobody stops."""
+    result = run(FORCING, *LONG, cwd=tmp_path_factory.mktemp("whole"))
+    return result.path.read_bytes()
+
+
+def killed_when(
+    tmp_path: Path, appears: str, number: int = signal.SIGKILL, wait: float = 0, flags=(), **more: str
+) -> subprocess.CompletedProcess:
+    """A run that gets a signal as soon as a file of that pattern is there, or `wait` seconds later."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / FORCING), *map(str, LONG), *flags, "--resume"],
+        cwd=tmp_path,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    limit = time.monotonic() + 100
+    while not list(tmp_path.glob(f"video_out/*.parts/{appears}")) and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    time.sleep(wait)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def resumed(tmp_path: Path, whole: bytes, flags=()) -> str:
+    result = run(FORCING, *LONG, *flags, "--resume", cwd=tmp_path)
+    assert result.path.read_bytes() == whole
+    assert contents(tmp_path) == ["video_out", *(f"video_out/{NAME}.{suffix}" for suffix in ("json", "mp4", "png"))]
+    return result.err
+
+
+@pytest.mark.parametrize(
+    ("appears", "windows"),
+    [
+        pytest.param("run.json", {3}, marks=pytest.mark.slow),  # in the first window
+        ("latents-0001.npy", {1}),  # in a decode; what is denoised is not denoised again
+        pytest.param(".segment-0002.*", {0, 1}, marks=pytest.mark.slow),  # while the last segment is written
+    ],
+)
+def test_a_run_that_is_killed_goes_on_to_the_same_video(tmp_path, whole, appears, windows):
+    assert killed_when(tmp_path, appears).returncode == -signal.SIGKILL
+    err = resumed(tmp_path, whole)
+    assert err.count(" rows, ") in windows
+
+
+def test_a_video_that_is_finished_is_not_made_again(tmp_path):
+    """A process can be killed when all is done; and a batch script that is run again asks for all its videos."""
+    flags = ("--num_frames", 33, "--teacache", "--teacache_coefficients", "0,0,0,1,0")
+    made = run(FORCING, *LONG, *flags, cwd=tmp_path)
+    again = run(FORCING, *LONG, *flags, "--resume", cwd=tmp_path)
+    assert again.path == made.path and again.lines == ["--resume: this video is finished"]
+    other = run(FORCING, *LONG, "--num_frames", 29, "--resume", cwd=tmp_path)
+    assert other.path != made.path and "begins with the first frame" in other.lines[0]
+
+
+@pytest.mark.slow
+def test_a_killed_run_by_latents_goes_on_to_the_same_video(tmp_path):
+    flags = ("--history", "latent")
+    whole = run(FORCING, *LONG, *flags, "--outdir", "whole", cwd=tmp_path).path.read_bytes()
+    here = tmp_path / "here"
+    here.mkdir()
+    killed_when(here, "latents-0002.npy", flags=flags)
+    result = run(FORCING, *LONG, *flags, "--resume", cwd=here)
+    assert "2 of 3 pieces are there" in result.err and result.path.read_bytes() == whole
+
+
+def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path):
+    """Its settings are in the file: among them what the model has chosen."""
+    import imageio_ffmpeg
+
+    whole = run(FORCING, *LONG, "--teacache", "--outdir", "whole", cwd=tmp_path).path.read_bytes()
+    real, stub, here = imageio_ffmpeg.get_ffmpeg_exe(), tmp_path / "ffmpeg", tmp_path / "here"
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *concat*) exec sleep 20;; *) exec "{real}" "$@";; esac\n')
+    stub.chmod(0o755)
+    here.mkdir()
+    killed = killed_when(here, "ends-0002.png", wait=2, flags=("--teacache",), IMAGEIO_FFMPEG_EXE=str(stub))
+    assert killed.returncode == -signal.SIGKILL
+    err = resumed(here, whole, ("--teacache",))
+    assert "3 of 3 pieces are there" in err and "loaded" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
+    result = killed_when(tmp_path, "segment-0000.mp4", number)
+    assert result.returncode == code
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("generate_video_df.py: interrupted; ")
+    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume goes on"
+    assert re.search(f"{kept}$", last)
+    changed = run(FORCING, *LONG, "--resume", "--shift", 2, cwd=tmp_path)
+    assert changed.code == 2
+    assert "has other settings: --shift was 3.0, now is 2.0" in changed.lines[-1] and len(changed.lines) == 1
+    resumed(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "limit_kib", [pytest.param(2, marks=pytest.mark.slow), 20, pytest.param(60, marks=pytest.mark.slow)]
+)
+def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path, whole, limit_kib):
+    """A limit on the size of files stands for the disk; what fails depends on it: latents, history or a segment."""
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails with an error, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_kib * 1024, limit_kib * 1024))
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / FORCING), *map(str, LONG), "--resume"],
+        cwd=tmp_path,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        preexec_fn=limited,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("generate_video_df.py: failed: OSError: ") and "Traceback" not in done.stderr
+    resumed(tmp_path, whole)
+
+
+def test_a_run_of_which_nothing_is_left_does_not_stand_in_the_way(tmp_path):
+    """As after a kill in the first window, for want of memory, say; what follows has smaller settings."""
+    begun = begin(tmp_path)
+    os.close(begun._lock)
+    assert begun.folder.exists() and resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
+    (begun.folder / "run.json").write_text("{}")
+    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None  # its folder's name says that it is another one
+    with pytest.raises(DamagedError):
+        resume(tmp_path)
+
+
+def test_what_another_process_makes_is_not_begun_once_more(tmp_path):
+    first = begin(tmp_path)
+    with pytest.raises(InputError, match="is being worked on by another process"):
+        Journal.begin(tmp_path, first.stem, IDENTITY, SETTLED, 24, ("a",), alone=True)
+    os.close(first._lock)
+    second = Journal.begin(tmp_path, first.stem, IDENTITY, SETTLED, 24, ("a",), alone=True)
+    assert second.folder != first.folder
+
+
+def test_pieces_that_somebody_has_removed_are_not_promised(begun):
+    assert begun.worth_keeping and begun.is_denoised is False
+    shutil.rmtree(begun.folder)
+    assert not begun.worth_keeping
+    begun.close()
+
+
+def test_a_run_is_there_for_others_while_it_loads_and_leaves_nothing_if_that_fails(tmp_path, monkeypatch, capsys):
+    def start(job):
+        assert [path.name for path in (tmp_path / "new/deep").glob("*.parts/run.json")] == ["run.json"]
+        raise InputError("model_id", "tiny", "does not load")
+
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "new/deep"), "--device", "cpu"]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
+    assert capsys.readouterr().err.endswith("--model_id tiny: does not load\n") and list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_are_none_are_no_video(tmp_path, monkeypatch, capsys):
+    real = WanModel.forward
+    monkeypatch.setattr(WanModel, "forward", lambda *given, **more: real(*given, **more) * float("nan"))
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path), "--inference_steps", "1"]
+    flags += ["--num_frames", "5", "--device", "cpu"]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, conductor.generate_df, flags) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "window 1: what the model makes is not finite; try --dtype float32" in last and not list(tmp_path.iterdir())
+
+
+def test_a_video_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch, capsys):
+    with VideoWriter(tmp_path, "first", 64, 64, 24) as writer:
+        writer.write(np.zeros((24, 64, 64, 3), np.uint8))
+
+    def start(job):
+        parts = conductor.generate_df(job)
+        with writer.path.open("ab") as file:
+            file.write(b"more")
+        return parts
+
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "out"), "--inference_steps", "1"]
+    flags += ["--video_path", str(writer.path), "--num_frames", "4", "--base_num_frames", "21", "--device", "cpu"]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
+    assert f"--video_path {writer.path}: has changed while it was used" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_signal_ends_what_python_cannot_interrupt():
+    code = (
+        "import hashlib; from skyreels_v2_infer.run.main import Interrupts\n"
+        "with Interrupts():\n"
+        "    print('on', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, env=environment())
+    assert process.stdout.readline() == b"on\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(20) == 143
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_two_processes_do_not_share_a_run(tmp_path):
+    begun = begin(tmp_path)
+    add_piece(begun, 5, 0)
+    code = (
+        "import json, sys; from pathlib import Path; from skyreels_v2_infer.run.journal import Journal\n"
+        'Journal.resume(Path(sys.argv[1]), "a-swan_7", json.loads(sys.argv[2]))'
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(IDENTITY)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert "is being worked on by another process" in done.stderr
+    begun.close()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    handle = os.open(begun.folder / "lock", os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process has let go of it
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys; from skyreels_v2_infer.run import journal; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert journal.SUFFIX == ".parts"

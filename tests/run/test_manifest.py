@@ -1,0 +1,211 @@
+"""Manifests, replays and previews."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from script_runs import FORCING, GENERATE, contents, run
+
+from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.run import manifest
+
+TINY = ("--model_id", "tiny", "--inference_steps", 3, "--seed", 3, "--prompt", "a red circle: it's 50% up; a=b #c\\d")
+LONG = ("--num_frames", 49, "--ar_step", 1, "--image", "first.png")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "first.png")
+    return run(FORCING, *TINY, *LONG, cwd=folder)
+
+
+def test_beside_a_video_lies_what_made_it(made):
+    about = json.loads(made.path.with_suffix(".json").read_text())
+    settings = about["settings"]
+    assert (settings["model_id"], settings["seed"], settings["prompt"]) == ("tiny", 3, TINY[-1])
+    assert (settings["device"], settings["dtype"]) == ("cpu", "float32")  # not given, and settled by the run
+    assert (settings["image"], settings["height"]) == (str(made.folder / "first.png"), 64)
+    assert {"torch", "transformers", "python", "ffmpeg", "skyreels_v2_infer"} <= set(about["versions"])
+    assert any(name.endswith("safetensors") for name in about["weights"])
+    assert [piece["frames"] for piece in about["pieces"]] == [33, 16]
+    assert about["pieces"][0]["seam"] == 0 and 0 <= about["pieces"][1]["seam"] < 1
+    assert 0 < about["seconds"]["loading"] < about["seconds"]["total"] < 100
+    spent = [seconds for piece in about["pieces"] for seconds in piece["seconds"].values()]
+    assert len(spent) == 4 and min(spent) > 0 and sum(spent) < about["seconds"]["total"]
+    assert len(about["plan"]) == 12 and 0.1 < about["peak_memory_gib"]["host"] < 4
+    inside = json.loads(manifest.comment_of(made.path))
+    # What differs from run to run stays outside, so that the same run gives the same file.
+    assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib"}
+    assert inside["settings"] == settings
+
+
+def test_the_preview_shows_the_ends_of_the_windows(made):
+    page = np.array(Image.open(made.path.with_suffix(".png")))
+    shown = [page[18:82, 4 + 68 * i : 68 + 68 * i].astype(int) for i in range(4)]
+    for picture, frame in zip(shown, made.frames[[0, 32, 33, 48]].astype(int), strict=True):
+        assert np.abs(picture - frame).mean() < 4  # what the video's coder changes
+
+
+@pytest.mark.parametrize("suffix", [".mp4", pytest.param(".json", marks=pytest.mark.slow)])
+def test_a_replay_makes_the_same_video(made, tmp_path, suffix):
+    again = run(FORCING, "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_a_replay_says_what_has_changed(made, tmp_path):
+    settings = cli.parse_diffusion_forcing(["--replay", str(made.path)])
+    written = json.loads(made.path.with_suffix(".json").read_text())
+    identity = written["inputs"] | {"model_id": written["weights"]}
+    assert list(manifest.changed_since(made.path, settings, identity)) == []
+    other = identity | {"image": "0-0", "model_id": {"weights": "0-0"}}
+    image, weights = manifest.changed_since(made.path, settings, other)
+    assert image.endswith(f"{made.folder / 'first.png'} is not the file that it was")
+    assert weights.endswith("the weights of tiny are not what they were")
+    (tmp_path / "short.json").write_text('{"format": 1, "script": "generate_video_df.py", "settings": {"seed": 3}}')
+    assert list(manifest.changed_since(tmp_path / "short.json", settings, other)) == []  # shortened by hand
+    Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
+    settings = cli.parse_diffusion_forcing(["--replay", str(made.path), "--image", str(tmp_path / "other.png")])
+    assert len(list(manifest.changed_since(made.path, settings, other))) == 1  # what is given anew may be another
+
+
+def test_other_flags_replace_what_is_written(made, tmp_path):
+    flags = ("--replay", made.path, "--seed", 4, "--no_preview", "--num_frames", 33)
+    again = run(FORCING, *flags, cwd=tmp_path)
+    assert len(again.frames) == 33
+    stem = again.path.stem
+    assert stem.endswith("_4") and contents(tmp_path / "video_out") == [f"{stem}.json", f"{stem}.mp4"]
+    assert json.loads(again.path.with_suffix(".json").read_text())["settings"]["image"] == str(
+        made.folder / "first.png"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--use_ret_steps", "--height 64 --width 64", "--resolution 540P", "--model_id=some/one", "--model_id tiny"],
+)
+def test_what_the_cache_has_chosen_is_chosen_anew_for_another_model_or_size(made, tmp_path, flags):
+    written = json.loads(made.path.with_suffix(".json").read_text())
+    written["settings"] |= {"teacache": True, "teacache_coefficients": [0, 0, 0, 1, 0]}
+    (tmp_path / "a.json").write_text(json.dumps(written))
+
+    def coefficients(*argv):
+        return cli.parse_diffusion_forcing(["--replay", str(tmp_path / "a.json"), *argv]).teacache_coefficients
+
+    assert coefficients() == coefficients("--shift", "2") == (0, 0, 0, 1, 0)
+    assert coefficients(*flags.split()) is None
+    assert coefficients(*flags.split(), "--teacache_coefficients", "1,2,3,4,5") == (1, 2, 3, 4, 5)
+
+
+def test_what_cannot_be_replayed_is_refused(made, tmp_path):
+    (tmp_path / "other.json").write_text('{"format": 0}')
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "half.json").write_text('{"format": 1, "settings": {}}')
+    edited = {"inputs": {"inputs": []}, "prompt": {"settings": {"prompt": None}}, "help": {"settings": {"help": True}}}
+    whole = {"format": 1, "script": FORCING, "settings": {}, "inputs": {}}
+    for name, changed in edited.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole | changed))
+    legal = "must be a video that this program made, or the .json beside one"
+    for name in ("other.json", "half.json", "text.mp4", "no.mp4", *(f"{name}.json" for name in edited)):
+        result = run(FORCING, "--replay", tmp_path / name, cwd=tmp_path)
+        assert result.code == 2 and len(result.lines) == 1
+        assert result.err.startswith(f"generate_video_df.py: --replay {tmp_path / name}: {legal}")
+    result = run(GENERATE, "--replay", made.path, cwd=tmp_path)
+    assert result.err == f"generate_video.py: --replay {made.path}: was made by {FORCING}\n"
+
+
+def test_what_replaces_something_else_replaces_it(made):
+    def parse(*argv):
+        return cli.parse_diffusion_forcing(["--replay", str(made.path), *argv])
+
+    assert (parse().height, parse("--resolution", "540P").height) == (64, 544)
+    story = '[{"start": 0, "prompt": "a swan"}]'
+    assert parse("--story", story).prompt == "a swan"
+    assert parse("--prompt", "a goose").prompt == "a goose"
+
+
+def test_paths_that_are_no_utf_8_and_texts_that_are(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    Image.new("RGB", (64, 64)).save(os.path.join(folder, b"first.png"))
+    image = os.fsdecode(os.path.join(folder, b"first.png"))
+    again = run(FORCING, *TINY, "--num_frames", 5, "--image", image, cwd=Path(os.fsdecode(folder)))
+    again = run(FORCING, "--replay", again.path, "--outdir", "again", cwd=tmp_path)
+    assert len(again.frames) == 5
+
+
+def test_settings_are_flags_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 96)).save("end.png")
+    argv = ["--end_image", "end.png", "--teacache", "--teacache_coefficients=1,-2,3,4,5", "--causal_block_size", "3"]
+    argv += ["--negative_prompt", "", "--seed", "5", "--resolution", "720P", "--dtype", "float16"]
+    settings = cli.parse_diffusion_forcing(argv)
+    again = cli.parse_diffusion_forcing(manifest.flags_of(json.loads(json.dumps(manifest.settings_of(settings)))))
+    assert again.end_image == tmp_path / "end.png"
+    for name in ("teacache_coefficients", "negative_prompt", "height", "width", "dtype", "causal_block_size", "prompt"):
+        assert getattr(again, name) == getattr(settings, name)
+
+
+def test_a_finished_video_is_known_by_what_was_asked_for(tmp_path):
+    """Not by what became of it: a prompt that was written out, a seed that was drawn."""
+    about = {"format": 1, "script": FORCING, "asked": "12ab", "settings": {"prompt": "a swan, written out", "seed": 5}}
+    for name in ("a-swan_5", "a-swan_5-2"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(about))
+    (tmp_path / "a-swan_4.json").write_text("{")
+    (tmp_path / "a-swan_5-2.mp4").touch()  # the first one was removed
+    for seed in (None, 5):
+        assert manifest.finished(tmp_path, "a-swan_", "12ab", seed) == tmp_path / "a-swan_5-2.mp4"
+    assert manifest.finished(tmp_path, "a-swan_", "12ab", 6) is None
+    assert manifest.finished(tmp_path, "a-swan_", "12ac", 5) is None
+
+
+def test_comments_survive_ffmpeg_s_escapes(tmp_path):
+    text = 'line\nbreak = ; # \\ "quotes" é 鶴'
+    (tmp_path / "metadata").write_text(manifest.as_ffmetadata(text))
+    from skyreels_v2_infer.media.video_io import VideoWriter, join_videos
+
+    with VideoWriter(tmp_path, "one", 32, 32, 24) as writer:
+        writer.write(np.zeros((2, 32, 32, 3), np.uint8))
+    join_videos([writer.path], tmp_path / "out.mp4", 24, tmp_path / "metadata")
+    assert manifest.comment_of(tmp_path / "out.mp4") == text
+    with pytest.raises(InputError, match="it has no comment"):
+        manifest.read(writer.path)
+
+
+def test_the_sheet_of_a_very_long_video_does_not_grow_without_end():
+    both = preview.pair(*np.zeros((2, 360, 640, 3), np.uint8))
+    assert both.size == (640, 180)
+    starts = list(range(0, 5000, 5))
+    page = preview.sheet(lambda number: both, starts, 5000)
+    assert page.width * page.height < 1.5 * preview.MOST
+    one = preview.sheet(lambda number: both, [0], 1)
+    assert one.size == (320 + 2 * preview.GAP, 180 + preview.LABEL + 2 * preview.GAP)
+
+
+def test_how_a_stretch_looks():
+    look = manifest.Look()
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    frames[:2] = (255, 255, 255)
+    frames[2:] = (255, 0, 0)
+    look.add(frames[:3])
+    look.add(frames[3:])
+    assert look.figures() == {"brightness": round((2 + 2 * 0.2126) / 4, 4), "saturation": 0.5}
+    assert np.array_equal(look.first, frames[0]) and np.array_equal(look.last, frames[3])
+    assert preview.difference(preview.thumbnail(frames[0]), preview.thumbnail(frames[3])) == pytest.approx(2 / 3)
+
+
+def test_drift_and_jumps_are_worth_a_line():
+    still = {"brightness": 0.5, "saturation": 0.3, "seam": 0.01}
+    assert manifest.drift([still, still]) is None
+    assert "brightness moved from 0.50 to 0.62" in manifest.drift([still, still | {"brightness": 0.62}])
+    assert "saturation moved" in manifest.drift([still, still | {"saturation": 0.15}])
+    assert "jumps where window 2 begins" in manifest.drift([still, still | {"seam": 0.3}])
+    # A video before the windows may look otherwise, but the windows should go on from it.
+    dark = still | {"brightness": 0.1}
+    assert manifest.drift([dark, still, still], 1) is None
+    assert "jumps where window 1 begins" in manifest.drift([dark, still | {"seam": 0.3}, still], 1)
