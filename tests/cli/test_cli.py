@@ -561,7 +561,7 @@ def run(code: str, *argv: str, cwd: Path) -> tuple[subprocess.CompletedProcess, 
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-PARSE = "import sys; from skyreels_v2_infer import cli; cli.parse_diffusion_forcing(sys.argv[1:])"
+PARSE = "import sys; from skyreels_v2_infer.cli import arguments as cli; cli.parse_diffusion_forcing(sys.argv[1:])"
 HEAVY = "; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
 
 
