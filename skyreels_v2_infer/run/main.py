@@ -26,13 +26,13 @@ from skyreels_v2_infer.distributed.team import SilencedError, Team, assembled, o
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.statistics import Look, drift
 from skyreels_v2_infer.media.video_io import check_ffmpeg
 from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.show import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.run import manifest as manifests
 from skyreels_v2_infer.run.files import fingerprint
 from skyreels_v2_infer.run.journal import Journal, digest_of
-from skyreels_v2_infer.run.manifest import Look
 from skyreels_v2_infer.run.session import (
     Job,
     choose_cache,
@@ -460,7 +460,7 @@ def finish(run: Run, settings: GenerateSettings) -> Path:
     manifest |= {"seconds": manifests.rounded(seconds), "peak_memory_gib": manifests.peak_memory()}
     firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
     total = sum(piece["frames"] for piece in pieces)
-    moved = manifests.drift(pieces, run.prefix)
+    moved = drift(pieces, run.prefix)
     if moved is not None:
         say(moved)
 

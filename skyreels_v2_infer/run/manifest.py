@@ -18,8 +18,6 @@ from skyreels_v2_infer import __version__, embedded
 from skyreels_v2_infer.errors import InputError, first_line
 
 FORMAT = 1
-LUMA = (0.2126, 0.7152, 0.0722)
-DRIFT, SEAM = 0.1, 0.1  # from where on a difference is worth a line
 # Settings that change where and how a video is made, but not what is in it.
 WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
 WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts", "replay"}
@@ -163,51 +161,4 @@ def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | No
         video = path.with_suffix(".mp4")
         if found.get("asked") == asked and seed in (None, found["settings"].get("seed")) and video.is_file():
             return video
-    return None
-
-
-class Look:
-    """Mean brightness and saturation of a stretch of frames, and its ends."""
-
-    def __init__(self):
-        self.frames = 0
-        self._brightness = self._saturation = 0.0
-        self.first = self.last = None
-
-    def add(self, frames) -> None:
-        """uint8 ``[t, H, W, 3]``."""
-        import numpy as np
-
-        for frame in frames:  # one by one: a long piece of a large video is not copied as a whole
-            values = frame.astype(np.float32) / 255
-            self._brightness += float((values @ LUMA).mean())
-            self._saturation += float((values.max(axis=-1) - values.min(axis=-1)).mean())
-        self.first = frames[0].copy() if self.first is None else self.first
-        self.last = frames[-1].copy()
-        self.frames += len(frames)
-
-    def figures(self) -> dict[str, float]:
-        """brightness: mean luma (BT.709). saturation: mean of largest minus smallest channel. Both 0 to 1."""
-        return {
-            "brightness": round(self._brightness / self.frames, 4),
-            "saturation": round(self._saturation / self.frames, 4),
-        }
-
-
-def drift(pieces: list[dict], prefix: int = 0) -> str | None:
-    """One line if the look of a video moves away from how it began, or jumps at a seam.
-
-    Args:
-        pieces: as in a manifest.
-        prefix: how many of them come before the first window: 1 where a video is continued.
-    """
-    windows = pieces[prefix:]
-    for name in ("brightness", "saturation"):
-        begun, ended = windows[0][name], windows[-1][name]
-        if abs(ended - begun) > DRIFT:
-            return f"{name} moved from {begun:.2f} to {ended:.2f} (of 1) between the first and the last window"
-    first = 1 if prefix else 2  # window in front of which there is a seam
-    for number, piece in enumerate(windows[first - 1 :], start=first):
-        if piece["seam"] > SEAM:
-            return f"the picture jumps where window {number} begins (mean difference {piece['seam']:.2f} of 1)"
     return None
