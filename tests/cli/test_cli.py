@@ -81,7 +81,6 @@ def inputs(tmp_path_factory):
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(inputs / "turned.jpg", exif=turned)
-    (inputs / "cut.png").write_bytes((inputs / "wide.png").read_bytes()[:-30])
     (inputs / "cut.mp4").write_bytes((inputs / "wide.mp4").read_bytes()[:800])
     (inputs / "text.mp4").write_text("not a video")
     return inputs
@@ -350,7 +349,6 @@ REFUSED_BY_BOTH = [
     ("--resolution 540P --height 544 --width 960", "give either --resolution or --height and --width"),
     ("--image ../inputs/missing.png", "must be an existing file"),
     ("--image ../inputs", "must be a file, not a folder or a device"),
-    ("--image ../inputs/cut.png", "must be a complete picture that Pillow can read"),
     ("--image ../inputs/text.mp4", "must be a complete picture that Pillow can read"),
     (f"--outdir new/{'a' * 300}/b", "no name of a folder may have more than 255 bytes there"),
     (f"--prompt_enhancer_model {'a' * 5000} --prompt_enhancer", "is neither a folder nor the name of a model"),
@@ -375,7 +373,7 @@ REFUSED_BY_FORCING = [
     ("--addnoise_condition 1000", "--addnoise_condition 1000", "at least 0 and below 1000"),
     ("--addnoise_condition -1", "--addnoise_condition -1", "at least 0 and below 1000"),
     ("--addnoise_condition nan", "--addnoise_condition nan", "at least 0 and below 1000"),
-    ("--end_image ../inputs/cut.png", "--end_image ../inputs/cut.png", "must be a complete picture"),
+    ("--end_image ../inputs/text.mp4", "--end_image ../inputs/text.mp4", "must be a complete picture"),
     ("--end_image ../inputs/no.png", "--end_image ../inputs/no.png", "must be an existing file"),
     (
         "--end_image ../inputs/wide.png --causal_attention",
@@ -409,7 +407,6 @@ REFUSED_EXTENSIONS = [
     ("name", "legal"),
     [
         ("none.png", "cannot be downloaded (HTTP Error 404: File not found)"),
-        ("cut.png", "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...), but: "),
         ("text.mp4", "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"),
         ("wide.mp4", "must be a picture of at most 0 MB"),
     ],
@@ -570,7 +567,7 @@ HEAVY = "; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.
     [
         "--help",
         "--num_frames 98",
-        "--image ../inputs/cut.png",
+        "--image ../inputs/text.mp4",
         "--outdir ../inputs/wide.png",
         "--video_path ../inputs/cut.mp4 --overlap_history 17",
         "--video_path ../inputs/wide.mp4 --overlap_history 25",
