@@ -15,7 +15,7 @@ from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PUBLISHED, TINY
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
-from skyreels_v2_infer.media import images, video_io
+from skyreels_v2_infer.media import images, read
 from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
 from skyreels_v2_infer.plan.models import HUB_ID, MODELS_720P
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
@@ -149,7 +149,7 @@ def source_size(args: argparse.Namespace) -> tuple[int, int] | None:
     # Only looks, never creates. Before the video, whose check is the one that takes time.
     check_outdir(args.outdir)
     if getattr(args, "video_path", None) is not None:
-        info = video_io.probe_video(args.video_path, "video_path")
+        info = read.probe_video(args.video_path, "video_path")
         check_prefix(info.frames, args.overlap_history)
         video, args.video_fps, args.video_frames = (info.height, info.width), info.fps, info.frames
     return image or video or end_image

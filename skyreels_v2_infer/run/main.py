@@ -26,8 +26,8 @@ from skyreels_v2_infer.distributed.team import SilencedError, Team, assembled, o
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.media.statistics import Look, drift
-from skyreels_v2_infer.media.video_io import check_ffmpeg
 from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.show import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.run import manifest as manifests
@@ -203,7 +203,7 @@ def execute(
 ) -> Path | None:
     """Does the job -> the video's path; None on other ranks than the first."""
     if not team.rank:
-        check_ffmpeg()  # not after the first window
+        check_ffmpeg(reading=run.prefix > 0)  # not after the first window
     checkpoint = open_checkpoint(settings, team)
     identity = {"script": run.prog} | identity_of(settings, checkpoint)
     if settings.replay is not None:

@@ -18,7 +18,9 @@ import pytest
 from PIL import Image
 
 from skyreels_v2_infer.cli import arguments as cli
-from skyreels_v2_infer.media import images, video_io
+from skyreels_v2_infer.media import images
+from skyreels_v2_infer.media.read import probe_video
+from skyreels_v2_infer.media.write import VideoWriter
 
 ROOT = Path(cli.__file__).parents[2]
 BOTH = pytest.mark.parametrize("parse", [cli.parse_generate, cli.parse_diffusion_forcing])
@@ -76,7 +78,7 @@ def inputs(tmp_path_factory):
     for name, height, width in (("wide", 64, 96), ("tall", 96, 64)):
         frames = np.full((21, height, width, 3), 90, np.uint8)
         Image.fromarray(frames[0]).save(inputs / f"{name}.png")
-        with video_io.VideoWriter(inputs, name, height, width, 24) as writer:
+        with VideoWriter(inputs, name, height, width, 24) as writer:
             writer.write(frames)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -191,7 +193,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     extension = ["--use_usp", "--video_path", "../inputs/wide.mp4", "--overlap_history", "17", "--causal_attention"]
     settings = cli.parse_diffusion_forcing(extension)
     assert settings.video_path == Path("../inputs/wide.mp4") and settings.causal_attention is True
-    assert settings.video_fps == pytest.approx(video_io.probe_video("../inputs/wide.mp4").fps)
+    assert settings.video_fps == pytest.approx(probe_video("../inputs/wide.mp4").fps)
     assert contents(folder) == []
 
 

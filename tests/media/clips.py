@@ -7,7 +7,7 @@ import imageio_ffmpeg
 import numpy as np
 from scenes import scene
 
-from skyreels_v2_infer.media.video_io import VideoWriter
+from skyreels_v2_infer.media.write import VideoWriter
 
 FPS = 24
 
@@ -25,3 +25,10 @@ def write(folder: Path, frames: np.ndarray, stem: str = "clip") -> Path:
 
 def ffmpeg(*arguments: object) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def stub_ffmpeg(path: Path, case: str) -> Path:
+    """An ffmpeg like the real one except for `case`, an arm of a shell's ``case`` over its command line."""
+    path.write_text(f'#!/bin/sh\ncase " $* " in {case} esac\nexec "{imageio_ffmpeg.get_ffmpeg_exe()}" "$@"\n')
+    path.chmod(0o755)
+    return path

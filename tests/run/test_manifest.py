@@ -167,7 +167,7 @@ def test_a_finished_video_is_known_by_what_was_asked_for(tmp_path):
 def test_comments_survive_ffmpeg_s_escapes(tmp_path):
     text = 'line\nbreak = ; # \\ "quotes" é 鶴'
     (tmp_path / "metadata").write_text(manifest.as_ffmetadata(text))
-    from skyreels_v2_infer.media.video_io import VideoWriter, join_videos
+    from skyreels_v2_infer.media.write import VideoWriter, join_videos
 
     with VideoWriter(tmp_path, "one", 32, 32, 24) as writer:
         writer.write(np.zeros((2, 32, 32, 3), np.uint8))
