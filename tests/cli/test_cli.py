@@ -422,6 +422,20 @@ def test_bad_address(parse, name, legal, folder, address, monkeypatch, capsys):
     assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--video_path https://host/a.mp4",
+        "--outdir s3://bucket/a",
+        "--replay HTTPS://host/a.mp4",
+        "--image ftp://h/a.png",
+    ],
+)
+def test_an_address_where_a_path_belongs_is_named_as_it_is(argv, folder, capsys):
+    assert refusal(cli.parse_diffusion_forcing, argv.split(), capsys).startswith(f"{argv}: must be a path")
+    assert contents(folder) == []
+
+
 @pytest.mark.parametrize("url", ["http://", "http://host:port/a.png", "http://host/a b.png"])
 def test_an_address_that_is_none(url, capsys):
     assert refusal(cli.parse_generate, ["--image", url], capsys).startswith(f"--image {url}: cannot be downloaded (")
