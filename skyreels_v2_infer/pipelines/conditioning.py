@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from skyreels_v2_infer.media.images import as_shown, fit
-from skyreels_v2_infer.media.video_io import read_video
+from skyreels_v2_infer.media.read import read_video
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
 

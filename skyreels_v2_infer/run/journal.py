@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.video_io import VideoWriter, join_videos, publish
+from skyreels_v2_infer.media.write import VideoWriter, join_videos, publish
 from skyreels_v2_infer.run.files import checksum, link_or_copy, read_array, take_lock, write_array, write_whole
 from skyreels_v2_infer.run.manifest import as_ffmetadata, read, text_of
 

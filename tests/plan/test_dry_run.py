@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.video_io import VideoWriter
+from skyreels_v2_infer.media.write import VideoWriter
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import WanVAE
 from skyreels_v2_infer.pipelines.base import frames_of

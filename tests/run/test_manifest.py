@@ -167,7 +167,7 @@ def test_a_finished_video_is_known_by_what_was_asked_for(tmp_path):
 def test_comments_survive_ffmpeg_s_escapes(tmp_path):
     text = 'line\nbreak = ; # \\ "quotes" é 鶴'
     (tmp_path / "metadata").write_text(manifest.as_ffmetadata(text))
-    from skyreels_v2_infer.media.video_io import VideoWriter, join_videos
+    from skyreels_v2_infer.media.write import VideoWriter, join_videos
 
     with VideoWriter(tmp_path, "one", 32, 32, 24) as writer:
         writer.write(np.zeros((2, 32, 32, 3), np.uint8))
@@ -185,27 +185,3 @@ def test_the_sheet_of_a_very_long_video_does_not_grow_without_end():
     assert page.width * page.height < 1.5 * preview.MOST
     one = preview.sheet(lambda number: both, [0], 1)
     assert one.size == (320 + 2 * preview.GAP, 180 + preview.LABEL + 2 * preview.GAP)
-
-
-def test_how_a_stretch_looks():
-    look = manifest.Look()
-    frames = np.zeros((4, 8, 8, 3), np.uint8)
-    frames[:2] = (255, 255, 255)
-    frames[2:] = (255, 0, 0)
-    look.add(frames[:3])
-    look.add(frames[3:])
-    assert look.figures() == {"brightness": round((2 + 2 * 0.2126) / 4, 4), "saturation": 0.5}
-    assert np.array_equal(look.first, frames[0]) and np.array_equal(look.last, frames[3])
-    assert preview.difference(preview.thumbnail(frames[0]), preview.thumbnail(frames[3])) == pytest.approx(2 / 3)
-
-
-def test_drift_and_jumps_are_worth_a_line():
-    still = {"brightness": 0.5, "saturation": 0.3, "seam": 0.01}
-    assert manifest.drift([still, still]) is None
-    assert "brightness moved from 0.50 to 0.62" in manifest.drift([still, still | {"brightness": 0.62}])
-    assert "saturation moved" in manifest.drift([still, still | {"saturation": 0.15}])
-    assert "jumps where window 2 begins" in manifest.drift([still, still | {"seam": 0.3}])
-    # A video before the windows may look otherwise, but the windows should go on from it.
-    dark = still | {"brightness": 0.1}
-    assert manifest.drift([dark, still, still], 1) is None
-    assert "jumps where window 1 begins" in manifest.drift([dark, still | {"seam": 0.3}, still], 1)
