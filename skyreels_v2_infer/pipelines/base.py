@@ -74,7 +74,8 @@ class VideoPipeline:
         self, model_path, dit_path=None, device=None, weight_dtype=None, use_usp: bool = False, offload: bool = False
     ):
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
-        from skyreels_v2_infer.weights.locate import PARTS, Checkpoint
+        from skyreels_v2_infer.weights.layouts import PARTS
+        from skyreels_v2_infer.weights.locate import Checkpoint
 
         place = Placement.choose(device, weight_dtype)
         host = torch.device("cpu")

@@ -19,7 +19,9 @@ from skyreels_v2_infer.modules.caches.teacache import TeaCache
 from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.show import check_kind, choose_sharing
-from skyreels_v2_infer.weights.locate import Checkpoint, check_files, local_folder, read_transformer_config
+from skyreels_v2_infer.weights.download import local_folder
+from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.verify import check_files
 
 KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
 MUCH_NOISE = 60
