@@ -29,7 +29,9 @@ from small_checkpoints import published_shapes
 
 from skyreels_v2_infer import DiffusionForcingPipeline
 from skyreels_v2_infer.runtime import Placement
-from skyreels_v2_infer.weights.locate import ORIGINAL_TOKENIZER, Checkpoint, check_files
+from skyreels_v2_infer.weights.layouts import ORIGINAL_TOKENIZER
+from skyreels_v2_infer.weights.locate import Checkpoint
+from skyreels_v2_infer.weights.verify import check_files
 
 # name in the table of shapes; kind of config.json; dim, ffn_dim, heads, layers
 MODELS = {

@@ -58,7 +58,8 @@ class VideoPipeline:
         hooks: Hooks = Hooks(),  # noqa: B008  frozen
     ):
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
-        from skyreels_v2_infer.weights.locate import PARTS, Checkpoint
+        from skyreels_v2_infer.weights.layouts import PARTS
+        from skyreels_v2_infer.weights.locate import Checkpoint
 
         place = device if isinstance(device, Placement) else Placement.choose(device, weight_dtype)
         host = torch.device("cpu")
