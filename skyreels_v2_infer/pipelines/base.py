@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.attention import WHOLE
+from skyreels_v2_infer.modules.caches.teacache import TeaCache
 from skyreels_v2_infer.modules.transformer import Around, PromptContext
 from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
-from skyreels_v2_infer.pipelines.denoise import Guided, both_branches, denoise
+from skyreels_v2_infer.pipelines.denoise import Guided, both_branches, denoise, model_rows
 from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan, is_guided
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
@@ -59,8 +61,7 @@ class VideoPipeline:
     Attributes:
         device: what computes; the latents are there.
         progress: what shows how far a window is, see `Progress`; by default nothing.
-        around_blocks: makes, from the number of rows, what is called around the transformer's blocks in one window and
-            one branch of guidance (`TeaCache.branch`); None: nothing is.
+        cache: wraps the transformer's blocks, see `TeaCache.window`; None: they run in every row.
         sequence: what splits tokens over ranks. branches: what asks both branches of guidance. agree: makes a tensor
             the same on all ranks. See `share`; by default there are no other ranks.
         at_work: is handed a part, and what it remembers if it does, and returns a context inside which it computes, see
@@ -121,7 +122,7 @@ class VideoPipeline:
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.device = device
         self.progress: Progress = no_progress
-        self.around_blocks: Callable[[int], Around] | None = None
+        self.cache: TeaCache | None = None
         self.sequence, self.branches, self.agree = WHOLE, both_branches, itself
         self.at_work: Callable[..., AbstractContextManager] = always_there
 
@@ -221,11 +222,12 @@ class VideoPipeline:
 
         if self.transformer.inject_sample_info:
             kw["fps"] = torch.full((prompts.batch,), 0 if fps == 16 else 1, device=self.device)
+        around_branch = self._cached(window, show, **kw)
 
         def branch(context: PromptContext | None):
             if context is None:
                 return None
-            around = self.around_blocks and self.around_blocks(len(window.schedule))
+            around = around_branch()
             return lambda x, t: self.transformer(x, t, context, around=around, sequence=self.sequence, **kw)
 
         latents = self.agree(latents)
@@ -248,6 +250,17 @@ class VideoPipeline:
             way_out = "try --dtype float32, or less --guidance_scale"
             raise FloatingPointError(f"window {window.window.index + 1}: what the model makes is not finite; {way_out}")
         return done
+
+    def _cached(
+        self, window: WindowPlan, show, fps: torch.Tensor | None = None, causal_block_size: int | None = None, **_others
+    ) -> Callable[[], Around | None]:
+        """Makes what wraps the blocks in one branch of a window."""
+        if self.cache is None:
+            return lambda: None
+        rows = model_rows(window.schedule, self.device, show, causal_block_size)
+        embed = partial(self.transformer.embed_time, fps=None if fps is None else fps[:1])
+        with self.at_work(self.transformer.time_layers):  # before the first forward, which brings them otherwise
+            return self.cache.window(rows, embed, self.agree)
 
     @torch.no_grad()
     def _decode_on(self, new: torch.Tensor, skip: int, history: LatentHistory) -> Iterator[torch.Tensor]:

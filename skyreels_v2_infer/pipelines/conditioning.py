@@ -94,14 +94,19 @@ class NoisedHistory:
     def __init__(self, noise: Noise, window: int, latents: int, level: float):
         self.noise, self.window, self.latents, self.level = noise, window, latents, level
 
-    def __call__(self, row: int, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x ``[B, C, F, H, W]``, t ``[F]`` -> the same as the model is to see them; the arguments are not changed."""
-        x, t = x.clone(), t.clone()
+    def __call__(self, row: int, x: torch.Tensor) -> torch.Tensor:
+        """x ``[B, C, F, H, W]`` -> the same with noise on the frames in front; the argument is not changed."""
+        x = x.clone()
         history = x[:, :, : self.latents]
         noise = self.noise.history(self.window, row, tuple(history.shape)).to(x)
         history.lerp_(noise, self.level / 1000)
+        return x
+
+    def timesteps(self, t: torch.Tensor) -> torch.Tensor:
+        """t ``[F]`` -> the same with the level of the noise on the frames in front; the argument is not changed."""
+        t = t.clone()
         t[: self.latents] = self.level
-        return x, t
+        return t
 
 
 # A video that is continued: its path, or its frames, uint8 ``[T, H, W, 3]`` or one by one as `as_picture` takes them

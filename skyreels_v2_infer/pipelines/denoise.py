@@ -36,6 +36,30 @@ class Guided:
         return negative.add(positive - negative, alpha=self.scale)
 
 
+def model_rows(
+    schedule: Schedule, device: torch.device, show=None, block_frames: int | None = None
+) -> list[tuple[torch.Tensor, int]]:
+    """For each row the timesteps that the model sees and the number of latent frames that it computes.
+
+    Args:
+        show, block_frames: as for `denoise`; of `show` only its `timesteps` are used.
+
+    Returns:
+        pairs of t, float32 ``[F]`` or, where all frames share it, ``[1]``, on `device`; and F.
+    """
+    timesteps = torch.from_numpy(schedule.timesteps).to(device, torch.float32)
+    rows = []
+    for row, reach in enumerate(schedule.reach(block_frames)):
+        told = schedule.timesteps[row, :reach]
+        t = timesteps[row, :reach]
+        if show is not None:
+            t = show.timesteps(t)
+        elif (told == told[0]).all():
+            t = t[:1]
+        rows.append((t, int(reach)))
+    return rows
+
+
 def denoise(
     velocity: Velocity,
     solver,
@@ -51,7 +75,8 @@ def denoise(
         velocity: the guided model.
         solver: a `FlowUniPCMultistepScheduler` that is set to the schedule's steps.
         latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
-        show: what the model sees of a row, ``(row, latents, t [F]) -> (latents, t [F])``, see `NoisedHistory`.
+        show: changes what the model sees, see `NoisedHistory`: called with (row, latents), it returns latents; its
+            `timesteps` maps t ``[F]`` to t ``[F]``.
         on_row: is handed every finished row and returns the latents to go on with.
         block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
             begun are then left out.
@@ -60,14 +85,9 @@ def denoise(
         the finished latents.
     """
     latents = latents.clone()
-    timesteps = torch.from_numpy(schedule.timesteps).to(latents.device, torch.float32)
-    for row, reach in enumerate(schedule.reach(block_frames)):
-        if show is not None:
-            x, t = show(row, latents, timesteps[row])
-            x, t = x[:, :, :reach], t[:reach]
-        else:
-            told = schedule.timesteps[row, :reach]
-            x, t = latents[:, :, :reach], timesteps[row, : 1 if (told == told[0]).all() else reach]
+    for row, (t, reach) in enumerate(model_rows(schedule, latents.device, show, block_frames)):
+        x = latents if show is None else show(row, latents)
+        x = x[:, :, :reach]
         v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
         latents = solver.step_frames(v, schedule.steps[row], latents, schedule.update[row])
         if on_row is not None:

@@ -129,8 +129,7 @@ def load(pipeline_class: str, job: Job):
         pipeline.share(share(layout))
         halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
         say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
-    if cache is not None:
-        pipeline.around_blocks = cache.branch
+    pipeline.cache = cache
     if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
         say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
     return pipeline
