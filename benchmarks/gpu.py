@@ -105,12 +105,12 @@ def video(mode: tuple, device: torch.device, dtype=torch.float32, offload=False)
     """(latents, on the CPU; frames, uint8 ``[T, H, W, 3]``)"""
     kind, asked, threshold = mode
     pipeline = loaded(kind, device, dtype, offload)
-    pipeline.around_blocks = None
+    pipeline.cache = None
     if threshold is not None:
         checkpoint = Checkpoint.open(embedded.folder(False))
         config, size = checkpoint.transformer_config, (asked["height"], asked["width"])
         found = choose_coefficients(config, checkpoint.folder, *size, use_ret_steps=False)
-        pipeline.around_blocks = TeaCache(threshold, found).branch
+        pipeline.cache = TeaCache(threshold, found)
     latents, frames = [], []
     for part in pipeline.generate(**asked):
         latents.append(part.latents.cpu())

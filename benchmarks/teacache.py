@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,25 @@ PROMPTS = (
 )
 
 
-def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:
+class Counted:
+    """A cache that keeps every branch's `FeatureCache`, which knows which steps were computed."""
+
+    def __init__(self, cache: TeaCache):
+        self.cache, self.branches = cache, []
+
+    def window(self, *asked) -> Callable[[], FeatureCache]:
+        make = self.cache.window(*asked)
+
+        def branch() -> FeatureCache:
+            self.branches.append(make())
+            return self.branches[-1]
+
+        return branch
+
+
+def timed(pipeline, cache, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:
     """The video, and the seconds that the latents took."""
-    pipeline.around_blocks = around
+    pipeline.cache = cache
     began = time.perf_counter()
     latents = pipeline(prompt, output_type="latent", **arguments)
     if latents.is_cuda:
@@ -81,14 +98,9 @@ def main() -> None:
     for prompt, arguments in jobs:
         plain, whole = timed(pipeline, None, prompt, arguments)
         for threshold in THRESHOLDS:
-            branches: list[FeatureCache] = []
-
-            def around(steps: int, threshold=threshold, branches=branches) -> FeatureCache:
-                branches.append(TeaCache(threshold, found, args.use_ret_steps).branch(steps))
-                return branches[-1]
-
-            frames, seconds = timed(pipeline, around, prompt, arguments)
-            computed = float(np.mean([step for branch in branches for step in branch.computed]))
+            cache = Counted(TeaCache(threshold, found, args.use_ret_steps))
+            frames, seconds = timed(pipeline, cache, prompt, arguments)
+            computed = float(np.mean([step for branch in cache.branches for step in branch.computed]))
             rows[threshold].append((100 * computed, whole / seconds, psnr(frames, plain)))
     print("| threshold | steps computed | speed-up | PSNR to the uncached run, median | least |\n|---|---|---|---|---|")
     for threshold, values in rows.items():

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from skyreels_v2_infer.errors import first_line
-from skyreels_v2_infer.modules.caches.teacache import Recorder, fit
+from skyreels_v2_infer.modules.caches.teacache import Recording, fit
 from skyreels_v2_infer.plan.caching import DEGREE, FILE
 from skyreels_v2_infer.run.files import write_whole
 
@@ -47,21 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
         pipeline = Text2VideoPipeline(checkpoint, device=args.device)
         pipeline.progress = partial(show_rows, lambda: None)
-        changes: list[list[tuple[float, float, float]]] = []
-
-        def around(steps: int) -> Recorder:
-            recorder = Recorder()
-            changes.append(recorder.changes)  # not the recorder, which holds a step's tokens
-            return recorder
-
-        pipeline.around_blocks = around
+        pipeline.cache = recording = Recording()
         options = {name: getattr(settings, name) for name in names if name != "inference_steps"}
         options |= {"num_inference_steps": settings.inference_steps, "seed": args.seed, "output_type": "latent"}
         for prompt in args.prompt:
             pipeline(prompt, settings.negative_prompt, **options)
     except ValueError as error:
         parser.error(first_line(error))
-    found = fit([change for window in changes for change in window])
+    found = fit([change for window in recording.windows for change in window])
     write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
     print(out)
     return 0

@@ -46,9 +46,9 @@ KINDS = {"t2v": Text2VideoPipeline, "df": DiffusionForcingPipeline, "i2v": Image
 
 def run(pipeline, mode: str) -> torch.Tensor:
     _, settings = MODES[mode]
-    pipeline.around_blocks = None
+    pipeline.cache = None
     if "cache" in mode:
-        pipeline.around_blocks = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0)).branch
+        pipeline.cache = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0))
     return pipeline(prompt="a swan", negative_prompt="blurred", **settings)
 
 
