@@ -149,7 +149,7 @@ def measured(folder: Path, offload: bool, device: torch.device, asked: dict) -> 
         ticks.append(now(device))
         yield lambda: ticks.append(now(device))
 
-    pipeline.progress = progress
+    pipeline.hooks = Hooks(progress=progress)
     began = now(device)
     (part,) = pipeline.generate(**asked)
     latents = part.latents.cpu()

@@ -2,19 +2,8 @@
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
-<<<<<<< HEAD
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
-=======
-from skyreels_v2_infer.plan.caching import choose_coefficients
-from skyreels_v2_infer.plan.models import architecture
-from skyreels_v2_infer.plan.naming import output_stem
-from skyreels_v2_infer.plan.plan import Plan, is_guided, make_plan
-from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout, legal_counts
-from skyreels_v2_infer.plan.story import Scene, scenes_of
-from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.locate import read_transformer_config
->>>>>>> weights~0
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_RANKS = 8  # in the table; the JSON has all

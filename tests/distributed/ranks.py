@@ -7,6 +7,7 @@ how far the work of rank 0 is from its share ("work"), and whether what the firs
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Tex
 from skyreels_v2_infer.distributed.xdit_context_parallel import share
 from skyreels_v2_infer.modules.attention import attend
 from skyreels_v2_infer.modules.caches.teacache import TeaCache
+from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
 from skyreels_v2_infer.plan.sharing import layouts
 
 HEADS, FRAME_TOKENS = 4, 16
@@ -46,9 +48,10 @@ KINDS = {"t2v": Text2VideoPipeline, "df": DiffusionForcingPipeline, "i2v": Image
 
 def run(pipeline, mode: str) -> torch.Tensor:
     _, settings = MODES[mode]
-    pipeline.cache = None
+    cache = None
     if "cache" in mode:
-        pipeline.cache = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0))
+        cache = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0))
+    pipeline.hooks = replace(pipeline.hooks, cache=cache)
     return pipeline(prompt="a swan", negative_prompt="blurred", **settings)
 
 
@@ -93,7 +96,7 @@ def main() -> None:
     for layout in layouts(size, HEADS, FRAME_TOKENS, guided=True):
         shared, name = share(layout), f"{layout.guidance} {layout.ulysses} {layout.ring}"
         for pipeline in pipelines.values():
-            pipeline.share(shared)
+            pipeline.hooks = Hooks(ranks=Ranks.of(shared))
         strayed = 0
         for mode, (task, _) in MODES.items():
             made, work = worked(pipelines[task], mode)
