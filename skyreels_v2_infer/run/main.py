@@ -31,8 +31,10 @@ from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.show import plan_of, scenes_and_scales, show
 from skyreels_v2_infer.run import manifest as manifests
 from skyreels_v2_infer.run.files import fingerprint
-from skyreels_v2_infer.run.journal import Journal, digest_of
+from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.manifest import Look
+from skyreels_v2_infer.run.record import MEASURED, DamagedError, RunInfo, digest_of
+from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import (
     Job,
     choose_cache,
@@ -52,7 +54,6 @@ FORESEEN = (OSError, MemoryError, FloatingPointError)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 SEEDS = 2**32  # a seed that nobody chose is below this: short enough to be typed again
 INPUTS = ("image", "end_image", "video_path")  # files, of which the manifest has fingerprints
-OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
 
 
 class Interrupts:
@@ -254,7 +255,7 @@ def look_for(run: Run, settings: GenerateSettings, identity: dict) -> dict | Non
     stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
     refused = None
     try:
-        run.journal = Journal.resume(settings.outdir, stem, identity, settings.keep_parts)
+        run.journal = resume_run(settings.outdir, stem, identity, settings.keep_parts)
     except InputError as error:
         refused = error
     if run.journal is not None:
@@ -272,6 +273,8 @@ def look_for(run: Run, settings: GenerateSettings, identity: dict) -> dict | Non
 def where_to_go_on(run: Run, settings: GenerateSettings) -> dict:
     """What all ranks have to know of the run in the journal."""
     journal = run.journal
+    if len(journal.info.keys) != run.pieces:
+        raise DamagedError(journal.folder / "run.json", f"keys: must be {run.pieces}")
     done = len(journal.pieces)
     latents, history = journal.state()
     # Without a piece a prefix has to be read first; there are no latents then.
@@ -297,7 +300,7 @@ def take_over(journal: Journal, run: Run, settings: GenerateSettings) -> dict | 
     windows = [window.window for window in plan_of(settings).windows]
     by_latents = getattr(settings, "history", None) == "latent"  # but for the first window, behind a prefix
     history = [w.history_latents if by_latents and w.index else w.history_frames for w in windows]
-    count = journal.adopt([0] * run.prefix + history)
+    count = adopt_pieces(journal, [0] * run.prefix + history)
     if not count:
         return None
     say(f"--keep_parts: {count} of {run.pieces} pieces are those of a run that was kept")
@@ -417,7 +420,7 @@ def write_video(run: Run, job: Job, parts: Iterator) -> Path | None:
             about = {"frames": look.frames, "seconds": manifests.rounded(seconds), **look.figures()}
             about["seam"] = round(seam(journal, ends), 4)
             unneeded = last and not journal.keep
-            journal.done(writer, None if unneeded else newest_frames(part), about, ends)
+            journal.done(writer.path, None if unneeded else newest_frames(part), about, ends)
             frames += look.frames
             job.check()
             waited = time.perf_counter()
@@ -443,7 +446,7 @@ def seam(journal: Journal, ends) -> float:
 def finish(run: Run, settings: GenerateSettings) -> Path:
     """Puts the pieces together, with the manifest and the preview -> the video's path."""
     journal = run.journal
-    pieces = [{name: piece[name] for name in OF_A_PIECE} for piece in journal.pieces]
+    pieces = [{name: piece[name] for name in MEASURED} for piece in journal.pieces]
     manifest = {
         "format": manifests.FORMAT,
         "script": run.prog,
@@ -484,8 +487,9 @@ def begin(run: Run, settings: GenerateSettings, identity: dict) -> Journal:
     except OSError as error:
         raise InputError("outdir", settings.outdir, f"cannot be created ({error.strerror})") from None
     stem = output_stem(identity["prompt"], settings.seed)
-    keys, keep, alone = keys_of(settings, identity), settings.keep_parts, settings.resume
-    run.journal = Journal.begin(settings.outdir, stem, identity, settled(settings), settings.fps, keys, keep, alone)
+    keys = tuple(keys_of(settings, identity))
+    info = RunInfo(stem, settled(settings), identity, settings.fps, keys, settings.keep_parts)
+    run.journal = Journal.begin(settings.outdir, info, alone=settings.resume)
     return run.journal
 
 
