@@ -2,15 +2,16 @@
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from journal_runs import IDENTITY, add_piece, begin, info, resume
 
 from skyreels_v2_infer.run import record
-from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.record import DamagedError, Record
 from skyreels_v2_infer.run.resume import adopt_pieces
 
@@ -33,14 +34,21 @@ def outdir(tmp_path, outside) -> Path:
     return folder
 
 
-@pytest.fixture
-def crafted(outdir) -> Journal:
-    """A run with two pieces that nobody works on."""
-    made = begin(outdir, keep=True)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """The folder of a run with two pieces."""
+    made = begin(tmp_path_factory.mktemp("template"), keep=True)
     add_piece(made, 5, 0)
     add_piece(made, 8, 5)
+    made.keep_latents(np.zeros(4, np.float32))
     made.close()
-    return made
+    return made.folder
+
+
+@pytest.fixture
+def crafted(outdir, template) -> Path:
+    """The same in the output folder; a test changes it by hand."""
+    return shutil.copytree(template, outdir / template.name)
 
 
 def everything(folder: Path) -> dict[Path, bytes | None]:
@@ -133,7 +141,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_record_is_refused(crafted, outdir, outside, name):
-    rewrite(crafted.folder, CHANGES[name])
+    rewrite(crafted, CHANGES[name])
     refused(crafted, outdir, outside)
 
 
@@ -150,7 +158,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_what_is_no_record_is_refused(crafted, outdir, outside, name):
-    (crafted.folder / "run.json").write_bytes(TEXTS[name])
+    (crafted / "run.json").write_bytes(TEXTS[name])
     refused(crafted, outdir, outside)
 
 
@@ -159,13 +167,13 @@ def test_a_huge_record_is_refused_unread(crafted, outdir, outside, monkeypatch):
     refused(crafted, outdir, outside)
 
 
-def refused(crafted: Journal, outdir: Path, outside: Path) -> None:
+def refused(crafted: Path, outdir: Path, outside: Path) -> None:
     """Neither resumed nor taken pieces from; all files stay as they are."""
     before = everything(outdir), everything(outside)
     with pytest.raises(DamagedError, match=r"run\.json"):
         resume(outdir)
     assert (everything(outdir), everything(outside)) == before
-    if (crafted.folder / "run.json").stat().st_size < 2**20:
+    if (crafted / "run.json").stat().st_size < 2**20:
         new = begin(outdir, IDENTITY | {"shift": 1.0})
         assert adopt_pieces(new, (0, 0, 0)) == 0
         new.discard()
@@ -178,7 +186,7 @@ LINKED += [".run.json.part", "joined.mp4", "metadata.txt", ".metadata.txt.part",
 
 @pytest.mark.parametrize("name", LINKED)
 def test_a_link_in_the_folder_is_refused(crafted, outdir, outside, name):
-    path = crafted.folder / name
+    path = crafted / name
     target = outside / name.lstrip(".")
     if path.exists():
         target.write_bytes(path.read_bytes())  # with the right checksum
@@ -195,9 +203,9 @@ def test_a_link_in_the_folder_is_refused(crafted, outdir, outside, name):
 
 
 def test_a_folder_that_is_a_link_is_none_of_ours(crafted, outdir, outside):
-    moved = outside / crafted.folder.name
-    crafted.folder.rename(moved)
-    crafted.folder.symlink_to(moved)
+    moved = outside / crafted.name
+    crafted.rename(moved)
+    crafted.symlink_to(moved)
     (outdir / f"{info(IDENTITY | {'shift': 5.0}).folder_stem}.parts").symlink_to(outside)
     (outside / "lock").touch()
     before = everything(outside)
@@ -207,7 +215,7 @@ def test_a_folder_that_is_a_link_is_none_of_ours(crafted, outdir, outside):
 
 @pytest.mark.parametrize("name", ["run.json", "segment-0000.mp4", "ends-0001.png", "history-0002.npy"])
 def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(crafted, outdir, name):
-    path = crafted.folder / name
+    path = crafted / name
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(DamagedError, match=name):
@@ -221,16 +229,16 @@ def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(crafted, outdir, nam
 def test_a_playlist_is_no_segment(crafted, outdir, outside):
     """ffmpeg would open the files that it names."""
     text = f"#EXTM3U\n#EXTINF:1,\nfile:{outside / 'x.mp4'}\n#EXT-X-ENDLIST\n".encode()
-    (crafted.folder / "segment-0000.mp4").write_bytes(text)
-    rewrite(crafted.folder, set_to("pieces", 0, "checksum", zlib.crc32(text)))
+    (crafted / "segment-0000.mp4").write_bytes(text)
+    rewrite(crafted, set_to("pieces", 0, "checksum", zlib.crc32(text)))
     with pytest.raises(DamagedError, match=r"segment-0000\.mp4"):
         resume(outdir)
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_ends_that_are_no_png_are_refused(crafted, outdir, content):
-    (crafted.folder / "ends-0001.png").write_bytes(content)
-    rewrite(crafted.folder, set_to("pieces", 1, "ends_checksum", zlib.crc32(content)))
+    (crafted / "ends-0001.png").write_bytes(content)
+    rewrite(crafted, set_to("pieces", 1, "ends_checksum", zlib.crc32(content)))
     found = resume(outdir)
     with pytest.raises(DamagedError, match=r"ends-0001\.png"):
         found.ends(1)
@@ -240,8 +248,8 @@ def test_ends_that_are_no_png_are_refused(crafted, outdir, content):
 def test_an_empty_file_beside_the_video_s_name_stays(crafted, outdir):
     """Only a name that the run itself has claimed is given back."""
     (outdir / "a-swan_7-holiday.mp4").touch()
-    rewrite(crafted.folder, set_to("output", "a-swan_7-holiday.mp4"))
-    (crafted.folder / "joined.mp4").touch()
+    rewrite(crafted, set_to("output", "a-swan_7-holiday.mp4"))
+    (crafted / "joined.mp4").touch()
     with pytest.raises(DamagedError):
         resume(outdir)
     assert (outdir / "a-swan_7-holiday.mp4").exists()
