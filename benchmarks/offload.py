@@ -28,6 +28,7 @@ import small_checkpoints
 from small_checkpoints import published_shapes
 
 from skyreels_v2_infer import DiffusionForcingPipeline
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.runtime import Placement
 from skyreels_v2_infer.weights.layouts import ORIGINAL_TOKENIZER
 from skyreels_v2_infer.weights.locate import Checkpoint
