@@ -31,7 +31,7 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
     return {
         "format": FORMAT,
         "script": script,
-        "settings": settings_of(settings, plan) | replayed_choices(settings, plan, settled),
+        "settings": settings_of(settings, plan, choices(plan, settled)),
         "weights": identity["model_id"],
         "inputs": {name: identity[name] for name in INPUTS if identity.get(name)},
         # Sums are rounded otherwise on another device or with another number of threads.
@@ -41,9 +41,14 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
     }
 
 
-def settings_of(settings: GenerateSettings, plan: Plan) -> dict:
-    """Flags and values that make the same video, as JSON has them; paths are absolute."""
-    values = {field.name: getattr(settings, field.name) for field in fields_that(settings, replayed=True)}
+def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = None) -> dict:
+    """Flags and values that make the same video, as JSON has them; paths are absolute.
+
+    Args:
+        chosen: by the run, where the settings leave it open.
+    """
+    names = [field.name for field in fields_that(settings, replayed=True)]
+    values = {name: (chosen or {}).get(name, getattr(settings, name)) for name in names}
     values = {name: value for name, value in values.items() if value is not None}
     if plan.scenes is not None:
         del values["prompt"]
@@ -55,11 +60,9 @@ def settings_of(settings: GenerateSettings, plan: Plan) -> dict:
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def replayed_choices(settings: GenerateSettings, plan: Plan, settled: dict) -> dict:
-    """What the run chose where the settings left it open."""
-    chosen = {"seed": plan.seed, "dtype": settled["dtype"]}
-    if plan.scenes is None:
-        chosen["prompt"] = settled["prompt"]
+def choices(plan: Plan, settled: dict) -> dict:
+    """What a run chose where the settings left it open."""
+    chosen = {"seed": plan.seed, "dtype": settled["dtype"], "prompt": settled["prompt"]}
     if plan.cache is not None:
         chosen["teacache_coefficients"] = plan.cache.coefficients
     return chosen
