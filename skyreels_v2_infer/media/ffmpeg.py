@@ -11,7 +11,9 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -112,12 +114,22 @@ class Ffmpeg:
         verbose: bool = False,
     ):
         self.process: subprocess.Popen | None = None
-        self._verbose = verbose
+        self._verbose, self._ended, self._starting = verbose, False, threading.Lock()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
-        level = "level+info" if verbose else "error"
+        command = [executable(), "-hide_banner", "-v", "level+info" if verbose else "error", *arguments]
+        try:
+            # Not in the main thread, where an exception that a signal handler raises inside Popen would leave a process
+            # behind of which nobody has a handle.
+            with ThreadPoolExecutor(1) as other:
+                other.submit(self._start, command, stdin, stdout).result()
+        except BaseException:
+            self.end()
+            raise
 
-        def start() -> None:
-            command = [executable(), "-hide_banner", "-v", level, *arguments]
+    def _start(self, command: list[str], stdin: int, stdout: int) -> None:
+        with self._starting:
+            if self._ended:  # an interrupt came first
+                return
             try:
                 # In a session of its own: Ctrl-C is handled by us and must not reach ffmpeg first.
                 self.process = subprocess.Popen(
@@ -125,12 +137,6 @@ class Ffmpeg:
                 )
             except OSError as error:
                 raise OSError(f"ffmpeg cannot be started: {error.strerror} ({command[0]})") from None
-
-        try:
-            _uninterrupted(start)
-        except BaseException:
-            self.end()
-            raise
 
     def __enter__(self) -> Ffmpeg:
         return self
@@ -178,6 +184,8 @@ class Ffmpeg:
 
     def end(self) -> None:
         """Kills the process if it still runs, and closes its pipes. A second call does nothing."""
+        with self._starting:
+            self._ended = True
         if self.process is not None:
             self.process.kill()
             for pipe in (self.process.stdin, self.process.stdout):
@@ -186,17 +194,6 @@ class Ffmpeg:
                         pipe.close()
             self.process.wait()
         self._log.close()
-
-
-def _uninterrupted(work: Callable[[], object]) -> None:
-    """Calls `work`; an exception that a signal handler raises meanwhile is raised after it has returned.
-
-    Raised inside `Popen` it would leave a process behind that nobody has a handle of.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as other:  # signal handlers run in the main thread
-        other.submit(work).result()
 
 
 def check_ffmpeg(reading: bool = False) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 
 import pytest
@@ -92,6 +93,7 @@ def test_a_missing_ffmpeg_is_not_blamed_on_the_video(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_while_ffmpeg_starts_leaves_no_process(monkeypatch):
+    ffmpeg.executable()  # imageio-ffmpeg tries it once
     real, started = subprocess.Popen, []
 
     def start(command, **pipes):
@@ -107,4 +109,30 @@ def test_an_interrupt_while_ffmpeg_starts_leaves_no_process(monkeypatch):
             ffmpeg.Ffmpeg(["-f", "lavfi", "-i", "testsrc", "-f", "null", "-"])
     finally:
         signal.signal(signal.SIGINT, before)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+
+
+def test_an_interrupt_before_the_start_is_known_leaves_no_process(monkeypatch):
+    """The executor does not wait for a thread whose `start` was interrupted."""
+    ffmpeg.executable()
+    real, begin, started, threads = subprocess.Popen, threading.Thread.start, [], []
+
+    def late(command, **pipes):
+        started.append(real(command, **pipes))
+        time.sleep(0.3)
+        return started[-1]
+
+    def interrupted(thread):
+        begin(thread)
+        threads.append(thread)
+        while not started:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", late)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ffmpeg.Ffmpeg(["-f", "lavfi", "-i", "testsrc", "-f", "null", "-"])
+    for thread in threads:
+        thread.join(5)
     assert [process.poll() for process in started] == [-signal.SIGKILL]
