@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ from script_runs import FORCING, GENERATE, LIMIT, ROOT, Run, contents, environme
 from skyreels_v2_infer.distributed import team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
-from skyreels_v2_infer.run import session as jobs
+from skyreels_v2_infer.run import jobs
 
 HERE = Path(__file__).parent
 HEADS = {"14B": 40, "1.3B": 12}
@@ -98,19 +98,13 @@ def test_what_is_asked_for_is_kept_or_refused():
 
 
 def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
-    asked = SimpleNamespace(device=None, dtype=None)
-    jobs.check_layout(asked, Layout(2, 2, 1))
+    plan = make_plan(5, 1, 5.0)
+    jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
     monkeypatch.setattr(jobs, "find_spec", {"yunchang": None}.__getitem__)
-    jobs.check_layout(asked, Layout(2, 1, 1))
-    with pytest.raises(InputError, match="--use_usp: needs yunchang: pip install yunchang"):
-        jobs.check_layout(asked, Layout(2, 2, 1))
-
-
-def test_a_ring_of_gpus_has_no_kernel_for_float32():
-    jobs.check_layout(SimpleNamespace(device="cpu", dtype="float32"), Layout(1, 1, 2))
-    jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 2, 1))
-    with pytest.raises(InputError, match="--dtype float32: a ring of GPUs needs bfloat16"):
-        jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 1, 2))
+    jobs.check_packages(plan.with_sharing(Layout(2, 1, 1)))
+    with pytest.raises(InputError) as refused:
+        jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
+    assert refused.value.name == "use_usp"
 
 
 def test_who_a_process_is():
