@@ -78,8 +78,6 @@ def wanted_layout(settings: GenerateSettings) -> Wanted:
 
 def choose_sharing(settings: GenerateSettings, ranks: int, config: dict) -> Layout:
     """How the ranks share the work."""
-    if ranks == 1:
-        return Layout()
     tokens = cost.frame_tokens(settings.height, settings.width)
     return choose_layout(ranks, config["num_heads"], tokens, any_guided(settings), wanted_layout(settings))
 

@@ -123,10 +123,7 @@ def load(pipeline_class: str, job: Job):
     say(f"loaded {settings.model_id} on {settings.device} in {settings.dtype}, {seconds:.1f} s; seed {settings.seed}")
     pipeline.progress = partial(show_rows, job.check)
     if layout.ranks > 1:
-        from skyreels_v2_infer.distributed.xdit_context_parallel import share
-
-        job.team.meet()  # loading takes its time; groups can only be made while all are there
-        pipeline.share(share(layout))
+        pipeline.share(job.team.share(layout))
         halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
         say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
     pipeline.cache = cache
