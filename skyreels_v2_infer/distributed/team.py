@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -134,10 +134,11 @@ class RankTeam(Team):
 
     def leave(self) -> None:
         """The last use of the store. Rank 0, which may have it in its process, stays until the others have left."""
-        self._store.add("left", 1)
         patience = time.monotonic() + LAST_WORDS
-        while not self.rank and self._store.add("left", 0) < self.size and time.monotonic() < patience:
-            time.sleep(LONGEST_SLEEP / 64)
+        with suppress(Exception):  # it may have left without the others
+            self._store.add("left", 1)
+            while not self.rank and self._store.add("left", 0) < self.size and time.monotonic() < patience:
+                time.sleep(LONGEST_SLEEP / 64)
 
     @staticmethod
     def _keys(meeting: int) -> tuple[str, str]:
@@ -187,21 +188,34 @@ def check_own_gpu(store, device: str, local_rank: int) -> None:
         raise InputError("device", "cuda", f"{few}, which another process uses already")
 
 
-def end_without(reason: str) -> None:
-    """What `assembled` does by default when a rank is lost: one line, and exit code 1."""
+def report(reason: str) -> None:
     print(f"failed: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)
+
+
+def ended_by_silence(lost: Callable[[str], None]) -> Callable[[int, bool], None]:
+    """Ends this process when a rank is silent (see `Heartbeat`); `lost` reports it, which may take LAST_WORDS."""
+
+    def end(rank: int, reports: bool) -> None:
+        timer = threading.Timer(LAST_WORDS, os._exit, args=(1,))
+        timer.daemon = True
+        timer.start()
+        try:
+            if reports:
+                lost(f"rank {rank} gave no sign of life for {heartbeat.SILENCE:g} s")
+        finally:
+            os._exit(1)
+
+    return end
 
 
 @contextmanager
-def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = end_without) -> Iterator[Team]:
+def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = report) -> Iterator[Team]:
     """The processes that torchrun has started, as a team; their process group ends with a block that ends well.
 
     Args:
         device: of this process, as from `own_device`; GPUs talk over NCCL, CPUs over gloo.
-        lost: called from a thread, with one line for the user, when another rank has been silent for too long; has to
-            end the process, since the main thread may be inside a collective that does not return. If it has not done
-            so after LAST_WORDS seconds, the process ends with exit code 1.
+        lost: called from a thread, with one line for the user, when another rank has been silent for too long. The
+            process then ends at once with exit code 1, since the main thread may be inside a collective.
 
     Raises:
         InputError: an environment variable is missing, or two processes have the same GPU.
@@ -219,16 +233,7 @@ def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = 
     import torch.distributed as dist
 
     failures = Failures(dist.PrefixStore("failures", store))
-
-    def on_silence(rank: int, report: bool) -> None:
-        timer = threading.Timer(LAST_WORDS, os._exit, args=(1,))
-        timer.daemon = True
-        timer.start()
-        if report:
-            lost(f"rank {rank} gave no sign of life for {heartbeat.SILENCE:g} s")
-        os._exit(1)
-
-    heart = heartbeat.Heartbeat(beats, launch.rank, launch.size, on_silence)
+    heart = heartbeat.Heartbeat(beats, launch.rank, launch.size, ended_by_silence(lost))
     try:
         team = RankTeam(launch, dist.PrefixStore("meetings", store), failures.any)
         if on_gpu:
