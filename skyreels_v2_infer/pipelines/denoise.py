@@ -1,7 +1,9 @@
 """Guidance, and the only denoising loop."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from skyreels_v2_infer.plan.plan import is_guided
@@ -12,7 +14,7 @@ Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def both_branches(positive: Velocity, negative: Velocity, x: torch.Tensor, t: torch.Tensor):
-    """(velocity under the prompt, velocity under the negative prompt), one after the other."""
+    """(conditional velocity, unconditional velocity), one after the other."""
     return positive(x, t), negative(x, t)
 
 
@@ -20,10 +22,10 @@ class Guided:
     """Classifier-free guidance (Ho and Salimans 2022): ``negative + scale * (positive - negative)``.
 
     Args:
-        positive, negative: the velocity under the prompt and under the negative prompt; negative is not asked for
-            (and can be None) without guidance.
+        positive, negative: conditional and unconditional velocity; without guidance negative is not called and can be
+            None.
         scale: up to 1 is no guidance.
-        branches: asks both, see `both_branches`.
+        branches: runs both, see `both_branches`.
     """
 
     def __init__(self, positive: Velocity, negative: Velocity | None, scale: float, branches=both_branches):
@@ -36,27 +38,34 @@ class Guided:
         return negative.add(positive - negative, alpha=self.scale)
 
 
-def model_rows(
-    schedule: Schedule, device: torch.device, show=None, block_frames: int | None = None
-) -> list[tuple[torch.Tensor, int]]:
-    """For each row the timesteps that the model sees and the number of latent frames that it computes.
+class Row(NamedTuple):
+    """What the model computes in one row.
+
+    Attributes:
+        timesteps: float32 ``[1]`` where all frames share one, else ``[frames]``, on the latents' device.
+        frames: leading latent frames that are computed.
+    """
+
+    timesteps: torch.Tensor
+    frames: int
+
+
+def rows_of(schedule: Schedule, device: torch.device, block_frames: int | None = None, noised=None) -> list[Row]:
+    """The rows of a schedule as the model sees them.
 
     Args:
-        show, block_frames: as for `denoise`; of `show` only its `timesteps` are used.
-
-    Returns:
-        pairs of t, float32 ``[F]`` or, where all frames share it, ``[1]``, on `device`; and F.
+        block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
+            begun are then left out.
+        noised: history that is shown with noise, see `NoisedHistory`; it has a timestep of its own.
     """
-    timesteps = torch.from_numpy(schedule.timesteps).to(device, torch.float32)
+    host = schedule.timesteps.astype(np.float32)
+    if noised is not None:
+        host[:, : noised.latents] = noised.level
+    timesteps = torch.from_numpy(host).to(device)
     rows = []
-    for row, reach in enumerate(schedule.reach(block_frames)):
-        told = schedule.timesteps[row, :reach]
-        t = timesteps[row, :reach]
-        if show is not None:
-            t = show.timesteps(t)
-        elif (told == told[0]).all():
-            t = t[:1]
-        rows.append((t, int(reach)))
+    for row, frames in enumerate(schedule.reach(block_frames).tolist()):
+        shared = noised is None and (host[row, :frames] == host[row, 0]).all()
+        rows.append(Row(timesteps[row, : 1 if shared else frames], frames))
     return rows
 
 
@@ -64,32 +73,29 @@ def denoise(
     velocity: Velocity,
     solver,
     schedule: Schedule,
+    rows: list[Row],
     latents: torch.Tensor,
-    show=None,
+    noised=None,
     on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
-    block_frames: int | None = None,
 ) -> torch.Tensor:
     """Executes the rows of a schedule.
 
     Args:
         velocity: the guided model.
-        solver: a `FlowUniPCMultistepScheduler` that is set to the schedule's steps.
+        solver: a solver that has the schedule's noise levels.
+        rows: from `rows_of`.
         latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
-        show: changes what the model sees, see `NoisedHistory`: called with (row, latents), it returns latents; its
-            `timesteps` maps t ``[F]`` to t ``[F]``.
-        on_row: is handed every finished row and returns the latents to go on with.
-        block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
-            begun are then left out.
+        noised: adds noise to the history that the model sees, ``(row, latents) -> latents``, see `NoisedHistory`.
+        on_row: called with every finished row; returns the latents to continue with.
 
     Returns:
         the finished latents.
     """
     latents = latents.clone()
-    for row, (t, reach) in enumerate(model_rows(schedule, latents.device, show, block_frames)):
-        x = latents if show is None else show(row, latents)
-        x = x[:, :, :reach]
+    for number, (t, frames) in enumerate(rows):
+        x = (latents if noised is None else noised(number, latents))[:, :, :frames]
         v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
-        latents = solver.step_frames(v, schedule.steps[row], latents, schedule.update[row])
+        latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number])
         if on_row is not None:
-            latents = on_row(row, latents)
+            latents = on_row(number, latents)
     return latents

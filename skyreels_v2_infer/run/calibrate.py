@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from skyreels_v2_infer import Text2VideoPipeline
     from skyreels_v2_infer.cli.arguments import parse_generate
+    from skyreels_v2_infer.pipelines.hooks import Hooks
     from skyreels_v2_infer.run.session import show_rows
     from skyreels_v2_infer.weights.locate import Checkpoint
 
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = args.out or checkpoint.folder / FILE
         if not os.access(out.parent, os.W_OK):  # known before the work, not after it
             parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
-        pipeline = Text2VideoPipeline(checkpoint, device=args.device)
-        pipeline.progress = partial(show_rows, lambda: None)
-        pipeline.cache = recording = Recording()
+        recording = Recording()
+        hooks = Hooks(partial(show_rows, lambda: None), recording)
+        pipeline = Text2VideoPipeline(checkpoint, device=args.device, hooks=hooks)
         options = {name: getattr(settings, name) for name in names if name != "inference_steps"}
         options |= {"num_inference_steps": settings.inference_steps, "seed": args.seed, "output_type": "latent"}
         for prompt in args.prompt:

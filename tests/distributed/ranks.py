@@ -8,6 +8,7 @@ agreed ("agree"), and how many process groups it takes to share in the same way 
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from skyreels_v2_infer.distributed.xdit_context_parallel import RankGroups
 from skyreels_v2_infer.modules.attention import attend
 from skyreels_v2_infer.modules.caches.teacache import TeaCache
 from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
 from skyreels_v2_infer.plan.sharing import layouts
 
 HEADS, FRAME_TOKENS = 4, 16
@@ -48,9 +50,10 @@ KINDS = {"t2v": Text2VideoPipeline, "df": DiffusionForcingPipeline, "i2v": Image
 
 def run(pipeline, mode: str) -> torch.Tensor:
     _, settings = MODES[mode]
-    pipeline.cache = None
+    cache = None
     if "cache" in mode:
-        pipeline.cache = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0))
+        cache = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0))
+    pipeline.hooks = replace(pipeline.hooks, cache=cache)
     return pipeline(prompt="a swan", negative_prompt="blurred", **settings)
 
 
@@ -115,7 +118,7 @@ def main() -> None:
     for layout in layouts(size, HEADS, FRAME_TOKENS, guided=True):
         shared, name = groups.share(layout), f"{layout.guidance} {layout.ulysses} {layout.ring}"
         for pipeline in pipelines.values():
-            pipeline.share(shared)
+            pipeline.hooks = Hooks(ranks=Ranks.of(shared))
         strayed = 0
         for mode, (task, _) in MODES.items():
             made, work = worked(pipelines[task], mode)

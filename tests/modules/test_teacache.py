@@ -17,6 +17,7 @@ from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.caches import teacache as feature_cache
 from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache, predicted
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan import caching
 from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.run import calibrate
@@ -59,8 +60,7 @@ class Watched:
 
 
 def run(kind, cache=None, **arguments):
-    pipeline = kind.from_parts(*parts())
-    pipeline.cache = cache
+    pipeline = kind.from_parts(*parts(), hooks=Hooks(cache=cache))
     return pipeline(
         **SMALL | {"output_type": "latent", "num_frames": 17, "num_inference_steps": 8} | embeds() | arguments
     )

@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_leaves
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.video_io import VideoWriter
+from skyreels_v2_infer.media.write import VideoWriter
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import WanVAE
 from skyreels_v2_infer.pipelines.base import frames_of
-from skyreels_v2_infer.plan import cost
+from skyreels_v2_infer.plan import cost, models
 from skyreels_v2_infer.plan import show as dry_run
 from skyreels_v2_infer.plan.plan import make_plan
 
@@ -128,7 +128,7 @@ def test_with_offload_text_steps_and_frames_are_not_on_the_device_at_the_same_ti
     ],
 )
 def test_arithmetic_of_a_forward(model, frames, tokens, pflop):
-    config = cost.architecture(f"Skywork/SkyReels-V2-{model}")
+    config = models.architecture(f"Skywork/SkyReels-V2-{model}")
     assert cost.forward_flop(config, frames, tokens) / 1e15 == pytest.approx(pflop, rel=0.005)
 
 
@@ -142,7 +142,7 @@ def test_arithmetic_of_a_forward(model, frames, tokens, pflop):
     ],
 )
 def test_parameters_are_the_published_ones(model, count):
-    assert cost.parameters(cost.architecture(f"Skywork/SkyReels-V2-{model}")) == count
+    assert cost.parameters(models.architecture(f"Skywork/SkyReels-V2-{model}")) == count
 
 
 def test_parameters_and_arithmetic_of_a_small_model_are_those_that_torch_counts():
@@ -163,7 +163,7 @@ def test_parameters_and_arithmetic_of_a_small_model_are_those_that_torch_counts(
             model(torch.zeros(1, 16, 5, 8, 8), torch.zeros(1, 5), context, causal_block_size=block)
         counted = counter.get_total_flops()
         assert cost.forward_flop(config, 5, 16, block) == pytest.approx(counted, rel=0.05)  # patches, time and head
-    assert cost.architecture("Skywork/SkyReels-V2-DF-5B-540P") is None
+    assert models.architecture("Skywork/SkyReels-V2-DF-5B-540P") is None
 
 
 # The plan is what runs
@@ -264,7 +264,7 @@ def test_arithmetic_counts_what_causal_attention_leaves_out():
     settings = {"ar_step": 2, "causal_block_size": 3, "base_num_frames": 29, "overlap_history": 9, "num_frames": 49}
     given = {"prompt_embeds": torch.zeros(1, 2, 4), "guidance_scale": 1.0, "height": 16, "width": 16, "shift": 5.0}
     pipeline(**settings, **given, num_inference_steps=4, causal_attention=True, seed=1)
-    plan, config = make_plan(num_inference_steps=4, shift=5.0, **settings), cost.architecture(DF_14B)
+    plan, config = make_plan(num_inference_steps=4, shift=5.0, **settings), models.architecture(DF_14B)
     spent = cost.cost_of(plan, config, 16, 16, guided=[False, False], weight_bytes=2, block_frames=3)
     counted = sum(cost.forward_flop(config, frames, 1, 3) for frames in transformer.calls)
     assert spent.pflop == pytest.approx(counted / 1e15) and len(set(transformer.calls)) == 3

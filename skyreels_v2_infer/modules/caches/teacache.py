@@ -55,7 +55,7 @@ class TeaCache:
         """Decides which rows of a window run the blocks.
 
         Args:
-            rows: see `denoise.model_rows`.
+            rows: see `denoise.rows_of`.
             embed: `WanModel.embed_time` with the frame rate filled in.
             agree: rank 0's tensor, on all ranks; the identity on one rank.
 
