@@ -144,7 +144,7 @@ class Parser(argparse.ArgumentParser):
             else:
                 message = f"{flag} {rest}"
         line = printable(message)
-        speaks = Launch.from_environment().local_rank == 0  # of several processes that were told the same
+        speaks = Launch.for_messages().local_rank == 0  # of several processes that were told the same
         self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
 
     def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:

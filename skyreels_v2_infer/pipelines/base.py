@@ -273,7 +273,8 @@ class VideoPipeline:
         if hooks.cache is None:
             return lambda: None
         fps = None if fps is None else fps[:1]
-        return hooks.cache.window(rows, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
+        with self.at_work(self.transformer.time_layers):  # before the first forward, which brings them otherwise
+            return hooks.cache.window(rows, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
 
     def _called_back(self, callback, row: int, window: WindowPlan, latents: torch.Tensor) -> torch.Tensor:
         if callback is None:

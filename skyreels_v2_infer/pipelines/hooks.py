@@ -42,7 +42,7 @@ class Ranks:
     @classmethod
     def of(cls, shared) -> Ranks:
         """Those of `xdit_context_parallel.share`."""
-        return cls(shared.sequence, shared.branches or both_branches, shared.agree, shared.agree_context)
+        return cls(shared.sequence, shared.branches or both_branches, shared.agree, shared.agree)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def main(
     if sys.stderr is None:  # closed; tracebacks and libraries would write to stdout then
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     code = _run(prog, parse, argv, open_session)
-    if code and Launch.from_environment().size > 1:
+    if code and Launch.for_messages().size > 1:
         # Ending properly would wait on a GPU for ranks that wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -65,7 +65,12 @@ def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: C
             if launch.size > 1:
                 settings = replace(settings, device=own_device(settings.device, launch.local_rank))
             job = Job(prog, settings, interrupts.check)
-            with assembled(launch, settings.device) as team:
+
+            def lost(reason: str) -> None:
+                left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
+                say(f"{prog}: failed: {reason}; {left}", from_any_rank=True)
+
+            with assembled(launch, settings.device, lost) as team:
                 try:
                     path = job.run(team, open_session)
                     team.meet()  # the first rank still decodes and writes when the others are done
@@ -85,7 +90,7 @@ def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: C
         if not isinstance(error, FORESEEN) and not OUT_OF_MEMORY.search(str(error)):
             traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
         left = "no video was written" if job is None else job.left()
-        left = "" if Launch.from_environment().rank else f"; {left}"  # which only the first rank knows
+        left = "" if Launch.for_messages().rank else f"; {left}"  # which only the first rank knows
         say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}{left}", from_any_rank=True)
         return FAILED
     return DONE if path is None else tell(prog, path)
