@@ -247,6 +247,16 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process has let go of it
 
 
+def test_a_record_that_may_not_be_read_is_somebody_else_s(begun, tmp_path, monkeypatch):
+    begun.close()
+
+    def read_record(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(resuming, "read_record", read_record)
+    assert resume(tmp_path) is None
+
+
 # Locks
 
 
