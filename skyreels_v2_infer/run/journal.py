@@ -104,6 +104,8 @@ class Journal:
                 folder.mkdir()
                 lock = take_lock(folder / LOCK)
             except (FileExistsError, FileNotFoundError):  # taken, or removed at once by `resume_run`
+                if not outdir.is_dir():
+                    raise
                 if alone and stays_locked(folder):
                     raise BusyError(folder) from None
                 continue

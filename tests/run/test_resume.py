@@ -368,6 +368,11 @@ def test_a_folder_that_is_tidied_up_while_its_run_begins_is_made_again(tmp_path,
     assert removed and (made.folder / "run.json").exists()
 
 
+def test_a_run_does_not_begin_in_an_output_folder_that_is_gone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        begin(tmp_path / "gone")
+
+
 def test_a_process_that_tidies_up_does_not_refuse_one_that_begins(tmp_path):
     folder = tmp_path / f"{info().folder_stem}.parts"
     folder.mkdir()
