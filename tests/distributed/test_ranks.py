@@ -23,7 +23,8 @@ from skyreels_v2_infer.distributed import heartbeat, team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
-from skyreels_v2_infer.run import session as jobs
+from skyreels_v2_infer.run import jobs
+from skyreels_v2_infer.runtime import Placement
 
 HERE = Path(__file__).parent
 HEADS = {"14B": 40, "1.3B": 12}
@@ -132,19 +133,17 @@ def test_one_process_of_torchrun_refuses_to_share(tmp_path, flags, dry):
 
 
 def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
-    asked = SimpleNamespace(device=None, dtype=None)
-    jobs.check_layout(asked, Layout(2, 2, 1))
+    jobs.check_packages(SimpleNamespace(sharing=Layout(2, 2, 1)))
     monkeypatch.setattr(jobs, "find_spec", {"yunchang": None}.__getitem__)
-    jobs.check_layout(asked, Layout(2, 1, 1))
-    with pytest.raises(InputError, match="--use_usp: needs yunchang: pip install yunchang"):
-        jobs.check_layout(asked, Layout(2, 2, 1))
+    jobs.check_packages(SimpleNamespace(sharing=Layout(2, 1, 1)))
+    with pytest.raises(InputError, match=r"--use_usp: .*pip install"):
+        jobs.check_packages(SimpleNamespace(sharing=Layout(2, 2, 1)))
 
 
 def test_a_ring_of_gpus_has_no_kernel_for_float32():
-    jobs.check_layout(SimpleNamespace(device="cpu", dtype="float32"), Layout(1, 1, 2))
-    jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 2, 1))
-    with pytest.raises(InputError, match="--dtype float32: a ring of GPUs needs bfloat16"):
-        jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 1, 2))
+    Placement(torch.device("cpu"), torch.float32).check_ring()
+    with pytest.raises(InputError, match="--dtype float32: "):
+        Placement(torch.device("cuda"), torch.float32).check_ring()
 
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
