@@ -34,8 +34,8 @@ class Texts:
     def __init__(self, pipeline: VideoPipeline, plan: Plan, inputs: Inputs, resume: Resume, ranks: Ranks):
         self.pipeline, self.inputs, self.ranks = pipeline, inputs, ranks
         windows = plan.windows[resume.window + (resume.latents is not None) :]
-        self._embeds = self._encode(windows)
         self._features = pipeline._image_features(inputs) if windows else None
+        self._embeds = self._encode(windows)
         self._made: tuple[tuple, tuple[PromptContext, PromptContext | None]] | None = None
         self.batch = max((len(self._positive(window)) for window in windows), default=1)
 

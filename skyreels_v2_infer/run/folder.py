@@ -57,8 +57,9 @@ def has_sum(path: Path, expected: int) -> bool:
 
 
 def is_mp4(path: Path) -> bool:
-    with open_regular(path) as file:
+    with suppress(OSError), open_regular(path) as file:
         return file.read(8)[4:] == b"ftyp"
+    return False
 
 
 def refuse_links(folder: Path) -> None:

@@ -271,9 +271,15 @@ def enhanced(settings: GenerateSettings, place: Placement) -> str:
 
 def dry_run(settings: GenerateSettings, ranks: int, check: Callable[[], object]) -> str:
     """What --dry_run prints: the plan that would be executed, and its cost. Needs no weights and no torch."""
-    config, folder = known_config(settings)
     _, source = read_inputs(settings, None, check)
-    plan = plan_of(settings, config, folder, source.frames if source else 0, ranks)
+    about = described(settings, source.frames if source else 0, ranks)
+    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
+
+
+def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1) -> dict:
+    """The plan of the settings and its cost, as far as they are known without a download."""
+    config, folder = known_config(settings)
+    plan = plan_of(settings, config, folder, video_frames, ranks)
     seed = "SEED" if settings.seed is None else settings.seed
     about = describe(
         plan,
@@ -285,8 +291,9 @@ def dry_run(settings: GenerateSettings, ranks: int, check: Callable[[], object])
         on_cpu=settings.device == "cpu",
         wanted=wanted_layout(settings),
     )
+    about["cut"] = []
     if folder is not None and config is not None:
         with suppress(InputError):  # without a tokenizer the run will say so
             tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
             about["cut"] = cut_lines(plan, tokenizer, config)
-    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
+    return about

@@ -105,6 +105,8 @@ class Journal:
                 folder.mkdir()
                 lock = take_lock(folder / LOCK)
             except (FileExistsError, FileNotFoundError):  # taken, or removed at once by `resume_run`
+                if not outdir.is_dir():
+                    raise
                 if alone and stays_locked(folder):
                     raise BusyError(folder) from None
                 continue
@@ -272,13 +274,13 @@ class Journal:
             raise ValueError(f"{path}: the segment of this piece must be {self._segment}")
         used = (self._latents,) if self.keep else (self._latents, self._history)
         ends_path = self.folder / ends_name(self._number)
+        # Syncs the folder as well: the segment has its name on the disk before run.json lists it.
         write_whole(ends_path, lambda file: ends.save(file, format="PNG"))
         sums = {"checksum": checksum(path), "ends_checksum": checksum(ends_path)}
         self.pieces.append({"name": path.name, **sums, **about})
         try:
             if history is not None:
                 write_array(self._history, history)
-            sync_folder(self.folder)  # the segment has its name on the disk before run.json says so
             self._write()
         except BaseException:
             self.pieces.pop()
@@ -337,11 +339,11 @@ class Journal:
             join_videos(segments, self._joined, self.info.fps, self._metadata)
             path = publish(self._joined, self.folder.parent, self.info.stem, self._announce, (".json", ".png"))
         if not path.with_suffix(".json").exists():
+            # Syncs the output folder as well: the video has its name on the disk before its pieces are removed.
             write_whole(path.with_suffix(".json"), lambda file: file.write(text_of(manifest).encode()))
         if preview is not None and not path.with_suffix(".png").exists():
             page = preview(self.ends)
             write_whole(path.with_suffix(".png"), lambda file: page.save(file, format="PNG"))
-        sync_folder(path.parent)  # the video has its name on the disk before its pieces are removed
         if self.keep:
             for extra in (self._joined, self._metadata):
                 extra.unlink(missing_ok=True)

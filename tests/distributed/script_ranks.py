@@ -36,10 +36,10 @@ def watched(parts):
 
 
 class Watched(Session):
-    def execute(self, *asked):
-        parts = super().execute(*asked)
+    def execute(self, *given):
         if str(self.team.rank) == os.environ.get("FAILING_RANK"):
             raise RuntimeError(f"a fault of rank {self.team.rank}")
+        parts = super().execute(*given)
         return parts if self.team.rank else watched(parts)
 
 

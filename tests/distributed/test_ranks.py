@@ -22,9 +22,9 @@ from skyreels_v2_infer import console
 from skyreels_v2_infer.distributed import heartbeat, team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
 from skyreels_v2_infer.run import jobs
-from skyreels_v2_infer.runtime import Placement
 
 HERE = Path(__file__).parent
 HEADS = {"14B": 40, "1.3B": 12}
@@ -133,17 +133,13 @@ def test_one_process_of_torchrun_refuses_to_share(tmp_path, flags, dry):
 
 
 def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
-    jobs.check_packages(SimpleNamespace(sharing=Layout(2, 2, 1)))
+    plan = make_plan(5, 1, 5.0)
+    jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
     monkeypatch.setattr(jobs, "find_spec", {"yunchang": None}.__getitem__)
-    jobs.check_packages(SimpleNamespace(sharing=Layout(2, 1, 1)))
-    with pytest.raises(InputError, match=r"--use_usp: .*pip install"):
-        jobs.check_packages(SimpleNamespace(sharing=Layout(2, 2, 1)))
-
-
-def test_a_ring_of_gpus_has_no_kernel_for_float32():
-    Placement(torch.device("cpu"), torch.float32).check_ring()
-    with pytest.raises(InputError, match="--dtype float32: "):
-        Placement(torch.device("cuda"), torch.float32).check_ring()
+    jobs.check_packages(plan.with_sharing(Layout(2, 1, 1)))
+    with pytest.raises(InputError) as refused:
+        jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
+    assert refused.value.name == "use_usp"
 
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}

@@ -24,10 +24,15 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import preview
 from skyreels_v2_infer.media.write import VideoWriter, join_videos
 from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.plan.plan import make_plan
+from skyreels_v2_infer.run import inputs, manifest
 from skyreels_v2_infer.run import main as conductor
-from skyreels_v2_infer.run import manifest
+from skyreels_v2_infer.run.identity import asked_for
+from skyreels_v2_infer.run.jobs import Job
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.record import DamagedError
+from skyreels_v2_infer.run.session import Session
+from skyreels_v2_infer.run.video import Video
 
 FILES = ["run.json", "segment-0001.mp4", "ends-0000.png", "history-0002.npy", "latents-0002.npy"]
 
@@ -134,13 +139,13 @@ def test_a_finished_video_is_named_whatever_was_interrupted_beside_it(tmp_path):
     add_piece(interrupted, 5, 0)
     interrupted.close()
     asked = SimpleNamespace(outdir=tmp_path, prompt="a swan", seed=7, keep_parts=False)
-    here = SimpleNamespace(journal=None)
+    job = Job(FORCING, asked, lambda: None)
     with pytest.raises(InputError, match=r"--shift was 5\.0, now is 8\.0"):
-        conductor.look_for(here, asked, IDENTITY)
-    about = {"format": 1, "script": FORCING, "settings": {"seed": 7}, "asked": conductor.asked_for(IDENTITY)}
+        job._find(None, IDENTITY)
+    about = {"format": 1, "script": FORCING, "settings": {"seed": 7}, "asked": asked_for(IDENTITY)}
     (tmp_path / "a-swan_7.json").write_text(json.dumps(about))
     (tmp_path / "a-swan_7.mp4").touch()
-    assert conductor.look_for(here, asked, IDENTITY) == {"path": tmp_path / "a-swan_7.mp4"}
+    assert job._find(None, IDENTITY) == {"path": tmp_path / "a-swan_7.mp4"}
 
 
 def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
@@ -271,8 +276,9 @@ def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch
 
 def test_a_resumed_run_counts_its_windows_without_the_prefix(begun):
     """Of two pieces one was the video that is continued."""
-    found = conductor.where_to_go_on(SimpleNamespace(journal=begun, prefix=1, pieces=3), None)
-    assert found["resume"][0] == 1 and not found["complete"]
+    settings = {"base_num_frames": 9, "overlap_history": 5, "prefix_frames": 9}
+    video = Video(begun, {}, make_plan(8, 1, 5.0, **settings), with_preview=False)
+    assert video.pieces == 3 and video.state()[0] == 1 and not video.is_complete
 
 
 # Whole runs
@@ -387,7 +393,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
     assert result.returncode == code
     last = result.stderr.splitlines()[-1]
     assert last.startswith("generate_video_df.py: interrupted; ")
-    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume goes on"
+    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume continues"
     assert re.search(f"{kept}$", last)
     changed = run(FORCING, *LONG, "--resume", "--shift", 2, cwd=tmp_path)
     assert changed.code == 2
@@ -428,12 +434,13 @@ def test_pieces_that_somebody_has_removed_are_not_promised(begun):
 
 
 def test_a_run_is_there_for_others_while_it_loads_and_leaves_nothing_if_that_fails(tmp_path, monkeypatch, capsys):
-    def start(job):
-        assert [path.name for path in (tmp_path / "new/deep").glob("*.parts/run.json")] == ["run.json"]
-        raise InputError("model_id", "tiny", "does not load")
+    class Failing(Session):
+        def load(self):
+            assert [path.name for path in (tmp_path / "new/deep").glob("*.parts/run.json")] == ["run.json"]
+            raise InputError("model_id", "tiny", "does not load")
 
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "new/deep"), "--device", "cpu"]
-    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags, Failing) == 2
     assert capsys.readouterr().err.endswith("--model_id tiny: does not load\n") and list(tmp_path.iterdir()) == []
 
 
@@ -442,31 +449,34 @@ def test_numbers_that_are_none_are_no_video(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(WanModel, "forward", lambda *given, **more: real(*given, **more) * float("nan"))
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path), "--inference_steps", "1"]
     flags += ["--num_frames", "5", "--device", "cpu"]
-    assert conductor.main(FORCING, cli.parse_diffusion_forcing, conductor.generate_df, flags) == 1
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "window 1: what the model makes is not finite; try --dtype float32" in last and not list(tmp_path.iterdir())
+    assert "window 1: model output contains NaN or Inf; try --dtype float32" in last and not list(tmp_path.iterdir())
 
 
 def test_a_video_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch, capsys):
     with VideoWriter(tmp_path, "first", 64, 64, 24) as writer:
         writer.write(np.zeros((24, 64, 64, 3), np.uint8))
 
-    def start(job):
-        parts = conductor.generate_df(job)
+    real = inputs.decode_prefix
+
+    def changing(*given):
+        found = real(*given)
         with writer.path.open("ab") as file:
             file.write(b"more")
-        return parts
+        return found
 
+    monkeypatch.setattr(inputs, "decode_prefix", changing)
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "out"), "--inference_steps", "1"]
     flags += ["--video_path", str(writer.path), "--num_frames", "4", "--base_num_frames", "21", "--device", "cpu"]
-    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
-    assert f"--video_path {writer.path}: has changed while it was used" in capsys.readouterr().err
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 2
+    assert f"--video_path {writer.path}: has changed while it was read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_second_signal_ends_what_python_cannot_interrupt():
     code = (
-        "import hashlib; from skyreels_v2_infer.run.main import Interrupts\n"
+        "import hashlib; from skyreels_v2_infer.run.signals import Interrupts\n"
         "with Interrupts():\n"
         "    print('on', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     )

@@ -247,6 +247,16 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process has let go of it
 
 
+def test_a_record_that_may_not_be_read_is_somebody_else_s(begun, tmp_path, monkeypatch):
+    begun.close()
+
+    def read_record(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(resuming, "read_record", read_record)
+    assert resume(tmp_path) is None
+
+
 # Locks
 
 
@@ -356,6 +366,11 @@ def test_a_folder_that_is_tidied_up_while_its_run_begins_is_made_again(tmp_path,
     monkeypatch.setattr(files, "flock", flock)
     made = begin(tmp_path)
     assert removed and (made.folder / "run.json").exists()
+
+
+def test_a_run_does_not_begin_in_an_output_folder_that_is_gone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        begin(tmp_path / "gone")
 
 
 def test_a_process_that_tidies_up_does_not_refuse_one_that_begins(tmp_path):
