@@ -41,9 +41,6 @@ def _corrector(lam: np.ndarray, sigma: np.ndarray, k: int, order: int) -> tuple[
     ratio = (lam[k - 2] - lam[k - 1]) / h
     phi_2 = base / -h - 1
     phi_3 = phi_2 / -h - 0.5
-    if np.isinf(ratio):  # level k - 2 is pure noise, whose data estimate has the weight 0
-        newer = phi_2 / base
-        return sigma[k] / sigma[k - 1], scale * (1 - newer), 0.0, scale * newer
     older, newer = np.linalg.solve([[1.0, 1.0], [ratio, 1.0]], [phi_2 / base, 2 * phi_3 / base])
     return sigma[k] / sigma[k - 1], scale * (1 - older / ratio - newer), scale * older / ratio, scale * newer
 

@@ -32,7 +32,7 @@ from torch import nn
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.weights.loading import get_transformer
-from skyreels_v2_infer.weights.lora import LoraFile, apply, targets
+from skyreels_v2_infer.weights.lora import Added, LoraFile, apply, targets
 
 # Every way of writing a pair
 
@@ -153,9 +153,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize(
-    ("prefix", "whose"), [("diffusion_model.", "ours"), ("lycoris_", "theirs"), ("lora_unet_", "ours")]
+    ("prefix", "whose", "merge"), [("diffusion_model.", "ours", True), ("lycoris_", "theirs", False)]
 )
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_changes_of_a_weight(tmp_path, kind, prefix, whose, merge):
@@ -232,13 +231,12 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("name", LOST)
-def test_changes_that_others_drop_are_applied(tmp_path, name, merge):
+def test_changes_that_others_drop_are_applied(tmp_path, name):
     parameter, shape = LOST[name]
     model, change = small_model(), draw(*shape) / (shape[-1] if len(shape) == 2 else 4) ** 0.5
     before = output(model)
-    applied = apply(model, [(lora_in(tmp_path, {f"diffusion_model.{name}": change}), STRENGTH)], merge=merge)
+    applied = apply(model, [(lora_in(tmp_path, {f"diffusion_model.{name}": change}), STRENGTH)])
     assert_changed(model, by_hand(small_model(), {parameter: STRENGTH * change}), before)
     assert applied.reports[0].parameters == [parameter]
 
@@ -435,6 +433,15 @@ def test_quantised_layers_get_the_changes_in_the_forward_pass(tmp_path):
     assert torch.equal(output(model), before)
     applied.remove()
     assert_same_bits(model, stored)
+
+
+def test_at_strength_0_an_output_is_passed_on_untouched():
+    """Not even 0 is added, which would make 0 of -0."""
+    added, up, y = Added([("product", draw(2, 8), draw(4, 2))], torch.float32), draw(4, 2), torch.tensor([-0.0] * 4)
+    added.set_strengths([0.0], lambda _: up)
+    assert added(draw(8), y) is y
+    added.set_strengths([1.0], lambda _: up)
+    assert not torch.equal(added(draw(8), y), y)
 
 
 def test_a_float8_weight_keeps_its_bits(tmp_path):
