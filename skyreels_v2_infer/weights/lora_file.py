@@ -123,9 +123,10 @@ class LoraFile:
             return "product", part["down"].flatten(1), part["up"].flatten(1) * scale
         if change.kind == "kron":
             w1, w2 = kron_factors(part)
-            return "kron", w2, w1 * scale
+            return "kron", w2.flatten(1), w1 * scale
         if change.kind == "hada" and "hada_t1" not in part:
-            down = (part["hada_w1_b"].unsqueeze(1) * part["hada_w2_b"]).flatten(0, 1)
+            b, d = part["hada_w1_b"].flatten(1), part["hada_w2_b"].flatten(1)
+            down = (b.unsqueeze(1) * d).flatten(0, 1)
             up = (part["hada_w1_a"].unsqueeze(2) * part["hada_w2_a"].unsqueeze(1)).flatten(1)
             if down.numel() + up.numel() < math.prod(change.shape):
                 return "product", down, up * scale

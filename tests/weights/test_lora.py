@@ -122,6 +122,10 @@ OTHERS = {
         },
         ALPHA / 2 * torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"]),
     ),
+    "LoKr of a 1x1 convolution": lambda out, inputs: (
+        parts := {"lokr_w1": draw(4, 8), "lokr_w2": draw(out // 4, inputs // 8, 1, 1) / 8},
+        torch.kron(parts["lokr_w1"], parts["lokr_w2"][:, :, 0, 0]),
+    ),
     "LoKr, both decomposed": lambda out, inputs: (
         parts := {
             "lokr_w1_a": draw(4, 2, seed=3),
