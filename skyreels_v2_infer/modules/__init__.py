@@ -5,7 +5,7 @@ from importlib import import_module
 _HOME = {
     "WanModel": "skyreels_v2_infer.modules.transformer",
     "WanVAE": "skyreels_v2_infer.modules.vae",
-    "download_model": "skyreels_v2_infer.weights.locate",
+    "download_model": "skyreels_v2_infer.weights.download",
     "get_transformer": "skyreels_v2_infer.weights.loading",
     "get_vae": "skyreels_v2_infer.weights.loading",
     "get_text_encoder": "skyreels_v2_infer.weights.loading",

@@ -1,1 +1,1 @@
-"""Checkpoints: where their files are, whether they are whole, and how their tensors become modules."""
+"""Checkpoints: finding and downloading their files, verifying them, and loading them into modules."""

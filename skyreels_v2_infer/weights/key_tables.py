@@ -1,7 +1,7 @@
-"""Tensor names: from those of a checkpoint to those of our modules, one visible table for each kind of file.
+"""Tensor names of checkpoints -> parameter names of our modules: one table per kind of file.
 
-A table is a list of (pattern, replacement) that `renamed` applies in order, as `re.sub` does. A name that no row
-touches keeps itself: strict loading then reports it, unless the module has a parameter so called.
+A table is a list of (pattern, replacement) pairs that `renamed` applies in order with `re.sub`. A name that matches no
+pattern is kept; strict loading reports it unless the module has a parameter of that name.
 
 Source of the names: ``SkyReelsV2Transformer3DModel`` and ``AutoencoderKLWan`` of diffusers, ``UMT5EncoderModel`` and
 ``CLIPVisionModel`` of transformers, and the published ``.pth`` files.
@@ -11,8 +11,8 @@ import re
 
 Table = list[tuple[str, str]]
 
-# Parameters that stay float32 when the transformer is cast: what conditions every token of every block (time, fps,
-# modulation) and the norms. Together 1 to 2.4 % of the weights, and the first place where bfloat16 would show.
+# Parameters that stay float32 when the transformer is cast: the conditioning that enters every block (time, fps,
+# modulation) and the norms. 1 to 2.4 % of the weights, and the most sensitive to bfloat16 rounding.
 KEEP_FLOAT32 = re.compile(
     r"time_embedding|time_projection|fps_embedding|fps_projection|modulation|norm_q|norm_k|norm_k_img|norm3"
 )
@@ -48,9 +48,9 @@ DIFFUSERS_TRANSFORMER: Table = [
 def diffusers_vae(blocks: int = 2) -> Table:
     """AutoencoderKLWan -> Wan2.1_VAE.pth.
 
-    There a stage of the decoder is a list of its own (`blocks` + 1 residual blocks, then the upsampler where there is
-    one); here the stages follow each other in one list. The rows for parts of a residual block come first, because
-    later rows make names (conv1) that these would match again.
+    AutoencoderKLWan has one list per decoder stage (`blocks` + 1 residual blocks, then an upsampler in all but the
+    last), Wan2.1_VAE.pth one list for all stages. Rows for the inside of a residual block come first, because later
+    rows produce names (conv1) that they would match.
     """
     return [
         (r"(blocks|resnets)\.(\d+)\.norm1\.", r"\1.\2.residual.0."),
@@ -91,11 +91,11 @@ ORIGINAL_TEXT_ENCODER: Table = [
     (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
 ]
 
-# The token embedding is tied; a file may hold it under either name, or under both.
+# The token embedding is tied: a file may contain it under either name, or under both.
 DIFFUSERS_TEXT_ENCODER: Table = [(r"^encoder\.embed_tokens\.", "shared.")]
 
-# models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth -> CLIPVisionModel. In the file the position table and the
-# class token have axes of size 1 in front; `*` stands for q, k and v, which are one tensor there.
+# models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth -> CLIPVisionModel. The file's position table and class token
+# have leading axes of size 1; `*` stands for q, k and v, which the file fuses into one tensor.
 ORIGINAL_IMAGE_ENCODER: Table = [
     (r"^visual\.cls_embedding$", "embeddings.class_embedding"),
     (r"^visual\.pos_embedding$", "embeddings.position_embedding.weight"),
@@ -110,8 +110,8 @@ ORIGINAL_IMAGE_ENCODER: Table = [
 
 DIFFUSERS_IMAGE_ENCODER: Table = [(r"^vision_model\.", "")]
 
-# What an image encoder's file holds and we do not load: the features are those before the last layer ({last}), so that
-# nothing that comes after is needed, nor the text tower and its temperature.
+# Tensors that are not loaded: the features are the hidden states before the last layer ({last}), so that this layer,
+# all that follows it, the text tower and its temperature are unused.
 ORIGINAL_IMAGE_ENCODER_UNUSED = [
     r"^visual\.transformer\.{last}\.",
     r"^visual\.post_norm\.",
@@ -128,13 +128,13 @@ DIFFUSERS_IMAGE_ENCODER_UNUSED = [
 
 
 def renamed(name: str, table: Table) -> str:
-    """The name of our parameter for a tensor's name in a file."""
+    """Our parameter name for a tensor name of a file."""
     for pattern, replacement in table:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def targets(name: str, table: Table) -> list[str]:
-    """The names of our parameters that a tensor of a file fills: one, or three for a fused q, k, v."""
+    """The parameters that a tensor of a file fills: one, or three for a fused q, k, v."""
     name = renamed(name, table)
     return [name.replace("*", part) for part in "qkv"] if "*" in name else [name]

@@ -1,8 +1,8 @@
-"""From the files of a checkpoint to modules: built without memory on the meta device, then filled tensor by tensor.
+"""Loads modules from checkpoint files: built on the meta device, then filled tensor by tensor.
 
-Names and shapes are compared before any weight is read. Files are mapped, not read into memory: on the CPU a tensor
-whose dtype already fits stays a view of its file, any other is converted alone. So loading takes little more memory
-than the module will.
+Names and shapes are compared before any weight is read. Files are memory-mapped: on the CPU a tensor that already has
+the right dtype stays a view of its file, others are converted one at a time, so that the peak is little more than the
+size of the module.
 """
 
 import re
@@ -22,14 +22,16 @@ from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import LATENTS_MEAN, LATENTS_STD, MULTIPLIERS, WanVAE
 from skyreels_v2_infer.weights import key_tables
-from skyreels_v2_infer.weights.locate import Checkpoint, Part, check_archive, read_header, refusal
+from skyreels_v2_infer.weights.layouts import Part, refusal
+from skyreels_v2_infer.weights.locate import Checkpoint
+from skyreels_v2_infer.weights.verify import check_archive, read_header
 
-# Pages of a mapped file count as ours until the mapping is closed. When tensors are converted the file is therefore
-# opened anew after each such part of it, which keeps the peak near the size of the result.
+# Pages of a mapped file count as resident until the mapping is closed. While tensors are converted the file is
+# therefore reopened after each such fraction of it, which keeps the peak near the size of the result.
 MAPPED_AT_ONCE = 1 / 16
-EXAMPLES = 3  # how many tensors of a kind a message names
+EXAMPLES = 3  # tensors that a message names of each kind
 
-# Fields of AutoencoderKLWan's config.json in which a VAE could differ from the published one, which alone we compute.
+# Fields of AutoencoderKLWan's config.json with one supported value, the one of the published VAE.
 VAE_FIXED = {
     "temperal_downsample": ([False, True, True],),
     "attn_scales": ([],),
@@ -39,13 +41,13 @@ VAE_FIXED = {
 
 
 class Weights:
-    """The tensors of one part of a checkpoint, by the names that its files give them.
+    """The tensors of one part of a checkpoint, under their names in the files.
 
     Args:
-        table: renames the files' tensors to our parameters.
+        table: maps tensor names of the files to our parameter names.
 
     Attributes:
-        sizes: (shape, bytes) of every tensor that is needed.
+        sizes: (shape, bytes) of every tensor to load.
     """
 
     def __init__(self, part: Part, model_id: str, table: key_tables.Table):
@@ -58,7 +60,7 @@ class Weights:
             self.sizes.update(sizes)
 
     def drop(self, patterns: list[str]) -> None:
-        """Forget tensors that the files hold and that we do not need."""
+        """Excludes tensors whose name matches any of the patterns from loading."""
         for name in [name for name in self.sizes if any(re.search(pattern, name) for pattern in patterns)]:
             del self.sizes[name], self.home[name]
 
@@ -73,7 +75,7 @@ class Weights:
         return {name: shape for name, (shape, _) in self.sizes.items()}
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the file, tensor), each once, on the CPU: views of the mapped file."""
+        """(name in the file, tensor) pairs on the CPU; the tensors are views of the mapped file."""
         for file in dict.fromkeys(self.home.values()):
             waiting = deque(name for name, home in self.home.items() if home == file)
             budget = file.stat().st_size * MAPPED_AT_ONCE
@@ -92,7 +94,7 @@ def open_tensors(file: Path, model_id: str) -> Callable[[str], torch.Tensor]:
 
 
 def open_archive(file: Path, model_id: str) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.pth`` file, mapped. Opened so that no code in it can run."""
+    """The tensors of a ``.pth`` file, memory-mapped; unpickled with ``weights_only``, so that no code in it runs."""
     check_archive(file, model_id)
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -105,13 +107,13 @@ def open_archive(file: Path, model_id: str) -> dict[str, torch.Tensor]:
 
 
 def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a tensor has a parameter's shape, but for axes of size 1 that some published files have in front."""
+    """Whether a tensor has a parameter's shape, apart from leading axes of size 1 as in some published files."""
     front = len(shape) - len(wanted)
     return front >= 0 and set(shape[:front]) <= {1} and shape[front:] == wanted
 
 
 def compare(module: nn.Module, weights: Weights, label: str) -> None:
-    """Raise an `InputError` that names what is missing, unexpected or of another shape; read no weights."""
+    """Raises an `InputError` that names missing, unexpected and misshapen tensors; reads no weights."""
     wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     given, unexpected, misshapen = set(), [], []
     for name, shape in weights.shapes.items():
@@ -145,14 +147,14 @@ def load_into(
     dtype: torch.dtype,
     keep_float32: re.Pattern | None = None,
 ) -> nn.Module:
-    """Fill a module that was built on the meta device; strict. Returned ready for inference: eval, no gradients.
+    """Fills a module that was built on the meta device and returns it in eval mode, without gradients; strict.
 
     Args:
-        label: what messages call the module.
-        dtype: of every parameter but those whose name matches `keep_float32`.
+        label: name of the module in messages.
+        dtype: of every parameter except those whose name matches `keep_float32`.
 
     Raises:
-        InputError: tensors are missing, unexpected or of another shape; a file is cut or damaged.
+        InputError: tensors are missing, unexpected or misshapen; a file is truncated or damaged.
     """
     compare(module, weights, label)
     for name, tensor in weights:
@@ -161,11 +163,11 @@ def load_into(
             owner, _, leaf = target.rpartition(".")
             owner = module.get_submodule(owner)
             wanted = torch.float32 if keep_float32 is not None and keep_float32.search(target) else dtype
-            # A view would keep its mapping alive, and with it all pages that its neighbours' conversion has touched.
-            # Converted where it goes: torchrun leaves the CPU one thread for it.
+            # Copied, because a view would keep the mapping alive, with all pages that converting its neighbours has
+            # touched. Converted on the device: torchrun leaves the CPU one thread.
             value = piece.reshape(getattr(owner, leaf).shape).to(device).to(wanted, copy=wanted != dtype)
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
-    module.to(device)  # the buffers, which are in no file
+    module.to(device)  # buffers, which no file contains
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
     return module.eval()
 
@@ -176,10 +178,10 @@ def get_transformer(
     """The diffusion transformer of a folder, hub id or opened checkpoint.
 
     Args:
-        weight_dtype: of the parameters; those of `key_tables.KEEP_FLOAT32` stay float32.
+        weight_dtype: of the parameters, except those of `key_tables.KEEP_FLOAT32`, which stay float32.
 
     Raises:
-        InputError: the checkpoint cannot be used, in one line.
+        InputError: the checkpoint cannot be used.
     """
     checkpoint = Checkpoint.open(model_path, ("transformer",))
     part = checkpoint.parts["transformer"]
@@ -193,10 +195,10 @@ def get_transformer(
 def get_vae(
     model_path: str | Path | Checkpoint, device: str | torch.device = "cuda", weight_dtype: torch.dtype = torch.float32
 ) -> WanVAE:
-    """The VAE of a folder, hub id or opened checkpoint; or of ``Wan2.1_VAE.pth`` itself, as published callers give it.
+    """The VAE of a folder, hub id or opened checkpoint, or of the file ``Wan2.1_VAE.pth`` (as published callers do).
 
     Raises:
-        InputError: the checkpoint cannot be used, or its VAE is built otherwise than the published one.
+        InputError: the checkpoint cannot be used, or its VAE has another architecture.
     """
     if not isinstance(model_path, Checkpoint) and Path(model_path).is_file():
         part, model_id = Part((Path(model_path),)), str(model_path)
@@ -233,12 +235,12 @@ def is_size(value: object) -> bool:
 
 
 def empty(room: ModuleType, part: Part, weights: Weights, label: str) -> nn.Module:
-    """An encoder on the meta device: sizes from its config.json, or where there is none from its tensors' shapes."""
+    """An encoder on the meta device; its sizes come from config.json, or without one from tensor shapes."""
     try:
         return room.empty_model(part.config or room.config_from_shapes(weights.shapes))
     except KeyError as error:
         raise refusal(weights.model_id, f"the {label}'s tensors do not fit: {error.args[0]} is missing") from error
-    except Exception as error:  # transformers checks configurations with exceptions of its own
+    except Exception as error:  # transformers validates configurations with its own exception types
         reason = f"no {label} can be built from its {'config.json' if part.config else 'tensors'}: {first_line(error)}"
         raise refusal(weights.model_id, reason) from error
 
@@ -249,13 +251,13 @@ def get_text_encoder(
     """umT5 and its tokenizer, of a folder, hub id or opened checkpoint.
 
     Raises:
-        InputError: the checkpoint cannot be used, in one line.
+        InputError: the checkpoint cannot be used.
     """
     checkpoint = Checkpoint.open(model_path, ("text_encoder", "tokenizer"))
     part, model_id = checkpoint.parts["text_encoder"], checkpoint.model_id
     if part.layout == "diffusers":
         weights = Weights(part, model_id, key_tables.DIFFUSERS_TEXT_ENCODER)
-        if "shared.weight" in weights.sizes:  # then the tied name holds the same tensor, if it is there at all
+        if "shared.weight" in weights.sizes:  # the tied name, if present, is the same tensor
             weights.drop([r"^encoder\.embed_tokens\.weight$"])
     else:
         weights = Weights(part, model_id, key_tables.ORIGINAL_TEXT_ENCODER)
@@ -269,7 +271,7 @@ def get_text_encoder(
     if len(tokenizer) > model.config.vocab_size:
         words = f"{len(tokenizer)} words, the text encoder {model.config.vocab_size}"
         raise refusal(model_id, f"the tokenizer belongs to another text encoder: it has {words}")
-    # Beyond 65504, where float16 ends: transformers keeps this layer in float32 as well, and its forward expects it.
+    # Activations exceed float16's 65504: transformers keeps this layer in float32, and its forward expects that.
     wide = re.compile(r"DenseReluDense\.wo\.") if weight_dtype is torch.float16 else None
     load_into(model, weights, "text encoder", device, weight_dtype, wide)
     return TextEncoder(model, tokenizer).eval()
@@ -281,7 +283,7 @@ def get_image_encoder(
     """CLIP's vision tower without its last layer, of a folder, hub id or opened checkpoint.
 
     Raises:
-        InputError: the checkpoint cannot be used, in one line.
+        InputError: the checkpoint cannot be used.
     """
     checkpoint = Checkpoint.open(model_path, ("image_encoder",))
     if "image_encoder" not in checkpoint.parts:

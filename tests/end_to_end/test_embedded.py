@@ -17,7 +17,8 @@ from script_runs import FORCING, GENERATE, ROOT, Scripts, psnr, run
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline, embedded
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.cli.defaults import TINY
-from skyreels_v2_infer.weights.locate import Checkpoint, check_files
+from skyreels_v2_infer.weights.locate import Checkpoint
+from skyreels_v2_infer.weights.verify import check_files
 from training import evaluate, judge, world
 
 MEGABYTE = 1_000_000

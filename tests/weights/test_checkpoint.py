@@ -25,7 +25,9 @@ from skyreels_v2_infer.modules import (
 )
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.weights import key_tables, loading
-from skyreels_v2_infer.weights.locate import Checkpoint, check_files, download_model, read_transformer_config
+from skyreels_v2_infer.weights.download import download_model
+from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.verify import check_files
 
 ROOT = Path(__file__).parents[2]
 GETTERS = {
@@ -293,7 +295,8 @@ def test_checks_need_no_torch(stock):
     code = "\n".join(
         [
             "import sys",
-            "from skyreels_v2_infer.weights.locate import Checkpoint, check_files, read_transformer_config",
+            "from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config",
+            "from skyreels_v2_infer.weights.verify import check_files",
             "import skyreels_v2_infer.modules",
             "for folder in sys.argv[1:]: check_files(Checkpoint.open(folder)), read_transformer_config(folder)",
             "assert 'torch' not in sys.modules and 'huggingface_hub' not in sys.modules",
@@ -449,7 +452,7 @@ def test_a_tokenizer_that_cannot_be_read_is_found_before_weights_are(copy, monke
         line = refusal(check_files, Checkpoint.open(folder))
         assert "tokenizer.json" in line and fault in line
     (place / "tokenizer.json").rename(place / "spiece.model")
-    monkeypatch.setattr("skyreels_v2_infer.weights.locate.find_spec", lambda name: None)
+    monkeypatch.setattr("skyreels_v2_infer.weights.verify.find_spec", lambda name: None)
     line = refusal(check_files, Checkpoint.open(folder))
     assert "spiece.model needs sentencepiece: pip install sentencepiece protobuf" in line
 

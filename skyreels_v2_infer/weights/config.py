@@ -1,0 +1,65 @@
+"""A transformer's ``config.json``, of either layout, as the keyword arguments of `WanModel`."""
+
+import json
+from pathlib import Path
+
+from skyreels_v2_infer.weights.layouts import read_json, refusal
+
+# Fields with one supported value, the one of all published models (in either spelling).
+FIXED = {
+    "patch_size": ([1, 2, 2],),
+    "window_size": ([-1, -1],),
+    "qk_norm": (True, "rms_norm_across_heads"),
+    "pos_embed_seq_len": (None,),
+}
+# diffusers' field names where they differ from WanModel's argument names.
+DIFFUSERS_FIELDS = {
+    "in_channels": "in_dim",
+    "out_channels": "out_dim",
+    "num_attention_heads": "num_heads",
+    "image_dim": "img_dim",
+}
+REQUIRED = ["dim", "ffn_dim", "num_heads", "num_layers"]
+SIZES = [*REQUIRED, "in_dim", "out_dim", "freq_dim", "text_dim", "text_len", "img_dim"]
+IN_DIMS = {"t2v": 16, "i2v": 36}  # noise; noise + 4 mask channels + 16 image latent channels
+
+
+def transformer_arguments(config: dict, model_id: object) -> dict:
+    """The keyword arguments of `WanModel` for a transformer's config.json of either layout.
+
+    Raises:
+        InputError: a field is missing, or has a value that is not supported.
+    """
+    for name, legal in FIXED.items():
+        if name in config and config[name] not in legal:
+            value, only = json.dumps(config[name]), json.dumps(legal[0])
+            raise refusal(model_id, f"config.json has {name} {value}; only {only} is supported")
+    ours = {DIFFUSERS_FIELDS.get(name, name): value for name, value in config.items() if name[0] != "_"}
+    ours = {name: value for name, value in ours.items() if name not in FIXED and value is not None}
+    head_dim = ours.pop("attention_head_dim", None)
+    if isinstance(head_dim, int) and isinstance(ours.get("num_heads"), int):
+        ours["dim"] = head_dim * ours["num_heads"]
+    for name in SIZES:
+        if name in ours and (not isinstance(ours[name], int) or isinstance(ours[name], bool) or ours[name] < 1):
+            raise refusal(model_id, f"config.json has {name} {json.dumps(ours[name])}; it must be a positive integer")
+    lacking = [name for name in REQUIRED if name not in ours]
+    if lacking:
+        raise refusal(model_id, f"config.json is no SkyReels-V2 transformer's: it lacks {', '.join(lacking)}")
+    if ours["dim"] % (2 * ours["num_heads"]):
+        heads = f"num_heads {ours['num_heads']} times an even size"
+        raise refusal(model_id, f"config.json has dim {ours['dim']}; it must be {heads}")
+    in_dim = ours.setdefault("in_dim", IN_DIMS["t2v"])
+    kind = ours.setdefault("model_type", "i2v" if in_dim == IN_DIMS["i2v"] else "t2v")
+    if IN_DIMS.get(kind) != in_dim:
+        legal = " or ".join(f"{name!r} with {channels}" for name, channels in IN_DIMS.items())
+        raise refusal(model_id, f"config.json has model_type {kind!r} with in_dim {in_dim}, must be {legal}")
+    return ours
+
+
+def config_in(folder: Path, model_id: object) -> dict:
+    """The keyword arguments of `WanModel` from the config.json of a folder in either layout."""
+    for place in (folder / "transformer", folder):
+        if (place / "config.json").is_file():
+            shown = "config.json" if place == folder else "transformer/config.json"
+            return transformer_arguments(read_json(place / "config.json", shown, model_id), model_id)
+    raise refusal(model_id, "is no SkyReels-V2 checkpoint: it has neither config.json nor transformer/config.json")

@@ -1,0 +1,70 @@
+"""The folder of a model: a local one, or one from the Hugging Face hub, downloaded into the hub's cache."""
+
+import os
+from pathlib import Path
+
+from skyreels_v2_infer.errors import first_line
+from skyreels_v2_infer.plan.models import HUB_ID
+from skyreels_v2_infer.weights.config import config_in
+from skyreels_v2_infer.weights.layouts import CONFIG_FILES, DOWNLOADS, PARTS, layout_of, own_class, refusal
+
+
+def local_folder(model_id: str | Path) -> Path | None:
+    """The folder that model_id names; None if it is a model id of the Hugging Face hub.
+
+    Raises:
+        InputError: neither an existing folder nor a well-formed hub id.
+    """
+    path = Path(model_id).expanduser()
+    # os.path.isdir returns False for a path that is too long; Path.is_dir raises OSError.
+    if str(model_id).strip() and os.path.isdir(path):
+        return path
+    if str(model_id).strip() and os.path.exists(path):
+        raise refusal(model_id, "is a file; a checkpoint is a folder")
+    if not HUB_ID.fullmatch(str(model_id)):
+        raise refusal(model_id, "no such folder (and no id of the Hugging Face hub, which looks like owner/name)")
+    return None
+
+
+def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
+    """Returns the folder of a model; a hub id (``owner/name``) is downloaded into the hub's cache first.
+
+    The configuration is downloaded first: it decides which of `parts` are needed. huggingface_hub shows progress and
+    resumes interrupted downloads.
+
+    Raises:
+        InputError: no such folder or model.
+        OSError: the download failed; calling again resumes it.
+    """
+    folder = local_folder(model_id)
+    if folder is None:
+        folder = fetch(str(model_id), CONFIG_FILES)
+        config = config_in(folder, model_id)
+        wanted = [part for part in parts if part != "image_encoder" or config["model_type"] == "i2v"]
+        # A repository that holds only a transformer has its files at the top level, like the original layout.
+        files = DOWNLOADS["original" if own_class(folder) else layout_of(folder)]
+        folder = fetch(str(model_id), [pattern for part in wanted for pattern in files[part]])
+    return str(folder)
+
+
+def fetch(model_id: str, patterns: list[str]) -> Path:
+    """Downloads the files of a hub model that match the patterns; returns the snapshot's folder."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    try:
+        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        reason = "its authors grant access on request: ask at its page on the hub, then log in with `hf auth login`"
+        raise refusal(model_id, f"cannot be downloaded: {reason}") from error
+    except errors.RepositoryNotFoundError as error:
+        reason = "neither a folder here nor a public model on the Hugging Face hub"
+        raise refusal(model_id, reason) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            reason = "neither a folder here nor downloaded before, and HF_HUB_OFFLINE keeps it from being downloaded"
+            raise refusal(model_id, reason) from error
+        reason = "no such folder, and the Hugging Face hub cannot be reached"
+        raise OSError(f"--model_id {model_id}: {reason} ({first_line(error)})") from error
+    except Exception as error:  # network and disk errors of any type
+        raise OSError(f"--model_id {model_id} cannot be downloaded: {first_line(error)}") from error
