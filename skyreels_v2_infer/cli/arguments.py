@@ -90,7 +90,10 @@ def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> Generate
     args = parser.read(argv)
     try:
         if args.replay is not None:
-            args = parser.read([*replayed_flags(args.replay, parser.prog, argv), *argv])
+            written = replayed_flags(args.replay, parser.prog, argv, args.trust_replay)
+            args = parser.read([*written, *argv])
+        elif args.trust_replay:
+            raise InputError("trust_replay", None, "has no effect without --replay")
         return settle(args, Launch.from_environment())
     except InputError as error:
         parser.error(str(error))
@@ -318,6 +321,11 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         type=some_path,
         help="make a video of this program once more, from what is written in it or in the .json beside it; flags "
         "given as well replace what is written there",
+    )
+    group.add_argument(
+        "--trust_replay",
+        action="store_true",
+        help="--replay: also use the input files, addresses and unpublished models that are named there",
     )
     group.add_argument(
         "--resume",
