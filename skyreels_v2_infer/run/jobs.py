@@ -19,11 +19,12 @@ from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.models import architecture
+from skyreels_v2_infer.plan.models import PUBLISHED, architecture
 from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.plan import Plan
-from skyreels_v2_infer.plan.prompts import cut_lines
+from skyreels_v2_infer.plan.prompts import clean, cut_lines, long_texts, texts_of
 from skyreels_v2_infer.plan.show import describe, table
+from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
 from skyreels_v2_infer.run.inputs import Source, read_inputs
@@ -94,7 +95,9 @@ class Job:
                 checkpoint = Checkpoint.open(settings.model_id)
             if first:
                 check_files(checkpoint)
-                for line in cut_lines(plan, checkpoint.parts["tokenizer"].files[0], config):
+                tokenizer = checkpoint.parts["tokenizer"].files[0]
+                check_prompts(settings, plan, tokenizer)
+                for line in cut_lines(plan, tokenizer, config):
                     say(line)
             identity = identity_of(self.script, settings, plan, checkpoint) if first else {}
             found = team.same(self._find(plan, identity) if first and settings.resume else None)
@@ -106,6 +109,10 @@ class Job:
             place = self._place(plan, place, found and found["dtype"])
             plan = self._with_prompt(plan, place, team, found)
             if first:
+                if settings.prompt_enhancer:
+                    check_prompts(settings, plan, tokenizer)
+                if settings.seed is None and found is None:
+                    say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
                 self._open(plan, identity, settled_of(plan, place), source, inputs)
         if team.same(first and self.video.is_complete):  # by pieces of a kept run
             return self.video.finish() if first else None
@@ -116,9 +123,7 @@ class Job:
     def _seed(self) -> int:
         if self.settings.seed is not None:
             return self.settings.seed
-        seed = secrets.randbelow(SEEDS)
-        say(f"seed {seed} (drawn; --seed {seed} makes the same video)")
-        return seed
+        return secrets.randbelow(SEEDS)
 
     def _place(self, plan: Plan, place: Placement | None = None, dtype: str | None = None) -> Placement:
         """Device and precision, checked against what the run needs; `place` if they were chosen before.
@@ -228,6 +233,17 @@ class Job:
             say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all will play at the new rate")
 
 
+def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> None:
+    """Raises an `InputError` if a model's tokenizer, unless it is a published one, cannot be used on the plan's texts.
+
+    Args:
+        tokenizer: its folder.
+    """
+    file, model = tokenizer / "tokenizer.json", settings.model_id
+    if model not in PUBLISHED and embedded.name_of(model) != embedded.NAME and file.is_file():
+        check_tokenizer(file, [clean(text) for _, text in texts_of(plan)], "model_id", model)
+
+
 def check_packages(plan: Plan) -> None:
     """Raises an `InputError` where tokens are to be split, but the package for it is not installed."""
     if plan.sharing is not None and plan.sharing.parts > 1 and find_spec("yunchang") is None:
@@ -292,8 +308,11 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
         wanted=wanted_layout(settings),
     )
     about["cut"] = []
-    if folder is not None and config is not None:
+    if folder is not None and config is not None and long_texts(plan, config):
+        tokenizer = None
         with suppress(InputError):  # without a tokenizer the run will say so
             tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
+        if tokenizer is not None:
+            check_prompts(settings, plan, tokenizer)
             about["cut"] = cut_lines(plan, tokenizer, config)
     return about
