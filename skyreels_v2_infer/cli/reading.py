@@ -103,7 +103,10 @@ def some_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
     if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # of which Path would drop a slash
         raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be addresses (http or https)")
-    return Path(os.path.expanduser(text))  # which no shell does for --outdir=~/videos
+    path = os.path.expanduser(text)  # which no shell does for --outdir=~/videos
+    if path.startswith("~") and not os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{text}: no home folder of such a user is known (a name with ~: ./{text})")
+    return Path(path)
 
 
 def some_picture(text: str) -> Path | str:
@@ -112,7 +115,7 @@ def some_picture(text: str) -> Path | str:
 
 
 def device_name(text: str) -> str:
-    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")
     return text
 
@@ -129,7 +132,11 @@ class Parser(argparse.ArgumentParser):
         self.elsewhere = elsewhere
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        args, left_over = self.parse_known_args(_joined(argv))
+        words = _joined(argv)
+        for word in words:
+            if re.fullmatch("--[a-z_]+=--", word):  # of which argparse would make a list
+                self.error(f"argument {word[:-3]}: expected one argument")
+        args, left_over = self.parse_known_args(words)
         if left_over:
             self.error(self._unknown(left_over, args))
         return args

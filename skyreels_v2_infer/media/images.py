@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,7 +54,10 @@ def download_image(url: str, name: str = "image") -> Path:
     from http.client import HTTPException, InvalidURL
     from urllib.request import Request, urlopen
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyreels_v2_infer"
+    home = os.path.expanduser("~/.cache")
+    if home.startswith("~"):  # neither HOME nor an entry for the user
+        home = tempfile.gettempdir()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "skyreels_v2_infer"
     try:
         with urlopen(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)

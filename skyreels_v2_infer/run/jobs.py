@@ -111,9 +111,9 @@ class Job:
             if first:
                 if settings.prompt_enhancer:
                     check_prompts(settings, plan, tokenizer)
+                self._open(plan, identity, settled_of(plan, place), source, inputs)
                 if settings.seed is None and found is None:
                     say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
-                self._open(plan, identity, settled_of(plan, place), source, inputs)
         if team.same(first and self.video.is_complete):  # by pieces of a kept run
             return self.video.finish() if first else None
         self._remark(source)
@@ -201,9 +201,10 @@ class Job:
     def _begin(self, plan: Plan, identity: dict, settled: dict) -> None:
         settings = self.settings
         outdir = settings.outdir
-        self._made = [folder for folder in (outdir, *outdir.parents) if not folder.exists()]
         try:
-            outdir.mkdir(parents=True, exist_ok=True)
+            self._made = [folder for folder in (outdir, *outdir.parents) if not folder.exists()]
+            for folder in reversed(self._made):  # mkdir(parents=True) would recurse once for each
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError("outdir", outdir, f"cannot be created ({error.strerror})") from None
         keys = piece_keys(settings, plan, identity, settled)
