@@ -47,6 +47,9 @@ setup(
         "usp": ["yunchang>=0.6.4"],  # --use_usp
         "offload": ["accelerate", "diffusers>=0.41"],  # --offload
         "enhancer": ["accelerate"],  # --prompt_enhancer
-        "dev": ["accelerate", "diffusers>=0.41", "gguf>=0.10", "matplotlib", "pytest>=8", "pytest-xdist", "ruff", "yunchang>=0.6.4"],
+        "dev": [
+            *("accelerate", "diffusers>=0.41", "gguf>=0.10", "matplotlib", "pytest>=8", "pytest-xdist", "ruff"),
+            *("sentencepiece", "yunchang>=0.6.4"),
+        ],
     },
 )

@@ -240,9 +240,9 @@ def shard_sets(present: set[str]) -> tuple[list[tuple[str, ShardSet]], set[str]]
     others = set()
     for name in present:
         match = re.fullmatch(r"(.+)-(\d+)-of-(\d+)((?:\.[^.]+)?)\.safetensors", name)
-        if match is None or len(match[2]) != len(match[3]) or not 1 <= int(match[2]) <= int(match[3]):
+        if match is None:
             others.add(name)
-        else:
+        elif len(match[2]) == len(match[3]) and 1 <= int(match[2]) <= int(match[3]):
             sets.setdefault((match[1], match[3], match[4]), []).append(name)
     found = []
     for (stem, count, variant), names in sorted(sets.items()):
