@@ -39,9 +39,26 @@ DOWNLOADS = {
 }
 
 
+class Given(str):
+    """A path or id that the user gave, with the argument that it was given as, for messages.
+
+    Where a function takes a `model_id`, a plain string or path counts as given as ``model_id``.
+    """
+
+    def __new__(cls, value: object, name: str = "model_id"):
+        given = super().__new__(cls, value)
+        given.argument = name
+        return given
+
+
+def argument_of(model_id: object) -> str:
+    """The argument that a path or id was given as."""
+    return model_id.argument if isinstance(model_id, Given) else "model_id"
+
+
 def refusal(model_id: object, reason: str) -> InputError:
     """The `InputError` for a checkpoint: `model_id` as the user gave it, and the reason."""
-    return InputError("model_id", model_id, reason)
+    return InputError(argument_of(model_id), model_id, reason)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from skyreels_v2_infer.weights.layouts import (
     PARTS,
     TOKENIZER_FILES,
     WEIGHT_STEMS,
+    Given,
     Part,
     layout_of,
     own_class,
@@ -37,7 +38,7 @@ class Checkpoint:
     """An opened checkpoint: which files make up which part. Opening it reads small json files only.
 
     Attributes:
-        model_id: as the user gave it, for messages.
+        model_id: as the user gave it, for messages; see `Given`.
         layout: ``"original"``, ``"diffusers"``, or ``"file"`` for a single file.
         parts: the requested parts by name (`PARTS`).
         transformer_config: keyword arguments of `WanModel`; empty if the transformer was not requested.
@@ -102,7 +103,11 @@ class Checkpoint:
                 arguments = transformer_arguments(found[name].config, model_id)
         if lacking:
             raise refusal(model_id, f"lacks {'; '.join(lacking)}")
-        return cls(str(model_id), folder, layout, found, arguments)
+        return cls(as_given(model_id), folder, layout, found, arguments)
+
+
+def as_given(model_id: object) -> str:
+    return model_id if isinstance(model_id, Given) else str(model_id)
 
 
 def open_file(
@@ -119,7 +124,7 @@ def open_file(
         arguments = transformer_config(Weights(part, name, model_id), part.config)
     if name == "text_encoder" and (words := tokenizer_for(file, tokenizer)) is not None:
         found["tokenizer"] = Part((words,), "file")
-    return Checkpoint(str(model_id), file.parent, "file", found, arguments)
+    return Checkpoint(as_given(model_id), file.parent, "file", found, arguments)
 
 
 def config_beside(file: Path, name: str) -> dict:
@@ -148,11 +153,13 @@ def tokenizer_for(file: Path, given: str | Path | None) -> Path | None:
 
 
 def read_transformer_config(model_id: str | Path) -> dict:
-    """The keyword arguments of `WanModel` for a folder or a hub id; downloads small json files only.
+    """The keyword arguments of `WanModel` for a folder, a file or a hub id; of a hub id it downloads json files only.
 
     Lets a script check the kind of model (``model_type``) before it downloads gigabytes.
     """
-    return config_in(local_folder(model_id) or fetch(str(model_id), CONFIG_FILES), model_id)
+    if (file := local_file(model_id)) is not None:
+        return open_file(file, "transformer", model_id).transformer_config
+    return config_in(local_folder(model_id) or fetch(str(model_id), CONFIG_FILES, model_id), model_id)
 
 
 def find_part(folder: Path, layout: str, name: str, model_id: object) -> Part:

@@ -303,3 +303,32 @@ def test_the_vae_of_wan22(tmp_path):
     tensors["decoder.upsamples.0.upsamples.0.residual.2.weight"] = torch.zeros(1)
     save_file(tensors, tmp_path / "vae.safetensors")
     assert "Wan 2.2" in refusal(get_vae, tmp_path / "vae.safetensors", "cpu")
+
+
+# Which argument a message names
+
+
+def test_messages_name_the_argument_that_a_file_was_given_as(tmp_path, folder, monkeypatch):
+    from huggingface_hub import errors
+
+    from skyreels_v2_infer.weights.layouts import Given
+    from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+    from skyreels_v2_infer.weights.verify import check_files
+
+    (tmp_path / "a.safetensors").write_bytes(b"12345678")
+    for get, argument in ((get_vae, "vae_path"), (get_text_encoder, "text_encoder_path")):
+        line = refusal(get, Given(tmp_path / "a.safetensors", argument), "cpu")
+        assert line.startswith(f"--{argument} {tmp_path}/a.safetensors: ")
+    checkpoint = Checkpoint.open(Given(folder, "dit_path"), ("transformer",))
+    (folder / "model.safetensors").rename(folder / "kept")
+    (folder / "model.safetensors").write_bytes(b"12345678")
+    assert refusal(check_files, checkpoint).startswith("--dit_path ")
+    (folder / "kept").rename(folder / "model.safetensors")
+    assert "dim" not in refusal(read_transformer_config, Given(tmp_path / "a.safetensors", "dit_path"))
+
+    def fail(*_, **__):
+        raise errors.LocalEntryNotFoundError("no")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(OSError, match=r"--vae_path owner/name/vae\.pth: .* cannot be reached"):
+        get_vae(Given("owner/name/vae.pth", "vae_path"), "cpu")
