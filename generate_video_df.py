@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""Diffusion forcing: long videos, extension, start and end images. `--help` tells what it takes."""
+"""Diffusion forcing: long videos, extension, start and end images. `--help` lists the flags."""
 
 import sys
 
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
-from skyreels_v2_infer.run.main import generate_df
 from skyreels_v2_infer.run.main import main as run
 
 
 def main() -> int:
-    return run("generate_video_df.py", parse_diffusion_forcing, generate_df)
+    return run("generate_video_df.py", parse_diffusion_forcing)
 
 
 if __name__ == "__main__":

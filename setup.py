@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "skyreels_v2_infer" / "__init__.py").read_text(), re.M)[1]
+XDIT = ["xfuser>=0.7", "yunchang>=0.6.4"]  # xDiT, and its attention engine, which is what is imported
 
 setup(
     name="skyreels_v2_infer",
@@ -44,12 +45,12 @@ setup(
         "ftfy>=6.2",
     ],
     extras_require={
-        "usp": ["yunchang>=0.6.4"],  # --use_usp
+        "usp": XDIT,  # --use_usp
         "offload": ["accelerate", "diffusers>=0.41"],  # --offload
         "enhancer": ["accelerate"],  # --prompt_enhancer
         "dev": [
             *("accelerate", "diffusers>=0.41", "gguf>=0.10", "matplotlib", "pytest>=8", "pytest-xdist", "ruff"),
-            *("sentencepiece", "yunchang>=0.6.4"),
+            *("sentencepiece", *XDIT),
         ],
     },
 )

@@ -34,6 +34,7 @@ from skyreels_v2_infer.modules.caches.teacache import TeaCache
 from skyreels_v2_infer.modules.rope import rotary_table
 from skyreels_v2_infer.modules.transformer import Block
 from skyreels_v2_infer.pipelines.conditioning import to_frames
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.plan.cost import forward_flop
 from skyreels_v2_infer.plan.models import SIZES
@@ -105,12 +106,13 @@ def video(mode: tuple, device: torch.device, dtype=torch.float32, offload=False)
     """(latents, on the CPU; frames, uint8 ``[T, H, W, 3]``)"""
     kind, asked, threshold = mode
     pipeline = loaded(kind, device, dtype, offload)
-    pipeline.around_blocks = None
+    cache = None
     if threshold is not None:
         checkpoint = Checkpoint.open(embedded.folder(False))
         config, size = checkpoint.transformer_config, (asked["height"], asked["width"])
         found = choose_coefficients(config, checkpoint.folder, *size, use_ret_steps=False)
-        pipeline.around_blocks = TeaCache(threshold, found).branch
+        cache = TeaCache(threshold, found)
+    pipeline.hooks = Hooks(cache=cache)
     latents, frames = [], []
     for part in pipeline.generate(**asked):
         latents.append(part.latents.cpu())

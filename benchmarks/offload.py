@@ -28,6 +28,7 @@ import small_checkpoints
 from small_checkpoints import published_shapes
 
 from skyreels_v2_infer import DiffusionForcingPipeline
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.runtime import Placement
 from skyreels_v2_infer.weights.layouts import ORIGINAL_TOKENIZER
 from skyreels_v2_infer.weights.locate import Checkpoint
@@ -149,7 +150,7 @@ def measured(folder: Path, offload: bool, device: torch.device, asked: dict) -> 
         ticks.append(now(device))
         yield lambda: ticks.append(now(device))
 
-    pipeline.progress = progress
+    pipeline.hooks = Hooks(progress=progress)
     began = now(device)
     (part,) = pipeline.generate(**asked)
     latents = part.latents.cpu()

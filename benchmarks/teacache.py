@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline, embedded
+from skyreels_v2_infer import DiffusionForcingPipeline, embedded
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache
+from skyreels_v2_infer.pipelines.base import collect
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan.caching import choose_coefficients
-from skyreels_v2_infer.run.session import forcing_arguments, shared_arguments
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.weights.locate import Checkpoint
 from training.evaluate import psnr
 
@@ -36,11 +41,26 @@ PROMPTS = (
 )
 
 
-def timed(pipeline, around, prompt: str, arguments: dict) -> tuple[np.ndarray, float]:
+class Counted:
+    """A cache that keeps every branch's `FeatureCache`, which knows which steps were computed."""
+
+    def __init__(self, cache: TeaCache):
+        self.cache, self.branches = cache, []
+
+    def window(self, *asked) -> Callable[[], FeatureCache]:
+        make = self.cache.window(*asked)
+
+        def branch() -> FeatureCache:
+            self.branches.append(make())
+            return self.branches[-1]
+
+        return branch
+
+
+def timed(pipeline, cache, plan: Plan) -> tuple[np.ndarray, float]:
     """The video, and the seconds that the latents took."""
-    pipeline.around_blocks = around
     began = time.perf_counter()
-    latents = pipeline(prompt, output_type="latent", **arguments)
+    latents = collect(pipeline.execute(plan, Inputs(), hooks=Hooks(cache=cache)), "latent")
     if latents.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -70,25 +90,18 @@ def main() -> None:
     checkpoint = Checkpoint.open(settings.model_id)
     config = checkpoint.transformer_config
     found = choose_coefficients(config, checkpoint.folder, settings.height, settings.width, args.use_ret_steps)
-    kind = DiffusionForcingPipeline if args.forcing else Text2VideoPipeline
-    pipeline = kind(checkpoint, device=args.device)
-    asked = shared_arguments(settings) | (forcing_arguments(settings) if args.forcing else {})
-    del asked["prompt"]
-    jobs = [(prompt, asked | {"seed": seed}) for prompt in args.prompt for seed in range(args.seeds)]
-    timed(pipeline, None, *jobs[0])
+    pipeline = DiffusionForcingPipeline(checkpoint, device=args.device)
+    plan = plan_of(settings, config, checkpoint.folder)
+    plans = [plan.with_prompt(prompt).with_seed(seed) for prompt in args.prompt for seed in range(args.seeds)]
+    timed(pipeline, None, plans[0])
 
     rows = {threshold: [] for threshold in THRESHOLDS}
-    for prompt, arguments in jobs:
-        plain, whole = timed(pipeline, None, prompt, arguments)
+    for plan in plans:
+        plain, whole = timed(pipeline, None, plan)
         for threshold in THRESHOLDS:
-            branches: list[FeatureCache] = []
-
-            def around(steps: int, threshold=threshold, branches=branches) -> FeatureCache:
-                branches.append(TeaCache(threshold, found, args.use_ret_steps).branch(steps))
-                return branches[-1]
-
-            frames, seconds = timed(pipeline, around, prompt, arguments)
-            computed = float(np.mean([step for branch in branches for step in branch.computed]))
+            cache = Counted(TeaCache(threshold, found, args.use_ret_steps))
+            frames, seconds = timed(pipeline, cache, plan)
+            computed = float(np.mean([step for branch in cache.branches for step in branch.computed]))
             rows[threshold].append((100 * computed, whole / seconds, psnr(frames, plain)))
     print("| threshold | steps computed | speed-up | PSNR to the uncached run, median | least |\n|---|---|---|---|---|")
     for threshold, values in rows.items():

@@ -1,4 +1,4 @@
-"""Rank identity: which of torchrun's processes this one is, from the environment it sets."""
+"""Rank identity: which of torchrun's processes this one is, from the environment that torchrun sets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from skyreels_v2_infer.errors import InputError
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+MOST_DIGITS = 6
+
 
 @dataclass(frozen=True)
 class Launch:
-    """Who this process is: its number among all, on its machine, and how many there are."""
+    """The position of this process among those of a run.
+
+    Attributes:
+        rank: number among all processes, from 0.
+        local_rank: number among the processes of this machine, from 0.
+        size: number of processes.
+        by_torchrun: whether the environment says so; False: the process was started by itself.
+    """
 
     rank: int = 0
     local_rank: int = 0
@@ -18,7 +30,37 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Launch:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        if not all(environ.get(name, "").isdecimal() for name in names):
+        """Reads RANK, LOCAL_RANK and WORLD_SIZE; a process by itself has neither of the first two.
+
+        Raises:
+            InputError: some are missing, or the values do not fit together.
+        """
+        given = {name: environ[name] for name in NAMES if environ.get(name)}
+        if not given or given == {"WORLD_SIZE": "1"}:
             return cls()
-        return cls(*(int(environ[name]) for name in names), by_torchrun=True)
+        for name in NAMES:
+            if name not in given:
+                raise _unusable(name, f"is not set, but {' and '.join(given)} {'is' if len(given) == 1 else 'are'}")
+            value = given[name]
+            if not (value.isascii() and value.isdecimal() and len(value) <= MOST_DIGITS):
+                raise _unusable(name, f"is {value[:40]!r}; must be a number of up to {MOST_DIGITS} digits")
+        rank, local_rank, size = (int(given[name]) for name in NAMES)
+        if size < 1:
+            raise _unusable("WORLD_SIZE", f"is {size}; must be at least 1")
+        if rank >= size:
+            raise _unusable("RANK", f"is {rank}; must be below WORLD_SIZE ({size})")
+        if local_rank > rank:
+            raise _unusable("LOCAL_RANK", f"is {local_rank}; must be at most RANK ({rank})")
+        return cls(rank, local_rank, size, by_torchrun=True)
+
+    @classmethod
+    def for_messages(cls) -> Launch:
+        """As `from_environment`, but a process by itself where that raises: so that the error can be printed."""
+        try:
+            return cls.from_environment()
+        except InputError:
+            return cls()
+
+
+def _unusable(name: str, problem: str) -> InputError:
+    return InputError("use_usp", None, f"environment variable {name} {problem} (torchrun sets {', '.join(NAMES)})")

@@ -37,6 +37,23 @@ class Placement:
             dtype = usual_dtype(chosen)
         return cls(chosen, DTYPES[dtype] if isinstance(dtype, str) else dtype)
 
+    def with_dtype(self, dtype: str) -> "Placement":
+        return Placement(self.device, DTYPES[dtype])
+
+    def check_ring(self) -> None:
+        """Raises an `InputError` where a ring of GPUs has no attention kernel."""
+        if self.device.type == "cpu":
+            return
+        if self.dtype == torch.float32:
+            raise InputError("dtype", "float32", "a ring of GPUs needs bfloat16 or float16")
+        if not has_bfloat16(self.device):
+            raise InputError("use_usp", None, "a ring needs GPUs of compute capability 8.0 or above; try --offload")
+
+    def make_current(self) -> None:
+        """New streams, and what is said of memory, are of the current GPU."""
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)
+
 
 def usual_dtype(device: torch.device) -> torch.dtype:
     """float32 on a CPU; elsewhere bfloat16, or float16 on GPUs that are too old for it."""

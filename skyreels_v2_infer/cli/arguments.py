@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
@@ -26,30 +26,16 @@ from skyreels_v2_infer.cli.reading import (
     some_text,
     whole,
 )
+from skyreels_v2_infer.cli.replay import replayed_flags
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, SIZE_MULTIPLE
-from skyreels_v2_infer.run import manifest
-from skyreels_v2_infer.scheduler.windows import check_lengths
 
 MOST, MOST_STEPS = 1_000_000, 10_000  # what a slip of the finger should not exceed; eleven hours of frames
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
-
-_CHOSEN = ("teacache_coefficients",)  # for the model and the size that a video had
-# Flags that are given beside --replay, and what they take the place of in the video's settings.
-INSTEAD = {
-    "--model_id": _CHOSEN,
-    "--use_ret_steps": _CHOSEN,
-    "--height": _CHOSEN,
-    "--width": _CHOSEN,
-    "--resolution": ("height", "width", *_CHOSEN),
-    "--prompt": ("story",),
-    "--story": ("prompt",),
-    "--image": ("video_path",),
-    "--video_path": ("image",),
-}
 
 
 def parse_generate(argv: Sequence[str]) -> GenerateSettings:
@@ -64,7 +50,7 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
         elsewhere={
             f"--{field.name}": DIFFUSION_FORCING
             for field in dataclasses.fields(DiffusionForcingSettings)
-            if field.name not in ("video_fps", "video_frames")  # read from the video
+            if field.name != "prompts"  # several values of --prompt
         },
     )
     _add_content(parser)
@@ -73,20 +59,7 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_machine(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
     _add_speed(parser)
     _add_ranks(parser)
-    args = _read(parser, argv)
-    try:
-        checks.check_teacache(args)
-        checks.check_ranks(args)
-        checks.check_enhancer(args)
-        checks.check_sizes(args)
-        checks.fill_in(args)
-        check_lengths(args.num_frames)
-        checks.check_piece(args, "num_frames", f"; {DIFFUSION_FORCING} makes longer videos")
-        height, width = checks.size_of(args, checks.source_size(args))
-        checks.place_embedded(args, image_to_video=args.image is not None)
-        return GenerateSettings(**_shared(args), height=height, width=width, num_frames=args.num_frames)
-    except InputError as error:
-        parser.error(str(error))
+    return _settings(parser, argv, checks.generate_settings)
 
 
 def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
@@ -109,57 +82,18 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_machine(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
     _add_speed(parser)
     _add_ranks(parser)
-    args = _read(parser, argv)
-    try:
-        checks.check_teacache(args)
-        checks.check_ranks(args)
-        checks.check_enhancer(args)
-        checks.check_sizes(args)
-        checks.check_conditions(args)
-        given = args.num_frames
-        checks.fill_in(args)
-        num_frames = checks.check_length(args, given)
-        checks.check_piece(args, "base_num_frames")
-        height, width = checks.size_of(args, checks.source_size(args))
-        checks.settle_story(args, num_frames)
-        checks.place_embedded(args, image_to_video=False)
-        return DiffusionForcingSettings(
-            **_shared(args),
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            end_image=args.end_image,
-            video_path=args.video_path,
-            video_fps=args.video_fps,
-            video_frames=args.video_frames,
-            ar_step=args.ar_step,
-            causal_attention=args.causal_attention,
-            causal_block_size=args.causal_block_size,
-            base_num_frames=args.base_num_frames,
-            overlap_history=args.overlap_history,
-            addnoise_condition=args.addnoise_condition,
-            story=args.story,
-            history=args.history,
-        )
-    except InputError as error:
-        parser.error(str(error))
+    return _settings(parser, argv, checks.forcing_settings)
 
 
-def _read(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """The flags in `argv`, behind those of the video that --replay names."""
+def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> GenerateSettings:
+    """The settings in `argv`, after those of the video that --replay names."""
     args = parser.read(argv)
-    if args.replay is None:
-        return args
     try:
-        written = manifest.read(args.replay)
-        if written["script"] != parser.prog:
-            raise InputError("replay", args.replay, f"was made by {written['script']}")
+        if args.replay is not None:
+            args = parser.read([*replayed_flags(args.replay, parser.prog, argv), *argv])
+        return settle(args, Launch.from_environment())
     except InputError as error:
         parser.error(str(error))
-    given = {word.partition("=")[0] for word in argv}
-    replaced = {name for flag, names in INSTEAD.items() if flag in given for name in names}
-    settings = {name: value for name, value in written["settings"].items() if name not in replaced}
-    return parser.read([*manifest.flags_of(settings), *argv])
 
 
 def _defaults(name: str) -> str:
@@ -467,13 +401,3 @@ def _add_ranks(parser: Parser) -> None:
             type=whole(1),
             help=f"--use_usp: processes that {meaning} (default: chosen)",
         )
-
-
-def _shared(args: argparse.Namespace) -> dict:
-    """The fields that both scripts have and that are taken as they were read."""
-    settled = {"height", "width", "num_frames"}
-    return {
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(GenerateSettings)
-        if field.name not in settled
-    }

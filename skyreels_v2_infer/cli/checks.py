@@ -1,6 +1,6 @@
-"""What flags have to do with one another, with the disk, and with the model: checks that need no model, and defaults.
+"""Parsed arguments -> settings: per-model defaults and cross-flag validation, without a model.
 
-Each takes what argparse has read, settles what is open in it, and raises an `InputError` for what cannot be.
+Nothing here changes the arguments; every check raises an `InputError` for a value that cannot be used.
 """
 
 from __future__ import annotations
@@ -13,30 +13,65 @@ from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PUBLISHED, TINY
+from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
-from skyreels_v2_infer.media import images, video_io
-from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
-from skyreels_v2_infer.plan.models import HUB_ID, MODELS_720P
+from skyreels_v2_infer.media import images, read
+from skyreels_v2_infer.plan.models import ENHANCER, HUB_ID, MODELS_720P
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
-from skyreels_v2_infer.plan.story import of_prompts, read_story, scenes_of
-from skyreels_v2_infer.scheduler.windows import (
-    check_lengths,
-    check_prefix,
-    frames_of_one_more,
-    plan_windows,
-    usual_history,
-)
+from skyreels_v2_infer.plan.story import Scene, read_story
+from skyreels_v2_infer.scheduler.windows import check_lengths, frames_of_one_more, usual_history
 
 
-def check_teacache(args: argparse.Namespace) -> None:
+def generate_settings(args: argparse.Namespace, launch: Launch) -> GenerateSettings:
+    """The settings of `generate_video.py`."""
+    check_shared(args, launch)
+    values = filled(args)
+    check_lengths(values["num_frames"])
+    check_embedded_length(values, "num_frames", "; generate_video_df.py makes longer videos")
+    images = located(args, "image")
+    check_outdir(args.outdir)
+    values |= images
+    values["height"], values["width"] = size_of(args, source_size(images["image"], None, None))
+    values["model_id"] = placed_model(args.model_id, image_to_video=args.image is not None)
+    return GenerateSettings(**fields_of(GenerateSettings, values))
+
+
+def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForcingSettings:
+    """The settings of `generate_video_df.py`."""
+    check_shared(args, launch)
+    check_conditions(args)
+    values = filled(args)
+    extends = args.video_path is not None
+    if extends and args.num_frames is None:
+        values["num_frames"] = frames_of_one_more(values["base_num_frames"], values["overlap_history"])
+    check_lengths(values["num_frames"], values["base_num_frames"], values["overlap_history"], extends)
+    check_embedded_length(values, "base_num_frames")
+    images = located(args, "image") | located(args, "end_image")
+    check_outdir(args.outdir)  # before the video, whose check is the one that takes time
+    values |= images
+    source = source_size(images["image"], args.video_path, images["end_image"])
+    values["height"], values["width"] = size_of(args, source)
+    values |= prompts_of(values)
+    values["model_id"] = placed_model(args.model_id, image_to_video=False)
+    return DiffusionForcingSettings(**fields_of(DiffusionForcingSettings, values))
+
+
+def fields_of(kind: type, values: dict) -> dict:
+    return {field.name: values[field.name] for field in dataclasses.fields(kind)}
+
+
+def check_shared(args: argparse.Namespace, launch: Launch) -> None:
+    """Checks that both scripts need, before any file is looked at."""
     for name in ("use_ret_steps", "teacache_coefficients"):
         if getattr(args, name) and not args.teacache:
             raise InputError(name, None, "has no effect without --teacache")
+    check_ranks(args, launch)
+    check_enhancer(args)
+    check_sizes(args)
 
 
-def check_ranks(args: argparse.Namespace) -> None:
-    launch = Launch.from_environment()
+def check_ranks(args: argparse.Namespace, launch: Launch) -> None:
     if args.use_usp and not launch.by_torchrun:
         raise InputError("use_usp", None, "needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ... --use_usp")
     if not args.use_usp:
@@ -54,8 +89,7 @@ def check_enhancer(args: argparse.Namespace) -> None:
     model = args.prompt_enhancer_model
     if model is not None and not args.prompt_enhancer:
         raise InputError("prompt_enhancer_model", model, "has no effect without --prompt_enhancer")
-    args.prompt_enhancer_model = model = model or ENHANCER_MODEL
-    if not os.path.isdir(model) and not HUB_ID.fullmatch(model):
+    if model is not None and not os.path.isdir(model) and not HUB_ID.fullmatch(model):
         raise InputError("prompt_enhancer_model", model, "is neither a folder nor the name of a model (owner/name)")
     if args.prompt_enhancer and find_spec("accelerate") is None:
         raise InputError("prompt_enhancer", None, "needs accelerate: pip install accelerate")
@@ -77,85 +111,72 @@ def check_conditions(args: argparse.Namespace) -> None:
         raise InputError("image", args.image, "give either --image or --video_path: both would be the beginning")
     if args.end_image is not None and args.causal_attention:
         raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would look that far ahead")
+    if args.story is not None and args.prompt is not None:
+        raise InputError("story", args.story, "give either --prompt or --story")
 
 
-def fill_in(args: argparse.Namespace) -> None:
-    """Flags that were not given become what suits the model; sizes are `size_of`'s."""
+def filled(args: argparse.Namespace) -> dict:
+    """All values, with the model's defaults for flags that are not given; sizes are `size_of`'s."""
     defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
-    chosen = getattr(args, "overlap_history", ...) is None and defaults.overlap_history is not None
+    values = dict(vars(args))
     for field in dataclasses.fields(defaults):
-        if field.name not in ("height", "width") and getattr(args, field.name, ...) is None:
-            setattr(args, field.name, getattr(defaults, field.name))
-    if chosen:
-        args.overlap_history = usual_history(args.base_num_frames)
+        if field.name not in ("height", "width") and values.get(field.name, ...) is None:
+            values[field.name] = getattr(defaults, field.name)
+    if values["prompt_enhancer_model"] is None:
+        values["prompt_enhancer_model"] = ENHANCER
+    if vars(args).get("overlap_history", ...) is None and defaults.overlap_history is not None:
+        values["overlap_history"] = usual_history(values["base_num_frames"])
+    return values
 
 
-def place_embedded(args: argparse.Namespace, image_to_video: bool) -> None:
-    if args.model_id == embedded.NAME:
-        args.model_id = str(embedded.folder(image_to_video))
-
-
-def check_length(args: argparse.Namespace, given: int | None) -> int:
-    """The number of frames to make (with --video_path: to add), after the checks of all three lengths.
-
-    `given`: --num_frames, if the user said it; what is added to a video has a default of its own.
-    """
-    extends, frames = args.video_path is not None, args.num_frames
-    if extends and given is None:
-        frames = frames_of_one_more(args.base_num_frames, args.overlap_history)
-    check_lengths(frames, args.base_num_frames, args.overlap_history, extends)
-    return frames
-
-
-def settle_story(args: argparse.Namespace, num_frames: int) -> None:
-    """Scenes, from --story or from several prompts, checked against the windows; and the first prompt as the prompt."""
-    windows = plan_windows(num_frames, args.base_num_frames, args.overlap_history, args.video_frames)
-    prompts = [args.prompt] if isinstance(args.prompt, str) else args.prompt  # text: the default
-    if args.story is not None:
-        if not isinstance(args.prompt, str):
-            raise InputError("story", args.story, "give either --prompt or --story")
-        args.story = read_story(args.story, args.fps)
-        scenes_of(args.story, windows)
-        prompts = [args.story[0].prompt]
-    elif len(prompts) > 1:
-        # Languages without spaces write a whole scene so.
-        if all(len(prompt.split()) == 1 for prompt in prompts) and any(prompt.isascii() for prompt in prompts):
-            legal = "one word each: a prompt with spaces needs quotes (scenes of one word are for --story)"
-            raise InputError("prompt", " ".join(prompts), legal)
-        args.story = of_prompts(prompts, windows)
-    if args.story is not None and args.prompt_enhancer:
-        raise InputError("prompt_enhancer", None, "writes one prompt out, not several or those of --story")
-    args.prompt = prompts[0]
-
-
-def check_piece(args: argparse.Namespace, name: str, hint: str = "") -> None:
-    """Lengths that the embedded model never saw at once come out as noise."""
-    frames = getattr(args, name)
-    if args.model_id == embedded.NAME and frames > TINY.base_num_frames:
+def check_embedded_length(values: dict, name: str, hint: str = "") -> None:
+    """Windows longer than those that the embedded model was trained on would come out as noise."""
+    if values["model_id"] == embedded.NAME and values[name] > TINY.base_num_frames:
         legal = f"{embedded.NAME} makes up to {TINY.base_num_frames} frames at once{hint}"
-        raise InputError(name, frames, legal)
+        raise InputError(name, values[name], legal)
 
 
-def source_size(args: argparse.Namespace) -> tuple[int, int] | None:
-    """(height, width) of what the video follows, after checking every file and folder that was named."""
-    args.video_fps, args.video_frames = None, 0
-    for name in ("image", "end_image"):
-        if isinstance(address := getattr(args, name, None), str):
-            setattr(args, name, images.download_image(address, name))
-    image = images.image_size(args.image, "image") if args.image is not None else None
-    end_image = video = None
-    if getattr(args, "end_image", None) is not None:
-        end_image = images.image_size(args.end_image, "end_image")
-    # Only looks, never creates. Before the video, whose check is the one that takes time.
-    check_outdir(args.outdir)
-    if getattr(args, "video_path", None) is not None:
-        info = video_io.probe_video(args.video_path, "video_path")
-        check_prefix(info.frames, args.overlap_history)
-        video, args.video_fps, args.video_frames = (info.height, info.width), info.fps, info.frames
-    return image or video or end_image
+def placed_model(model_id: str, image_to_video: bool) -> str:
+    return str(embedded.folder(image_to_video)) if model_id == embedded.NAME else model_id
+
+
+def prompts_of(values: dict) -> dict:
+    """prompt, prompts and story from --prompt, given once or several times, or from --story."""
+    given = [values["prompt"]] if isinstance(values["prompt"], str) else values["prompt"]
+    story: tuple[Scene, ...] | None = None
+    if values["story"] is not None:
+        story = read_story(values["story"], values["fps"])
+        given = [story[0].prompt]
+    # Languages without spaces write a whole scene as one word.
+    elif len(given) > 1 and all(len(p.split()) == 1 for p in given) and any(p.isascii() for p in given):
+        legal = "one word each: a prompt with spaces needs quotes (scenes of one word are for --story)"
+        raise InputError("prompt", " ".join(given), legal)
+    if (story is not None or len(given) > 1) and values["prompt_enhancer"]:
+        raise InputError("prompt_enhancer", None, "writes one prompt out, not several or those of --story")
+    return {"prompt": given[0], "prompts": tuple(given) if len(given) > 1 else None, "story": story}
+
+
+def located(args: argparse.Namespace, name: str) -> dict[str, Path | None]:
+    """The file of a picture; one at an address is downloaded."""
+    given = getattr(args, name)
+    return {name: images.download_image(given, name) if isinstance(given, str) else given}
+
+
+def source_size(image: Path | None, video: Path | None, end_image: Path | None) -> tuple[int, int] | None:
+    """(height, width) of the file that decides whether the video is upright; None: there is none. Headers are read."""
+    sizes = []
+    if image is not None:
+        sizes.append(images.image_size(image, "image"))
+    if end_image is not None:
+        sizes.append(images.image_size(end_image, "end_image"))
+    if video is not None:
+        header = read.video_header(video, "video_path")
+        sizes.insert(0, (header.height, header.width))
+    return sizes[0] if sizes else None
 
 
 def size_of(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of the video, upright where its source is."""
     if args.height is not None:
         return args.height, args.width
     if args.model_id == embedded.NAME and args.resolution is None:
@@ -165,6 +186,7 @@ def size_of(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[i
 
 
 def check_outdir(outdir: Path) -> None:
+    """Looks only, never creates."""
     existing = os.path.abspath(outdir)
     if set(existing) & set("\r\n"):
         raise InputError("outdir", outdir, "must have no line break in its path, which ffmpeg would not find")

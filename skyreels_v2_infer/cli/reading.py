@@ -101,6 +101,8 @@ def some_text(text: str) -> str:
 def some_path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
+    if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # of which Path would drop a slash
+        raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be addresses (http or https)")
     return Path(os.path.expanduser(text))  # which no shell does for --outdir=~/videos
 
 
@@ -142,7 +144,7 @@ class Parser(argparse.ArgumentParser):
             else:
                 message = f"{flag} {rest}"
         line = printable(message)
-        speaks = Launch.from_environment().local_rank == 0  # of several processes that were told the same
+        speaks = Launch.for_messages().local_rank == 0  # of several processes that were told the same
         self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
 
     def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:

@@ -1,76 +1,113 @@
-"""Frozen settings of the two scripts."""
+"""Frozen settings of the two scripts. Every field says what it affects.
+
+A run's identity, the keys of its pieces, the manifest and --replay follow from that.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from skyreels_v2_infer.plan.story import Scene
 
 
+class Affects(Enum):
+    """What another value of a setting changes."""
+
+    FRAMES = "the frames"
+    MACHINE = "where and how fast they are computed"
+    RUN = "what happens around it: folders, resuming, messages"
+
+
+def _kind(affects: Affects, by_window: bool = False, replayed: bool = False) -> Mapping[str, Any]:
+    """Metadata of a field.
+
+    Args:
+        by_window: it can change in the course of a video, so it is part of a window's key and not of all windows'.
+        replayed: it is written into the manifest, from which the video can be made again.
+    """
+    return {"affects": affects, "by_window": by_window, "replayed": replayed}
+
+
+FRAMES = _kind(Affects.FRAMES, replayed=True)
+WINDOW = _kind(Affects.FRAMES, by_window=True, replayed=True)
+PREPARED = _kind(Affects.FRAMES, by_window=True)  # the manifest has what came out of it
+MACHINE = _kind(Affects.MACHINE)
+RUN = _kind(Affects.RUN)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """What `generate_video.py` was asked for, checked.
+    """Settings of `generate_video.py`, checked.
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
-    seed: 0..2**63-1, None for one drawn by the run. device, dtype: None to be chosen by the run. teacache_thresh: at
-    least 0. teacache_coefficients: five of them, highest degree first; None for the model's own. cfg_parallel,
-    ulysses_degree, ring_degree: None to be chosen.
+    seed: 0..2**63-1, None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
+    teacache_coefficients: five of them, highest degree first; None: the model's own. cfg_parallel, ulysses_degree,
+    ring_degree: None: chosen.
     """
 
-    model_id: str
-    outdir: Path
-    prompt: str
-    negative_prompt: str
-    image: Path | None
-    height: int
-    width: int
-    num_frames: int
-    inference_steps: int
-    guidance_scale: float
-    shift: float
-    fps: int
-    seed: int | None
-    device: str | None
-    dtype: str | None
-    teacache: bool
-    teacache_thresh: float
-    use_ret_steps: bool
-    teacache_coefficients: tuple[float, ...] | None
-    use_usp: bool
-    cfg_parallel: bool | None
-    ulysses_degree: int | None
-    ring_degree: int | None
-    offload: bool
-    prompt_enhancer: bool
-    prompt_enhancer_model: str
-    dry_run: str | None
-    resume: bool
-    replay: Path | None
-    no_preview: bool
-    keep_parts: bool
+    model_id: str = field(metadata=FRAMES)
+    outdir: Path = field(metadata=RUN)
+    prompt: str = field(metadata=WINDOW)
+    negative_prompt: str = field(metadata=FRAMES)
+    image: Path | None = field(metadata=FRAMES)
+    height: int = field(metadata=FRAMES)
+    width: int = field(metadata=FRAMES)
+    num_frames: int = field(metadata=WINDOW)
+    inference_steps: int = field(metadata=FRAMES)
+    guidance_scale: float = field(metadata=WINDOW)
+    shift: float = field(metadata=FRAMES)
+    fps: int = field(metadata=FRAMES)
+    seed: int | None = field(metadata=FRAMES)
+    device: str | None = field(metadata=MACHINE)
+    dtype: str | None = field(metadata=FRAMES)
+    teacache: bool = field(metadata=FRAMES)
+    teacache_thresh: float = field(metadata=FRAMES)
+    use_ret_steps: bool = field(metadata=FRAMES)
+    teacache_coefficients: tuple[float, ...] | None = field(metadata=FRAMES)
+    use_usp: bool = field(metadata=MACHINE)
+    cfg_parallel: bool | None = field(metadata=MACHINE)
+    ulysses_degree: int | None = field(metadata=MACHINE)
+    ring_degree: int | None = field(metadata=MACHINE)
+    offload: bool = field(metadata=MACHINE)
+    prompt_enhancer: bool = field(metadata=PREPARED)
+    prompt_enhancer_model: str = field(metadata=PREPARED)
+    dry_run: str | None = field(metadata=RUN)
+    resume: bool = field(metadata=RUN)
+    replay: Path | None = field(metadata=RUN)
+    no_preview: bool = field(metadata=RUN)
+    keep_parts: bool = field(metadata=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionForcingSettings(GenerateSettings):
-    """What `generate_video_df.py` was asked for, checked.
+    """Settings of `generate_video_df.py`, checked.
 
-    video_fps is the rate of video_path, video_frames its length (0 without one). With video_path, num_frames counts the
-    frames to add and is a multiple of 4 (else 4n+1). base_num_frames and overlap_history are video frames, 4n+1;
-    overlap_history can be None only where a single window is made. causal_block_size is in latent frames, ar_step in
-    denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000. story: scenes, the first of which
-    has `prompt`; None: `prompt` holds throughout.
+    With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1). base_num_frames and
+    overlap_history are video frames, 4n+1; overlap_history is None only where a single window is made.
+    causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise,
+    0 <= a < 1000. story: scenes, the first of which has `prompt`; None: `prompt` holds throughout. prompts: one for
+    each window, the first of which is `prompt`, the last one stays; None: there is one.
     """
 
-    end_image: Path | None
-    video_path: Path | None
-    video_fps: float | None
-    video_frames: int
-    ar_step: int
-    causal_attention: bool
-    causal_block_size: int
-    base_num_frames: int
-    overlap_history: int | None
-    addnoise_condition: float
-    story: tuple[Scene, ...] | None
-    history: str
+    end_image: Path | None = field(metadata=WINDOW)
+    video_path: Path | None = field(metadata=FRAMES)
+    ar_step: int = field(metadata=FRAMES)
+    causal_attention: bool = field(metadata=FRAMES)
+    causal_block_size: int = field(metadata=FRAMES)
+    base_num_frames: int = field(metadata=FRAMES)
+    overlap_history: int | None = field(metadata=FRAMES)
+    addnoise_condition: float = field(metadata=FRAMES)
+    story: tuple[Scene, ...] | None = field(metadata=WINDOW)
+    prompts: tuple[str, ...] | None = field(metadata=PREPARED)
+    history: str = field(metadata=FRAMES)
+
+
+def fields_that(settings: type | GenerateSettings, **wanted: Any) -> Iterator[Field]:
+    """Fields whose metadata have all the wanted values: affects, by_window, replayed."""
+    for found in fields(settings):
+        if all(found.metadata[name] == value for name, value in wanted.items()):
+            yield found

@@ -1,28 +1,47 @@
-"""The processes of one run: who this one is, what all of them agree on, and how a failure of one ends all.
+"""The processes (ranks) of one run: what they agree on, where they wait for each other, how one's failure ends all.
 
-torchrun says by the environment who a process is. With one process nothing here imports torch.
+torchrun's environment says which rank a process is. With one process nothing here imports torch, up to `Team.share`.
+
+Ranks wait for each other in two ways. Before work of which nobody knows how long one of them takes (rank 0 downloads,
+loads, writes, joins) they `meet` in the rendezvous store, for as long as every rank's `Heartbeat` goes on. Collectives
+of torch follow when all have arrived, and have a timeout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from skyreels_v2_infer.distributed import heartbeat
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
 
-PATIENCE = timedelta(hours=12)  # rank 0 may download for long; a rank that fails is noticed at once all the same
+if TYPE_CHECKING:
+    from skyreels_v2_infer.distributed.xdit_context_parallel import Shared
+    from skyreels_v2_infer.plan.sharing import Layout
+
+STARTING = timedelta(minutes=10)  # until all ranks have found each other
+# Of a collective. The ranks have met before; what is left is how far the slowest GPU or CPU falls behind within a
+# forward. A rank that does not run at all is noticed earlier, by its heartbeat.
+COLLECTIVE = timedelta(minutes=10)
+LONGEST_SLEEP = 0.1  # seconds between two looks at whether the others have come
+LAST_WORDS = 5.0  # seconds that the end of a process may take: a message about a lost rank, the last to leave
 T = TypeVar("T")
 
 
 class SilencedError(Exception):
-    """Another rank has failed first and says why; this one only ends."""
+    """Another rank failed first and reports it; this one only ends."""
 
 
 class Team:
-    """One process alone. What it agrees on is what it says."""
+    """One process by itself: agreeing and waiting do nothing."""
 
     rank = 0
     size = 1
@@ -37,18 +56,55 @@ class Team:
         yield
 
     def meet(self) -> None:
-        """Waits until all ranks are here."""
+        """Waits until all ranks have called it, as long as they are alive."""
+
+    def share(self, layout: Layout) -> Shared:
+        """The operations with which a pipeline shares the work in this way; the same ones when asked again."""
+        from skyreels_v2_infer.distributed.xdit_context_parallel import ALONE
+
+        if layout.ranks != 1:
+            raise ValueError(f"{layout}: is for {layout.ranks} ranks, there is 1")
+        return ALONE
+
+
+class Failures:
+    """How many ranks have failed. Where the store is gone, so is the rank that had it, and has said why."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def any(self) -> bool:
+        return self._add(0) > 0
+
+    def report(self) -> bool:
+        """Adds this rank -> whether it is the first."""
+        return self._add(1) == 1
+
+    def _add(self, amount: int) -> int:
+        try:
+            return self._store.add("count", amount)
+        except Exception:
+            return 1 + amount
 
 
 class RankTeam(Team):
-    """This process as one of several; torch's default process group is there."""
+    """This process as one of several, in torch's default process group.
 
-    def __init__(self, launch: Launch):
+    Args:
+        store: torch's, for meetings.
+        failed: whether another rank has failed.
+    """
+
+    def __init__(self, launch: Launch, store, failed: Callable[[], bool]):
         self.rank, self.size = launch.rank, launch.size
+        self._store, self._failed = store, failed
+        self._meetings = 0
+        self._groups = None
 
     def same(self, value: T) -> T:
         import torch.distributed as dist
 
+        self.meet()
         values = [value]
         dist.broadcast_object_list(values, src=0, device="cpu")
         return values[0]
@@ -56,23 +112,54 @@ class RankTeam(Team):
     @contextmanager
     def first_rank_first(self) -> Iterator[None]:
         if self.rank:
-            self.same(None)
+            self.meet()
         yield
         if not self.rank:
-            self.same(None)
+            self.meet()
 
     def meet(self) -> None:
-        import torch
-        import torch.distributed as dist
+        self._meetings += 1
+        arrived, complete = self._keys(self._meetings)
+        if self._store.add(arrived, 1) == self.size:
+            self._store.set(complete, "")
+        sleep = LONGEST_SLEEP / 64
+        while not self._store.check([complete]):
+            if self._failed():
+                raise SilencedError
+            time.sleep(sleep)
+            sleep = min(LONGEST_SLEEP, 1.5 * sleep)
+        if not self.rank and self._meetings > 1:  # which all have left, or they would not be here
+            for key in self._keys(self._meetings - 1):
+                self._store.delete_key(key)
 
-        dist.all_reduce(torch.zeros(1))
+    def leave(self) -> None:
+        """The last use of the store. Rank 0, which may have it in its process, stays until the others have left."""
+        patience = time.monotonic() + LAST_WORDS
+        with suppress(Exception):  # it may have left without the others
+            self._store.add("left", 1)
+            while not self.rank and self._store.add("left", 0) < self.size and time.monotonic() < patience:
+                time.sleep(LONGEST_SLEEP / 64)
+
+    @staticmethod
+    def _keys(meeting: int) -> tuple[str, str]:
+        return f"{meeting}/arrived", f"{meeting}/complete"
+
+    def share(self, layout: Layout) -> Shared:
+        from skyreels_v2_infer.distributed.xdit_context_parallel import RankGroups
+
+        if self._groups is None:
+            self._groups = RankGroups(self.meet, COLLECTIVE)
+        return self._groups.share(layout)
 
 
 def own_device(device: str | None, local_rank: int) -> str | None:
-    """The device of one of several processes: each GPU takes the process with its number.
+    """The device of one of several processes: the GPU with its number on this machine, or the only one that it sees.
+
+    Cluster managers (SLURM, or CUDA_VISIBLE_DEVICES set for each process) show each process one GPU of its own; whether
+    two see the same one is checked by `assembled`.
 
     Raises:
-        InputError: there is none for it; SilencedError where a process before it has said so.
+        InputError: there is none for it; SilencedError where a process with a lower number reports that.
     """
     if device == "cpu":
         return device
@@ -81,46 +168,88 @@ def own_device(device: str | None, local_rank: int) -> str | None:
     if device is None and not torch.cuda.is_available():
         return "cpu"
     count = torch.cuda.device_count()
+    if count == 1:
+        return "cuda:0"
     if local_rank > count:
-        raise SilencedError  # a process before this one says it
+        raise SilencedError
     if local_rank == count:
         raise InputError("device", "cuda", f"process {local_rank + 1} of this machine finds only {count} GPUs")
     return f"cuda:{local_rank}"
 
 
+def check_own_gpu(store, device: str, local_rank: int) -> None:
+    """Raises an `InputError` if another process has the same GPU, on which NCCL would fail."""
+    import torch
+
+    gpu = torch.cuda.get_device_properties(device).uuid
+    if store.add(f"{socket.gethostname()}/{gpu}", 1) > 1:
+        count = torch.cuda.device_count()
+        few = f"process {local_rank + 1} of this machine finds only {count} GPU{'s' * (count != 1)}"
+        raise InputError("device", "cuda", f"{few}, which another process uses already")
+
+
+def report(reason: str) -> None:
+    print(f"failed: {reason}", file=sys.stderr, flush=True)
+
+
+def ended_by_silence(lost: Callable[[str], None]) -> Callable[[int, bool], None]:
+    """Ends this process when a rank is silent (see `Heartbeat`); `lost` reports it, which may take LAST_WORDS."""
+
+    def end(rank: int, reports: bool) -> None:
+        timer = threading.Timer(LAST_WORDS, os._exit, args=(1,))
+        timer.daemon = True
+        timer.start()
+        try:
+            if reports:
+                lost(f"rank {rank} gave no sign of life for {heartbeat.SILENCE:g} s")
+        finally:
+            os._exit(1)
+
+    return end
+
+
 @contextmanager
-def assembled(launch: Launch, device: str | None) -> Iterator[Team]:
-    """The processes that torchrun has started, as a team; its process group is gone again after a block that ends well.
+def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = report) -> Iterator[Team]:
+    """The processes that torchrun has started, as a team; their process group ends with a block that ends well.
 
     Args:
         device: of this process, as from `own_device`; GPUs talk over NCCL, CPUs over gloo.
+        lost: called from a thread, with one line for the user, when another rank has been silent for too long. The
+            process then ends at once with exit code 1, since the main thread may be inside a collective.
 
     Raises:
-        SilencedError: in place of any error, where another rank has failed before.
+        InputError: an environment variable is missing, or two processes have the same GPU.
+        ConnectionError: the other ranks cannot be reached.
+        SilencedError: in place of any error, where another rank failed before.
     """
     if launch.size == 1:
         yield Team()
         return
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
-
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise InputError("use_usp", None, f"environment variable {name} is not set (torchrun sets it)")
     on_gpu = device is not None and device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    failures = dist.PrefixStore("failures", store)
+    store, beats = connect(device if on_gpu else None)
+    import torch.distributed as dist
+
+    failures = Failures(dist.PrefixStore("failures", store))
+    heart = heartbeat.Heartbeat(beats, launch.rank, launch.size, ended_by_silence(lost))
     try:
-        yield RankTeam(launch)
+        team = RankTeam(launch, dist.PrefixStore("meetings", store), failures.any)
+        if on_gpu:
+            check_own_gpu(dist.PrefixStore("gpus", store), device, launch.local_rank)
+        team.meet()  # every rank has a heartbeat now
+        heart.start()
+        yield team
     except KeyboardInterrupt:
+        heart.stop(ended_well=False)
         # torchrun asks the others to end when one has failed.
-        if failures.add("count", 0) or rank:
+        if launch.rank or failures.any():
             raise SilencedError from None
         raise
     except Exception as error:
-        first = failures.add("count", 1) == 1
+        heart.stop(ended_well=False)
+        first = failures.report()
         if not on_gpu:
             # While others wait for this rank, they notice that it is gone by its connections, which this closes. GPUs
             # would first wait for what they have begun together; there the process has to end as it is.
@@ -129,4 +258,26 @@ def assembled(launch: Launch, device: str | None) -> Iterator[Team]:
             raise SilencedError(first_line(error)) from error
         raise
     else:
+        heart.stop(ended_well=True)
         dist.destroy_process_group()
+        team.leave()
+
+
+def connect(gpu: str | None) -> tuple:
+    """Finds the other ranks and makes torch's default process group -> (its store, another connection to that)."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=STARTING)))
+        again = dist.TCPStore(host, int(port), is_master=False, timeout=STARTING, wait_for_workers=False)
+        backend = "gloo" if gpu is None else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConnectionError(f"ranks cannot meet at {host}:{port} ({first_line(error)})") from error
+    # torchrun keeps its store when it starts the processes anew.
+    return store, dist.PrefixStore(f"beats/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", again)

@@ -1,1 +1,1 @@
-"""Pictures and videos in, videos and previews out. Nothing here imports torch."""
+"""Reads images and videos, writes videos and previews, measures frames. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""Files that a flag names: what is refused before they are opened."""
+"""Checks of input files before they are opened."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from skyreels_v2_infer.errors import InputError
 
 
 def check_file(path: Path | str, name: str) -> None:
-    """Raises InputError under the flag `name` if there is no such file."""
+    """Raises InputError for the flag `name` unless `path` is an existing regular file."""
     if not os.path.exists(path):
         raise InputError(name, path, "must be an existing file")
     if not os.path.isfile(path):

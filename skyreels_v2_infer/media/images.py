@@ -1,6 +1,6 @@
-"""Pictures in. Nothing here knows torch; Pillow is imported when it is used.
+"""Reads images: from files and addresses, upright, in RGB, in the requested size. Pillow is imported when it is used.
 
-A picture is uint8 RGB ``[H, W, 3]``.
+An image is uint8 RGB ``[H, W, 3]``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,22 +20,31 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-DOWNLOAD_SECONDS, DOWNLOAD_BYTES = 30, 100 * 2**20  # of silence; of one picture
+DOWNLOAD_SECONDS, DOWNLOAD_BYTES = 30, 100 * 2**20  # without any data; of one image
+SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 
 
 def image_size(path: Path | str, name: str = "image") -> tuple[int, int]:
-    """(height, width) in pixels of the picture at `path`, upright as its EXIF tag says.
+    """(height, width) in pixels of the image at `path`, after its EXIF orientation. Reads the header only.
 
-    The whole picture is decoded, so that a truncated file is found here. Raises InputError under the flag `name`.
+    A truncated image passes here and is refused by `read_image`.
+
+    Raises:
+        InputError: for the flag `name`: the file is missing or is no image that Pillow can read.
     """
-    width, height = _open_image(path, name).size
-    return height, width
+    with _opened(path, name) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow may have swapped `size` already
+            width, height = image.tag_v2[256], image.tag_v2[257]
+        return (width, height) if _orientation(image) in SIDEWAYS else (height, width)
 
 
 def download_image(url: str, name: str = "image") -> Path:
-    """The file with the picture at an address, in the user's cache, named by its content.
+    """Downloads an image into the user's cache and returns its file, named by a hash of its content.
 
-    Raises InputError under the flag `name` if there is none or it is no picture; OSError if another try may help.
+    Raises:
+        InputError: for the flag `name`: nothing is there, or it is no image (only its header is read).
+        OSError: the network or the disk failed; trying again may help.
     """
     import hashlib
     from http.client import HTTPException, InvalidURL
@@ -52,7 +62,7 @@ def download_image(url: str, name: str = "image") -> Path:
     if len(content) > DOWNLOAD_BYTES:
         raise InputError(name, url, f"must be a picture of at most {DOWNLOAD_BYTES >> 20} MB")
     path = folder / hashlib.sha256(content).hexdigest()[:32]
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # other processes may fetch the same
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # other processes may download the same
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content)
@@ -61,7 +71,7 @@ def download_image(url: str, name: str = "image") -> Path:
     except InputError as error:
         raise InputError(name, url, error.legal) from None
     except OSError as error:
-        raise OSError(f"--{name} {url}: cannot be kept in {folder} ({first_line(error)})") from None
+        raise OSError(f"--{name} {url}: cannot be saved in {folder} ({first_line(error)})") from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -69,47 +79,70 @@ def download_image(url: str, name: str = "image") -> Path:
 
 
 def read_image(path: Path | str, height: int, width: int, name: str = "image") -> np.ndarray:
-    """The picture at `path` as uint8 RGB ``[height, width, 3]``: upright, scaled to cover the size, centre-cropped.
+    """The image at `path` as uint8 RGB ``[height, width, 3]``: upright, scaled to cover the size, centre-cropped.
 
-    Transparent parts become white, as most viewers show them. Raises InputError under the flag `name`.
+    Transparent parts become white, as most viewers show them.
+
+    Raises:
+        InputError: for the flag `name`: the file is missing, truncated, or no image that Pillow can read.
     """
-    return fit(_open_image(path, name), height, width)
+    from PIL import ImageOps
+
+    with _opened(path, name) as image:
+        image = ImageOps.exif_transpose(image)  # decodes it to the end
+    return fit(in_rgb(image), height, width)
 
 
-def _open_image(path: Path | str, name: str) -> Image.Image:
-    """The decoded picture, upright, RGB."""
-    from PIL import Image, ImageOps
+@contextmanager
+def _opened(path: Path | str, name: str) -> Iterator[Image.Image]:
+    """Context manager: the opened image, its pixels not decoded yet. Errors within the block become InputError."""
+    from PIL import Image
 
     check_file(path, name)
     try:
-        # PIL warns about harmless oddities (large pictures, EXIF damage), which would break the rule of one line.
+        # Pillow warns about harmless things (large images, damaged EXIF data), which would print more than one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                image = ImageOps.exif_transpose(image)  # also decodes it, to the end
                 if image.mode == "F":
-                    raise ValueError("its brightness is in fractions, of which nobody knows how bright 1 is")
-    except Exception as error:  # PIL's decoders raise whatever their format's parser happens to raise
+                    raise ValueError("its pixels are floating-point numbers, whose range the file does not state")
+                yield image
+    except Exception as error:  # Pillow's decoders raise whatever the parser of their format raises
         legal = "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"
         if not isinstance(error, Image.UnidentifiedImageError):
             legal += f", but: {in_one_line(error)}"
         raise InputError(name, path, legal) from None
-    return in_rgb(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 to 8, without decoding it."""
+    from PIL import Image
+
+    if image.format == "PNG" and "exif" not in image.info:
+        image.fp.seek(8)  # the chunk may stand behind the pixels, where Pillow finds it only by decoding them
+        while len(start := image.fp.read(8)) == 8:
+            length, kind = int.from_bytes(start[:4], "big"), start[4:]
+            if kind == b"eXIf":
+                image.info["exif"] = b"Exif\0\0" + image.fp.read(length)
+                break
+            image.fp.seek(length + 4, os.SEEK_CUR)  # 4: its checksum
+    # The base class's: that of PNG decodes.
+    return Image.Image.getexif(image).get(0x0112, 1)
 
 
 def as_shown(image: Image.Image) -> Image.Image:
-    """A picture as viewers show it: upright as its EXIF tag says, in RGB, white where it is transparent."""
+    """An image as viewers show it: after its EXIF orientation, in RGB, white where it is transparent."""
     from PIL import ImageOps
 
     return in_rgb(ImageOps.exif_transpose(image))
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB, on white where it is transparent."""
+    """An image of any mode in RGB, on white where it is transparent."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        # convert alone would clip
+        # `convert` alone would clip at 255.
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -118,6 +151,7 @@ def in_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """An RGB image scaled to cover the size and centre-cropped, as uint8 ``[height, width, 3]``."""
     import numpy as np
     from PIL import Image, ImageOps
 

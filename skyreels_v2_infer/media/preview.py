@@ -1,4 +1,4 @@
-"""A contact sheet of a video: its first frame, both sides of every seam between windows, its last frame."""
+"""A contact sheet of a video: the first and the last frame of every piece (what one window made), each numbered."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-WIDTH = 320  # of a picture in the sheet, in pixels; smaller videos as they are
-ROW = 1600  # pixels that a row of the sheet may have
-GAP, LABEL = 4, 14
-MOST = 16_000_000  # pixels of all pictures in a sheet
+WIDTH = 320  # largest width of a thumbnail, in pixels
+ROW = 1600  # largest width of a sheet, in pixels
+GAP, LABEL = 4, 14  # pixels between thumbnails, and above each for its frame number
+MOST = 16_000_000  # pixels of all thumbnails in a sheet
 
 
 def thumbnail(frame: np.ndarray) -> Image.Image:
-    """uint8 ``[H, W, 3]`` -> a picture at most WIDTH wide."""
+    """uint8 ``[H, W, 3]`` -> an image at most `WIDTH` wide."""
     from PIL import Image
 
     image = Image.fromarray(frame)
@@ -25,7 +25,7 @@ def thumbnail(frame: np.ndarray) -> Image.Image:
 
 
 def pair(first: np.ndarray, last: np.ndarray) -> Image.Image:
-    """The ends of a stretch, side by side."""
+    """Thumbnails of the first and the last frame of a piece, side by side in one image."""
     from PIL import Image
 
     ends = [thumbnail(first), thumbnail(last)]
@@ -36,12 +36,13 @@ def pair(first: np.ndarray, last: np.ndarray) -> Image.Image:
 
 
 def parted(both: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The two thumbnails of a `pair`."""
     width = both.width // 2
     return both.crop((0, 0, width, both.height)), both.crop((width, 0, 2 * width, both.height))
 
 
 def difference(last: Image.Image, first: Image.Image) -> float:
-    """Mean absolute difference of two pictures, 0 to 1."""
+    """Mean absolute difference of two images of the same size, 0 to 1."""
     import numpy as np
 
     one, other = (np.asarray(image, dtype=np.float32) for image in (last, first))
@@ -49,16 +50,17 @@ def difference(last: Image.Image, first: Image.Image) -> float:
 
 
 def sheet(ends: Callable[[int], Image.Image], first_frames: list[int], frames: int) -> Image.Image:
-    """The contact sheet, no larger than `MOST` pixels: of very long videos the pictures are smaller.
+    """The contact sheet; thumbnails of very long videos shrink so that all together have at most `MOST` pixels.
 
     Args:
-        ends: number of a stretch -> what `pair` made of it.
-        first_frames: the number of each stretch's first frame. frames: how many there are in all.
+        ends: index of a piece -> its `pair`.
+        first_frames: frame number at which each piece begins.
+        frames: number of frames in the video.
     """
     from PIL import Image, ImageDraw
 
     numbers = [(i, end) for i, begin in enumerate(first_frames) for end in (begin, (*first_frames, frames)[i + 1] - 1)]
-    numbers = list(dict.fromkeys(numbers))  # a stretch of one frame has one end
+    numbers = list(dict.fromkeys(numbers))  # a piece of one frame is shown once
     width, height = parted(ends(0))[0].size
     shrink = min(1.0, (MOST / (len(numbers) * width * height)) ** 0.5)
     width, height = max(8, round(width * shrink)), max(8, round(height * shrink))
@@ -66,8 +68,8 @@ def sheet(ends: Callable[[int], Image.Image], first_frames: list[int], frames: i
     down = -(-len(numbers) // across)
     page = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + LABEL + GAP) + GAP), "white")
     draw = ImageDraw.Draw(page)
-    for place, (stretch, number) in enumerate(numbers):
-        picture = parted(ends(stretch))[number != first_frames[stretch]]
+    for place, (piece, number) in enumerate(numbers):
+        picture = parted(ends(piece))[number != first_frames[piece]]
         x, y = GAP + place % across * (width + GAP), GAP + place // across * (height + LABEL + GAP)
         draw.text((x, y), str(number), fill="black")
         page.paste(picture if shrink == 1 else picture.resize((width, height)), (x, y + LABEL))

@@ -3,13 +3,13 @@
 B prompts, L text tokens, D model width.
 """
 
-import html
-import re
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from skyreels_v2_infer.plan.prompts import clean
 
 
 class TextEncoder(nn.Module):
@@ -60,16 +60,6 @@ class TextEncoder(nn.Module):
         mask = mask.to(self.device)
         embeddings = self.model(ids.to(self.device), mask).last_hidden_state
         return embeddings.masked_fill(mask.unsqueeze(-1) == 0, 0)
-
-
-def clean(prompt: str) -> str:
-    """A prompt as the model saw text in training: broken Unicode mended, HTML entities resolved, one space at a time.
-
-    Entities are resolved twice because text from the web often holds them escaped twice (``&amp;quot;``).
-    """
-    import ftfy
-
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:

@@ -301,6 +301,12 @@ class WanModel(nn.Module):
             modulation = modulation + self.fps_projection(self.fps_embedding(fps)).unsqueeze(1)
         return time, modulation.unflatten(-1, (6, self.dim))
 
+    @property
+    def time_layers(self) -> nn.ModuleList:
+        """The layers of `embed_time`."""
+        of_fps = [self.fps_embedding, self.fps_projection] if self.inject_sample_info else []
+        return nn.ModuleList([self.time_embedding, self.time_projection, *of_fps])
+
     def rotary(self, *grid: int) -> torch.Tensor:
         """Rotations of the tokens of a grid; the last table is kept, since all forwards of a window share it."""
         key = (*grid, self.device)

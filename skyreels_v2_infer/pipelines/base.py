@@ -1,83 +1,67 @@
-"""What the three pipelines have in common: their parts, prompts, one window, and what comes out."""
+"""What the three pipelines have in common: their parts, and `execute`, which makes the video of a plan."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.modules.attention import WHOLE
-from skyreels_v2_infer.modules.transformer import Around, PromptContext
-from skyreels_v2_infer.pipelines.conditioning import latent_shape, to_frames
-from skyreels_v2_infer.pipelines.denoise import Guided, both_branches, denoise
-from skyreels_v2_infer.pipelines.history import Finished, History, LatentHistory
-from skyreels_v2_infer.plan.plan import Plan, WindowPlan, is_guided
+from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
+from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
+from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
+from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
+from skyreels_v2_infer.pipelines.prompts import Texts
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import Plan, WindowPlan
+from skyreels_v2_infer.plan.sharing import choose_layout
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
 
 OUTPUT_TYPES = ("np", "pt", "latent")
-
-# (index of the window, windows, rows) -> a context whose value is called after every row
-Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
-
-
-def itself(x: torch.Tensor) -> torch.Tensor:
-    return x
 
 
 def always_there(module: torch.nn.Module, memory: dict | None = None) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[Callable[[], None]]:
-    return nullcontext(lambda: None)
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompt and negative prompt as the transformer's blocks read them; negative is None without guidance."""
-
-    batch: int
-    positive: PromptContext
-    negative: PromptContext | None
-    guidance_scale: float
-
-
 class VideoPipeline:
-    """Parts and stages; a subclass says in which order.
+    """A model's parts, and the execution of plans; a subclass plans from the published arguments.
 
     Args:
         model_path: folder or hub id with all parts.
         dit_path: folder or hub id of the transformer, if it is another; `model_path` needs none then.
-        device: None: CUDA if there is such a GPU, else the CPU.
+        device: None: CUDA if there is such a GPU, else the CPU. A `Placement` decides both device and dtype.
         weight_dtype: of the transformer and the encoders; None: float32 on the CPU, else bfloat16. The VAE is float32.
-        use_usp: share the work with the other ranks of torch.distributed's default group, which has to be there.
+        use_usp: share the work with the other ranks of torch.distributed's default group, which has to exist.
         offload: keep weights in the host's memory, and on the device only what computes now.
+        hooks: of calls that bring none.
 
     Attributes:
-        device: what computes; the latents are there.
-        progress: what shows how far a window is, see `Progress`; by default nothing.
-        around_blocks: makes, from the number of rows, what is called around the transformer's blocks in one window and
-            one branch of guidance (`TeaCache.branch`); None: nothing is.
-        sequence: what splits tokens over ranks. branches: what asks both branches of guidance. agree: makes a tensor
-            the same on all ranks. See `share`; by default there are no other ranks.
-        at_work: is handed a part, and what it remembers if it does, and returns a context inside which it computes, see
-            `Offload`. Encoders, whose weights are needed for moments only, come to the device for it; with `offload`
-            all parts do. Parts that a caller has put together stay where they are.
+        device: computes; the latents are there.
+        at_work: context manager that keeps a part, and the features it caches if it does, on the device while it
+            computes, see `Offload`. Encoders, whose weights are needed for moments only, come to the device for it;
+            with `offload` all parts do. Parts of `from_parts` stay where they are.
     """
 
     takes_image_channels = False
 
     def __init__(
-        self, model_path, dit_path=None, device=None, weight_dtype=None, use_usp: bool = False, offload: bool = False
+        self,
+        model_path,
+        dit_path=None,
+        device=None,
+        weight_dtype=None,
+        use_usp: bool = False,
+        offload: bool = False,
+        hooks: Hooks = Hooks(),  # noqa: B008  frozen
     ):
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
         from skyreels_v2_infer.weights.layouts import PARTS
         from skyreels_v2_infer.weights.locate import Checkpoint
 
-        place = Placement.choose(device, weight_dtype)
+        place = device if isinstance(device, Placement) else Placement.choose(device, weight_dtype)
         host = torch.device("cpu")
         home = host if offload else place.device
         if dit_path in (None, model_path):
@@ -98,11 +82,12 @@ class VideoPipeline:
         self.at_work = offloading.at_work
         if offload:
             offloading.by_blocks(self.transformer)
+        self.hooks = hooks
         if use_usp:
-            self._share_with_all()
+            self.hooks = Hooks(hooks.progress, hooks.cache, self._all_ranks())
 
     @classmethod
-    def from_parts(cls, transformer, vae, text_encoder=None, image_encoder=None):
+    def from_parts(cls, transformer, vae, text_encoder=None, image_encoder=None, hooks: Hooks = Hooks()):  # noqa: B008
         """A pipeline of loaded parts, which stay on the devices they are on.
 
         Args:
@@ -110,9 +95,11 @@ class VideoPipeline:
             vae: a `WanVAE`.
             text_encoder: a `TextEncoder`; not needed by calls that bring `prompt_embeds`.
             image_encoder: an `ImageEncoder`; for image-to-video models.
+            hooks: of calls that bring none.
         """
         pipeline = cls.__new__(cls)
         pipeline._set_parts(transformer, vae, text_encoder, image_encoder, transformer.device)
+        pipeline.hooks = hooks
         return pipeline
 
     def _set_parts(self, transformer, vae, text_encoder, image_encoder, device: torch.device) -> None:
@@ -121,23 +108,14 @@ class VideoPipeline:
         self.transformer, self.vae = transformer, vae
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.device = device
-        self.progress: Progress = no_progress
-        self.around_blocks: Callable[[int], Around] | None = None
-        self.sequence, self.branches, self.agree = WHOLE, both_branches, itself
         self.at_work: Callable[..., AbstractContextManager] = always_there
 
-    def share(self, shared) -> None:
-        """Works with other ranks from now on; `shared` is what `xdit_context_parallel.share` returns."""
-        self.sequence, self.agree = shared.sequence, shared.agree
-        self.branches = shared.branches or both_branches
-
-    def _share_with_all(self) -> None:
+    def _all_ranks(self) -> Ranks:
         from skyreels_v2_infer.distributed.xdit_context_parallel import share
-        from skyreels_v2_infer.plan.sharing import choose_layout
 
-        ranks = torch.distributed.get_world_size()
+        size = torch.distributed.get_world_size()
         # Whether the tokens of a frame can be split is known with the video's size; see `SharedSequence.split`.
-        self.share(share(choose_layout(ranks, self.transformer.num_heads, ranks, guided=True)))
+        return Ranks.of(share(choose_layout(size, self.transformer.num_heads, size, guided=True)))
 
     @classmethod
     def _needs(cls, model_type: str) -> str:
@@ -159,119 +137,156 @@ class VideoPipeline:
         return without_autocast(frames_of(self.generate(*args, **kwargs)), self.device.type)
 
     def generate(self, *args, **kwargs) -> Iterator[Finished]:
-        """Plans, then yields what is finished, window by window."""
+        """Plans from the published arguments, then executes; yields what is finished, window by window."""
         raise NotImplementedError
 
-    # Prompts
+    # The execution of a plan
 
-    def _encode_prompts(
-        self, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale: float, clip_fea=None
-    ) -> Prompts:
-        asked = {"prompt": (prompt, prompt_embeds)}
-        if is_guided(guidance_scale):
-            asked["negative_prompt"] = negative_prompt or "", negative_prompt_embeds
-        positive, *others = self._embeds(asked)
-        batch = len(positive)
-        negative = None
-        if others:
-            (negative,) = others
-            if len(negative) not in (1, batch):
-                raise ValueError(f"negative_prompt: {len(negative)} of them, but {batch} prompts")
-            negative = self._context(negative.expand(batch, -1, -1), clip_fea)
-        return Prompts(batch, self._context(positive, clip_fea), negative, guidance_scale)
+    @torch.no_grad()
+    def execute(
+        self, plan: Plan, inputs: Inputs, resume: Resume | None = None, hooks: Hooks | None = None
+    ) -> Iterator[Finished]:
+        """Makes the windows of a plan and yields each when it is denoised.
 
-    def _embeds(self, asked: dict[str, tuple]) -> list[torch.Tensor]:
-        """Of each name's (text, embeds) the latter if given; the text encoder is brought once for all texts."""
-        texts = {name: text for name, (text, embeds) in asked.items() if embeds is None}
-        for name, text in texts.items():
-            if text is None:
-                raise ValueError(f"{name}: give it as text, or as {name}_embeds")
-            if self.text_encoder is None:
-                raise ValueError(f"{name}: this pipeline has no text encoder; give {name}_embeds")
-        encoded = {}
-        if texts:
-            with self.at_work(self.text_encoder):
-                encoded = {k: self.text_encoder.encode(text, self.transformer.text_len) for k, text in texts.items()}
-        return [encoded.get(name, embeds).to(self.device) for name, (_, embeds) in asked.items()]
+        A later window starts when the frames of the one before have been decoded, by the caller or else here.
 
-    def _context(self, embeds: torch.Tensor, clip_fea: torch.Tensor | None) -> PromptContext:
-        if clip_fea is not None:
-            clip_fea = clip_fea.to(self.device).expand(len(embeds), -1, -1)
-        return self.transformer.prepare_context(embeds, clip_fea, self.at_work)
+        Args:
+            plan: its seed must be set, unless `inputs` has a generator.
+            inputs: pixels that the plan says are given.
+            resume: state of an interrupted run; windows before its own do not come again.
+            hooks: None: the pipeline's.
 
-    # One window
+        Raises:
+            FloatingPointError: the model's output contains NaN or Inf.
+        """
+        hooks, resume = hooks or self.hooks, resume or Resume()
+        noise = self._noise(plan, inputs, hooks.ranks)
+        texts = Texts(self, plan, inputs, resume, hooks.ranks)
+        codec = Codec(self.vae, self.at_work, self.device)
+        history = self._history(plan, codec)
+        if resume.window and resume.history is not None:
+            history.restore(resume.history, plan.windows[: resume.window])
+        elif inputs.prefix is not None:
+            history.add(to_video(inputs.prefix, torch.device("cpu")).expand(texts.batch, -1, -1, -1, -1))
+        for window in plan.windows[resume.window :]:
+            index = window.window.index
+            if index == resume.window and resume.latents is not None:
+                done = resume.latents.to(self.device)
+            else:
+                drawn = noise if window.seed is None else NoiseSource(window.seed)
+                start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
+                done = self._denoise(plan, window, texts, start, drawn, inputs, hooks)
+                done = done[:, :, : window.latents - window.end_latents]
+            pieces = history.decode(window, done)
+            yield Finished(done[:, :, window.window.history_latents :], pieces, index, done, history)
+            if window is not plan.windows[-1]:
+                for _ in pieces:  # frames that the caller did not read are decoded here: the history needs them
+                    pass
 
-    def _initial_latents(
-        self, prompts: Prompts, window: WindowPlan, height: int, width: int, noise: Noise, latents=None
+    def _history(self, plan: Plan, codec: Codec) -> PixelHistory | LatentHistory:
+        pixels = PixelHistory(codec, plan.longest_history)
+        if plan.history == "pixel":
+            return pixels
+        return LatentHistory(codec, max(self.vae.decoder_memory, plan.most_history_latents), pixels)
+
+    def _noise(self, plan: Plan, inputs: Inputs, ranks: Ranks) -> Noise:
+        """The caller's generator, or noise from the plan's seed; without either, from a seed of torch's generator."""
+        if inputs.generator is not None:
+            return GeneratorNoise(inputs.generator)
+        if plan.seed is None:
+            return NoiseSource(int(ranks.agree(torch.randint(2**63 - 1, (1,)).to(self.device))))
+        return NoiseSource(plan.seed)
+
+    def _start(
+        self, plan: Plan, window: WindowPlan, batch: int, noise: Noise, inputs: Inputs, history, codec: Codec
     ) -> torch.Tensor:
-        """The noise a window starts from ``[B, 16, F, H/8, W/8]``: the caller's `latents` or drawn."""
-        shape = latent_shape(prompts.batch, self.vae.z_dim, window.latents - window.end_latents, height, width)
+        """Latents that a window starts from, float32 ``[B, 16, F, H/8, W/8]``: noise, and what is given around it."""
+        frames = window.latents - window.end_latents
+        shape = latent_shape(batch, self.vae.z_dim, frames, plan.height, plan.width)
+        latents = inputs.latents if window.window.index == 0 else None
         if latents is None:
             latents = noise.latents(window.window.index, shape)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents {list(latents.shape)}: must be {list(shape)} for these settings")
         latents = latents.to(self.device, torch.float32, copy=True)  # given ones will be written into it
-        if window.end_latents:  # they are given, so what stands there now does not matter
-            latents = torch.cat([latents, latents.new_zeros(*latents.shape[:2], 1, *latents.shape[3:])], dim=2)
+        given = history.given(window)
+        if given is None and window.given_latents:
+            given = codec.encode(to_video(inputs.image[None], self.device))
+        if given is not None:
+            latents[:, :, : window.given_latents] = given.to(self.device)
+        if window.end_latents:
+            end = codec.encode(to_video(inputs.end_image[None], self.device))
+            latents = torch.cat([latents, end.expand(batch, -1, -1, -1, -1)], dim=2)
         return latents
 
-    def _denoise_window(
-        self, plan: Plan, window: WindowPlan, prompts: Prompts, latents, *, fps=24, show=None, callback=None, **kw
-    ) -> torch.Tensor:
-        """Runs the rows of one window; `kw` goes to the transformer (y, causal_block_size)."""
+    def _image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor | None:
+        """What an image-to-video model sees beside the noise; None for other models."""
+        return None
 
+    def _image_features(self, inputs: Inputs) -> torch.Tensor | None:
+        """What an image-to-video model's cross attention sees beside the text; None for other models."""
+        return None
+
+    def _denoise(
+        self, plan: Plan, window: WindowPlan, texts: Texts, latents, noise: Noise, inputs: Inputs, hooks: Hooks
+    ) -> torch.Tensor:
+        """Runs the rows of one window."""
+        positive, negative = texts.contexts(window)
+        noised = None
+        if plan.addnoise and window.given_latents:
+            noised = NoisedHistory(noise, window.window.index, window.given_latents, plan.addnoise)
+        rows = rows_of(window.schedule, latents.device, plan.causal_block_size, noised)
+        options = {"sequence": hooks.ranks.sequence}
+        if plan.causal_block_size is not None:
+            options["causal_block_size"] = plan.causal_block_size
+        channels = self._image_channels(plan, inputs)
+        if channels is not None:
+            options["y"] = hooks.ranks.agree(channels.expand(texts.batch, -1, -1, -1, -1))
         if self.transformer.inject_sample_info:
-            kw["fps"] = torch.full((prompts.batch,), 0 if fps == 16 else 1, device=self.device)
+            options["fps"] = torch.full((texts.batch,), 0 if plan.fps == 16 else 1, device=self.device)
+        cached = self._cached(rows, options.get("fps"), hooks)
 
         def branch(context: PromptContext | None):
             if context is None:
                 return None
-            around = self.around_blocks and self.around_blocks(len(window.schedule))
-            return lambda x, t: self.transformer(x, t, context, around=around, sequence=self.sequence, **kw)
+            around = cached()
+            return lambda x, t: self.transformer(x, t, context, around=around, **options)
 
-        latents = self.agree(latents)
-        velocity = Guided(branch(prompts.positive), branch(prompts.negative), prompts.guidance_scale, self.branches)
+        velocity = Guided(branch(positive), branch(negative), window.guidance_scale, hooks.ranks.branches)
         solver = FlowUniPCMultistepScheduler()
         solver.set_timesteps(plan.num_inference_steps, shift=plan.shift)
-        rows = window.schedule.timesteps
-        with self.progress(window.window.index, len(plan.windows), len(rows)) as advance:
+        with hooks.progress(window.window.index, len(plan.windows), len(rows)) as advance:
 
             def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
                 advance()
-                if callback is None:
-                    return latents
-                shown = {"latents": latents.clone()}  # the solver goes on in place
-                replaced = callback(self, row, torch.from_numpy(rows[row]), shown)
-                return (replaced or {}).get("latents", latents)
+                return self._called_back(inputs.callback, row, window, latents)
 
-            done = denoise(velocity, solver, window.schedule, latents, show, on_row, kw.get("causal_block_size"))
-        if not done.isfinite().all():  # it would be a black picture
-            way_out = "try --dtype float32, or less --guidance_scale"
-            raise FloatingPointError(f"window {window.window.index + 1}: what the model makes is not finite; {way_out}")
+            latents = hooks.ranks.agree(latents)
+            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row)
+        if not done.isfinite().all():  # it would become a black picture
+            hint = "try --dtype float32, or less --guidance_scale"
+            raise FloatingPointError(f"window {window.window.index + 1}: model output contains NaN or Inf; {hint}")
         return done
 
-    @torch.no_grad()
-    def _decode_on(self, new: torch.Tensor, skip: int, history: LatentHistory) -> Iterator[torch.Tensor]:
-        """The frames of latents ``[B, 16, F, H/8, W/8]`` that follow on those decoded before, from `skip` on."""
-        with self.at_work(self.vae, history.memory):
-            for piece in self.vae.decode_stream(new, history.memory):
-                shown = piece[:, :, skip:]
-                skip = max(0, skip - piece.shape[2])
-                if shown.shape[2]:
-                    yield shown
-        history.add(new)
+    def _cached(self, rows: list[Row], fps: torch.Tensor | None, hooks: Hooks) -> Callable:
+        """Makes, for one guidance branch, what wraps the transformer's blocks; None for nothing."""
+        if hooks.cache is None:
+            return lambda: None
+        fps = None if fps is None else fps[:1]
+        with self.at_work(self.transformer.time_layers):  # before the first forward, which brings them otherwise
+            return hooks.cache.window(rows, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
 
-    @torch.no_grad()
-    def _decode(self, window: WindowPlan, latents: torch.Tensor, history: History) -> Iterator[torch.Tensor]:
-        """The new frames of a window's latents ``[B, 16, F, H/8, W/8]``, piece by piece; `history` sees them pass."""
-        skip = window.window.history_frames
-        with self.at_work(self.vae):
-            for piece in self.vae.decode_stream(latents):
-                new = piece[:, :, skip:]
-                skip = max(0, skip - piece.shape[2])
-                if new.shape[2]:
-                    history.add(new)
-                    yield new
+    def _called_back(self, callback, row: int, window: WindowPlan, latents: torch.Tensor) -> torch.Tensor:
+        if callback is None:
+            return latents
+        shown = {"latents": latents.clone()}  # the solver continues in place
+        replaced = (callback(self, row, torch.from_numpy(window.schedule.timesteps[row]), shown) or {}).get("latents")
+        if replaced is None:
+            return latents
+        if replaced.shape != latents.shape:
+            legal = f"must return latents {list(latents.shape)}"
+            raise ValueError(f"callback_on_step_end: returned {list(replaced.shape)}, {legal}")
+        return replaced.to(latents)  # in whatever precision the caller computed them
 
 
 def collect(finished: Iterator[Finished], output_type: str):
@@ -290,7 +305,7 @@ def collect(finished: Iterator[Finished], output_type: str):
 
 
 def without_autocast(items: Iterator, device_type: str) -> Iterator:
-    """The same items, made without autocast, which stays as it is for whoever takes them."""
+    """The same items, computed without autocast; the consumer keeps its own."""
     nothing = object()
     while True:
         with torch.autocast(device_type, enabled=False):
@@ -305,18 +320,3 @@ def frames_of(finished: Iterator[Finished]) -> Iterator[np.ndarray]:
     for part in finished:
         for piece in part.pieces:
             yield to_frames(piece[:1])[0]
-
-
-def choose_noise(generator: torch.Generator | None, seed: int | None, agree=itself, device=None) -> Noise:
-    """The caller's generator, or noise from a seed; from one that torch's own generator draws if there is neither.
-
-    Args:
-        agree: makes a tensor on `device` the same on all ranks.
-    """
-    if generator is not None:
-        if isinstance(generator, (list, tuple)):
-            raise ValueError("generator: one for all videos of a call")
-        return GeneratorNoise(generator)
-    if seed is None:
-        seed = int(agree(torch.randint(2**63 - 1, (1,)).to(device)))
-    return NoiseSource(seed)

@@ -4,7 +4,6 @@ Frames are uint8 ``[T, H, W, 3]``, videos float32 ``[1, 3, T, H, W]`` in -1..1.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 from skyreels_v2_infer.media.images import as_shown, fit
-from skyreels_v2_infer.media.video_io import probe_video, read_video
+from skyreels_v2_infer.media.read import read_video
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
 
@@ -25,8 +24,13 @@ def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:
 
 def to_frames(video: torch.Tensor) -> np.ndarray:
     """float ``[B, 3, T, H, W]`` in -1..1 -> uint8 ``[B, T, H, W, 3]``, rounded to the nearest."""
+    return to_levels(video).cpu().numpy()
+
+
+def to_levels(video: torch.Tensor) -> torch.Tensor:
+    """As `to_frames`, on the video's device."""
     levels = video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 4, 1).cpu().numpy()
+    return levels.permute(0, 2, 3, 4, 1)
 
 
 def image_video(image, height: int, width: int, device: torch.device) -> torch.Tensor:
@@ -79,54 +83,47 @@ def latent_shape(batch: int, channels: int, latents: int, height: int, width: in
 
 
 class NoisedHistory:
-    """Shows the model the frames in front with a little noise, so that it takes them for less than certain.
+    """Shows the model the frames in front with a little noise, so that small faults in them do not grow.
 
-    SkyReels-V2, section 3.4: history that was generated is not quite like the clean data of training. Only what the
-    model sees is noised; the latents themselves stay as they are.
+    SkyReels-V2, section 3.4: generated history differs from the clean data of training. Only what the model sees is
+    noised; the latents themselves stay as they are.
 
     Args:
         noise: where the noise comes from, fresh for every row.
         window: index of the window.
         latents: how many latent frames in front are noised.
-        level: thousandths, 0..1000; also the timestep that these frames show.
+        level: thousandths, 0..1000; also the timestep of these frames.
     """
 
     def __init__(self, noise: Noise, window: int, latents: int, level: float):
         self.noise, self.window, self.latents, self.level = noise, window, latents, level
 
-    def __call__(self, row: int, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x ``[B, C, F, H, W]``, t ``[F]`` -> the same as the model is to see them; the arguments are not changed."""
-        x, t = x.clone(), t.clone()
+    def __call__(self, row: int, x: torch.Tensor) -> torch.Tensor:
+        """x ``[B, C, F, H, W]`` -> a noised copy."""
+        x = x.clone()
         history = x[:, :, : self.latents]
         noise = self.noise.history(self.window, row, tuple(history.shape)).to(x)
         history.lerp_(noise, self.level / 1000)
-        t[: self.latents] = self.level
-        return x, t
+        return x
 
 
-# A video that is continued: its path, or its frames, uint8 ``[T, H, W, 3]`` or one by one as `as_picture` takes them
+# A video to continue: its path, or its frames, uint8 ``[T, H, W, 3]`` or one by one as `as_picture` takes them
 Prefix = str | Path | np.ndarray | Sequence[Image.Image | np.ndarray]
-PREFIX_CHUNK = 16  # frames of a prefix that are held at a time
+PREFIX_CHUNK = 16  # frames of a prefix in a piece
 
 
-def count_frames(prefix: Prefix | None) -> int:
-    """Frames of a prefix, which is found here if it is none; 0: there is none."""
-    if prefix is None:
-        return 0
+def fitted_prefix(prefix: Prefix, height: int, width: int) -> np.ndarray:
+    """All frames of a prefix, uint8 ``[T, height, width, 3]``, scaled to cover and cropped at the centre."""
     if isinstance(prefix, str | Path):
-        return probe_video(prefix).frames
-    for frame in prefix[:1] if isinstance(prefix, np.ndarray) else prefix:
-        as_picture(frame, "prefix_video, each frame")
-    if not len(prefix):
-        raise ValueError("prefix_video: has no frames")
-    return len(prefix)
-
-
-def prefix_pieces(prefix: Prefix, height: int, width: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """The frames of a prefix as float32 pieces ``[1, 3, t, height, width]``."""
-    if isinstance(prefix, str | Path):
-        frames = read_video(prefix, height, width)
+        frames = list(read_video(prefix, height, width))
     else:
-        frames = (fit(as_picture(frame), height, width) for frame in prefix)
-    while chunk := list(islice(frames, PREFIX_CHUNK)):
-        yield to_video(np.stack(chunk), device)
+        frames = [fit(as_picture(frame, "prefix_video, each frame"), height, width) for frame in prefix]
+    if not frames:
+        raise ValueError("prefix_video: has no frames")
+    return np.stack(frames)
+
+
+def pieces_of(frames: np.ndarray, batch: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Frames as float32 pieces ``[batch, 3, t, H, W]`` in -1..1."""
+    for start in range(0, len(frames), PREFIX_CHUNK):
+        yield to_video(frames[start : start + PREFIX_CHUNK], device).expand(batch, -1, -1, -1, -1)

@@ -1,7 +1,9 @@
 """Guidance, and the only denoising loop."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from skyreels_v2_infer.plan.plan import is_guided
@@ -12,7 +14,7 @@ Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def both_branches(positive: Velocity, negative: Velocity, x: torch.Tensor, t: torch.Tensor):
-    """(velocity under the prompt, velocity under the negative prompt), one after the other."""
+    """(conditional velocity, unconditional velocity), one after the other."""
     return positive(x, t), negative(x, t)
 
 
@@ -20,10 +22,10 @@ class Guided:
     """Classifier-free guidance (Ho and Salimans 2022): ``negative + scale * (positive - negative)``.
 
     Args:
-        positive, negative: the velocity under the prompt and under the negative prompt; negative is not asked for
-            (and can be None) without guidance.
+        positive, negative: conditional and unconditional velocity; without guidance negative is not called and can be
+            None.
         scale: up to 1 is no guidance.
-        branches: asks both, see `both_branches`.
+        branches: runs both, see `both_branches`.
     """
 
     def __init__(self, positive: Velocity, negative: Velocity | None, scale: float, branches=both_branches):
@@ -36,40 +38,64 @@ class Guided:
         return negative.add(positive - negative, alpha=self.scale)
 
 
+class Row(NamedTuple):
+    """What the model computes in one row.
+
+    Attributes:
+        timesteps: float32 ``[1]`` where all frames share one, else ``[frames]``, on the latents' device.
+        frames: leading latent frames that are computed.
+    """
+
+    timesteps: torch.Tensor
+    frames: int
+
+
+def rows_of(schedule: Schedule, device: torch.device, block_frames: int | None = None, noised=None) -> list[Row]:
+    """The rows of a schedule as the model sees them.
+
+    Args:
+        block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
+            begun are then left out.
+        noised: history that is shown with noise, see `NoisedHistory`; it has a timestep of its own.
+    """
+    host = schedule.timesteps.astype(np.float32)
+    if noised is not None:
+        host[:, : noised.latents] = noised.level
+    timesteps = torch.from_numpy(host).to(device)
+    rows = []
+    for row, frames in enumerate(schedule.reach(block_frames).tolist()):
+        shared = noised is None and (host[row, :frames] == host[row, 0]).all()
+        rows.append(Row(timesteps[row, : 1 if shared else frames], frames))
+    return rows
+
+
 def denoise(
     velocity: Velocity,
     solver,
     schedule: Schedule,
+    rows: list[Row],
     latents: torch.Tensor,
-    show=None,
+    noised=None,
     on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
-    block_frames: int | None = None,
 ) -> torch.Tensor:
     """Executes the rows of a schedule.
 
     Args:
         velocity: the guided model.
-        solver: a `FlowUniPCMultistepScheduler` that is set to the schedule's steps.
+        solver: a solver that has the schedule's noise levels.
+        rows: from `rows_of`.
         latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
-        show: what the model sees of a row, ``(row, latents, t [F]) -> (latents, t [F])``, see `NoisedHistory`.
-        on_row: is handed every finished row and returns the latents to go on with.
-        block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
-            begun are then left out.
+        noised: adds noise to the history that the model sees, ``(row, latents) -> latents``, see `NoisedHistory`.
+        on_row: called with every finished row; returns the latents to continue with.
 
     Returns:
         the finished latents.
     """
     latents = latents.clone()
-    timesteps = torch.from_numpy(schedule.timesteps).to(latents.device, torch.float32)
-    for row, reach in enumerate(schedule.reach(block_frames)):
-        if show is not None:
-            x, t = show(row, latents, timesteps[row])
-            x, t = x[:, :, :reach], t[:reach]
-        else:
-            told = schedule.timesteps[row, :reach]
-            x, t = latents[:, :, :reach], timesteps[row, : 1 if (told == told[0]).all() else reach]
+    for number, (t, frames) in enumerate(rows):
+        x = (latents if noised is None else noised(number, latents))[:, :, :frames]
         v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
-        latents = solver.step_frames(v, schedule.steps[row], latents, schedule.update[row])
+        latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number])
         if on_row is not None:
-            latents = on_row(row, latents)
+            latents = on_row(number, latents)
     return latents

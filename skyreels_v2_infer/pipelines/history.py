@@ -1,18 +1,52 @@
-"""What a run has finished, what later windows go on from, and where a run goes on that was stopped."""
+"""What a window starts from: the newest frames or latents that are finished; and the state from which a run resumes."""
+
+from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from skyreels_v2_infer.modules.vae import WanVAE
+from skyreels_v2_infer.plan.plan import WindowPlan
 
-class History:
-    """The newest frames of what is finished, on the CPU, no more of them than later windows can ask for.
+
+class Codec:
+    """The VAE, resident on its device while it computes.
 
     Args:
-        keep: how many.
+        at_work: see `VideoPipeline`.
+        device: where latents go.
     """
+
+    def __init__(self, vae: WanVAE, at_work: Callable[..., AbstractContextManager], device: torch.device):
+        self.vae, self.at_work, self.device = vae, at_work, device
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """``[B, 3, 4n+1, H, W]`` in -1..1 -> float32 ``[B, 16, n+1, H/8, W/8]``."""
+        with self.at_work(self.vae):
+            return self.vae.encode(video.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, skip: int, memory: dict | None = None) -> Iterator[torch.Tensor]:
+        """The frames of latents ``[B, 16, F, H/8, W/8]`` behind the first `skip`, piece by piece.
+
+        Args:
+            memory: features of earlier latents, which these follow; changed in place. None: these begin a video.
+        """
+        with self.at_work(self.vae, memory):
+            for piece in self.vae.decode_stream(latents, memory):
+                new = piece[:, :, skip:]
+                skip = max(0, skip - piece.shape[2])
+                if new.shape[2]:
+                    yield new
+
+
+class Newest:
+    """The newest items of a growing tensor, on the CPU, at least `keep` along axis 2 and little more."""
 
     def __init__(self, keep: int):
         self.keep = keep
@@ -20,7 +54,7 @@ class History:
         self.length = 0
 
     def add(self, piece: torch.Tensor) -> None:
-        """Appends ``[B, 3, t, H, W]``."""
+        """Appends ``[B, C, t, H, W]``."""
         if not self.keep:
             return
         self.pieces.append(piece.cpu())
@@ -28,74 +62,132 @@ class History:
         while self.length - self.pieces[0].shape[2] >= self.keep:
             self.length -= self.pieces.popleft().shape[2]
 
-    def newest(self, frames: int) -> torch.Tensor:
-        """float32 ``[B, 3, frames, H, W]`` in -1..1."""
-        return self.all()[:, :, -frames:]
+    def add_in_front(self, piece: torch.Tensor) -> None:
+        self.pieces.appendleft(piece)
+        self.length += piece.shape[2]
+
+    def newest(self, count: int) -> torch.Tensor:
+        """``[B, C, count, H, W]``."""
+        return self.all()[:, :, -count:]
 
     def all(self) -> torch.Tensor:
-        """All that is kept, float32 ``[B, 3, t, H, W]``."""
+        """Everything that is kept ``[B, C, t, H, W]``."""
         return torch.cat(list(self.pieces), dim=2)
 
 
-class LatentHistory(History):
-    """The same for latents, ``[B, 16, F, H/8, W/8]``, and what the decoder remembers of them.
+class PixelHistory:
+    """Windows start from decoded frames, which are encoded again, as published.
 
     Args:
-        keep: how many latents later windows, or a decoder that has lost its memory, can ask for.
+        codec: the VAE.
+        keep: how many frames later windows need at the most; 0: none.
     """
 
-    def __init__(self, keep: int):
-        super().__init__(keep)
+    def __init__(self, codec: Codec, keep: int):
+        self.codec, self.frames = codec, Newest(keep)
+
+    def add(self, frames: torch.Tensor) -> None:
+        """Frames of a video that is continued, float32 ``[B, 3, t, H, W]`` in -1..1."""
+        self.frames.add(frames)
+
+    def given(self, window: WindowPlan) -> torch.Tensor | None:
+        """Latents that a window starts from ``[B, 16, F, H/8, W/8]``; None: it has no history."""
+        count = window.window.history_frames
+        return self.codec.encode(self.frames.newest(count)) if count else None
+
+    def decode(self, window: WindowPlan, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The new frames of a window's latents, history included, piece by piece; kept as they pass."""
+        for piece in self.codec.decode(latents, window.window.history_frames):
+            self.frames.add(piece)
+            yield piece
+
+    def state(self) -> torch.Tensor | None:
+        """What `restore` needs; None where no window follows."""
+        return self.frames.all() if self.frames.keep else None
+
+    def restore(self, state: torch.Tensor, done: Sequence[WindowPlan]) -> None:
+        """As if the windows that are done had been made by this process."""
+        self.frames.add(state)
+
+
+class LatentHistory:
+    """Windows start from latents, and the video is decoded in one stream.
+
+    Args:
+        codec: the VAE.
+        keep: how many latent frames later windows, or a decoder that has lost its features, need at the most.
+        prefix: history of the first window, which continues a video of which there are no latents.
+    """
+
+    def __init__(self, codec: Codec, keep: int, prefix: PixelHistory):
+        self.codec, self.latents, self.prefix = codec, Newest(keep), prefix
         self.memory: dict = {}
 
-    def restore(self, latents: torch.Tensor, lengths: list[int], vae) -> None:
-        """As if it had been here all the time.
+    def add(self, frames: torch.Tensor) -> None:
+        """As `PixelHistory.add`."""
+        self.prefix.add(frames)
 
-        The decoder runs once more over as many windows as it depends on, each as a whole, so that its memory is the
-        same to the bit.
+    def given(self, window: WindowPlan) -> torch.Tensor | None:
+        """As `PixelHistory.given`."""
+        if window.window.index == 0:
+            return self.prefix.given(window)
+        return self.latents.newest(window.given_latents) if window.given_latents else None
 
-        Args:
-            latents: from `all`. lengths: of the windows before, in latents.
+    def decode(self, window: WindowPlan, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """As `PixelHistory.decode`."""
+        first = window.window.index == 0
+        new = latents if first else latents[:, :, window.window.history_latents :]
+        yield from self.codec.decode(new, window.window.history_frames if first else 0, self.memory)
+        self.latents.add(new)
+
+    def state(self) -> torch.Tensor | None:
+        """As `PixelHistory.state`."""
+        return self.latents.all()
+
+    def restore(self, state: torch.Tensor, done: Sequence[WindowPlan]) -> None:
+        """As `PixelHistory.restore`.
+
+        The decoder runs once more over as many windows as its output depends on, each as a whole, so that its features
+        are the same to the bit.
         """
-        while latents.shape[2] and lengths:
-            length = min(lengths.pop(), latents.shape[2])
-            self.pieces.appendleft(latents[:, :, latents.shape[2] - length :])
-            self.length += length
-            latents = latents[:, :, : latents.shape[2] - length]
-        for piece in self.pieces:
-            for _ in vae.decode_stream(piece, self.memory):
+        lengths = [w.latents - w.end_latents - (w.window.history_latents if w.window.index else 0) for w in done]
+        while state.shape[2] and lengths:
+            length = min(lengths.pop(), state.shape[2])
+            self.latents.add_in_front(state[:, :, state.shape[2] - length :])
+            state = state[:, :, : state.shape[2] - length]
+        for piece in self.latents.pieces:
+            for _ in self.codec.decode(piece, 0, self.memory):
                 pass
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A stretch of the video that is finished: a window, or the video before the first one.
+    """A part of the video that is finished: a window, or the video before the first one.
 
     Attributes:
-        latents: float32 ``[B, 16, F, H/8, W/8]`` of the frames that are new, an image in front among them; None for
-            the video before.
-        pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while it is iterated over.
+        latents: float32 ``[B, 16, F, H/8, W/8]`` of the new frames, an image in front included; None for the video
+            before.
+        pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while iterated over.
         window: index of the window; None for the video before.
-        whole: float32 ``[B, 16, F, H/8, W/8]``, what is decoded: new latents and those of the history in front.
-        history: the newest frames (or latents), up to this stretch's once `pieces` are exhausted; None where no window
-            goes on.
+        whole: float32 ``[B, 16, F, H/8, W/8]``, what is decoded: the history's latents and the new ones.
+        history: covers this part once `pieces` are exhausted.
     """
 
     latents: torch.Tensor | None
     pieces: Iterator[torch.Tensor]
     window: int | None = None
     whole: torch.Tensor | None = None
-    history: History | None = None
+    history: PixelHistory | LatentHistory | None = None
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run goes on that was stopped, with what `Finished` told of it.
+    """State from which a run resumes.
 
     Attributes:
         window: index of the first window that is made.
         latents: `Finished.whole` of that window, if it was denoised already.
-        history: what `Finished.history` has kept, `all` of it; None before the first window.
+        history: `state()` of the history before that window; None before the first one.
     """
 
     window: int = 0

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.base import VideoPipeline, choose_noise
-from skyreels_v2_infer.pipelines.conditioning import image_channels, image_video, resizecrop
-from skyreels_v2_infer.pipelines.history import Finished, History, Resume
+from skyreels_v2_infer.media.images import fit
+from skyreels_v2_infer.pipelines.arguments import as_text, check_generator, check_seed, check_texts, negative_text
+from skyreels_v2_infer.pipelines.base import VideoPipeline
+from skyreels_v2_infer.pipelines.conditioning import as_picture, image_channels, resizecrop, to_video
+from skyreels_v2_infer.pipelines.history import Finished, Resume
+from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, make_plan
-from skyreels_v2_infer.plan.sizes import check_size
-from skyreels_v2_infer.runtime import Noise
 
 __all__ = ["Image2VideoPipeline", "resizecrop"]  # published code imports both from here
 
@@ -46,30 +47,35 @@ class Image2VideoPipeline(VideoPipeline):
 
         The other arguments and what is raised are as in `Text2VideoPipeline.generate`.
         """
-        check_size(height, width)
-        plan = make_plan(num_frames, num_inference_steps, shift)
-        picture = image_video(image, height, width, self.device)
-        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
-        noise = choose_noise(generator, seed, self.agree, self.device)
-        options = {"callback": callback_on_step_end, "fps": fps}
-        return self._run(plan, texts, noise, picture, latents, resume or Resume(), **options)
+        check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        plan = make_plan(
+            num_frames,
+            num_inference_steps,
+            shift,
+            height=height,
+            width=width,
+            prompt=as_text(prompt),
+            negative_prompt=negative_text(negative_prompt, negative_prompt_embeds),
+            guidance_scale=guidance_scale,
+            seed=check_seed(seed),
+            fps=fps,
+        )
+        inputs = Inputs(
+            image=fit(as_picture(image), height, width),
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            latents=latents,
+            generator=check_generator(generator),
+            callback=callback_on_step_end,
+        )
+        return self.execute(plan, inputs, resume)
 
-    @torch.no_grad()
-    def _run(self, plan: Plan, texts, noise: Noise, picture, latents, resume: Resume, **options) -> Iterator[Finished]:
-        window, done = plan.windows[0], resume.latents
-        if done is None:
-            done = self._denoise(plan, texts, noise, picture, latents, **options)
-        yield Finished(done, self._decode(window, done, History(0)), 0, done)
-
-    def _denoise(self, plan: Plan, texts, noise: Noise, picture, latents, **options) -> torch.Tensor:
+    def _image_features(self, inputs: Inputs) -> torch.Tensor:
         if self.image_encoder is None:
             raise ValueError("image_encoder: this pipeline has none, and cannot see the image")
         with self.at_work(self.image_encoder):
-            features = self.image_encoder.encode(picture[:, :, 0])
-        prompts = self._encode_prompts(*texts, clip_fea=features)
-        window = plan.windows[0]
+            return self.image_encoder.encode(to_video(inputs.image[None], self.device)[:, :, 0])
+
+    def _image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor:
         with self.at_work(self.vae):
-            channels = image_channels(self.vae, picture, plan.num_frames).to(self.device)
-        channels = channels.expand(prompts.batch, -1, -1, -1, -1)
-        latents = self._initial_latents(prompts, window, *picture.shape[3:], noise, latents)
-        return self._denoise_window(plan, window, prompts, latents, y=channels, **options)
+            return image_channels(self.vae, to_video(inputs.image[None], self.device), plan.num_frames).to(self.device)

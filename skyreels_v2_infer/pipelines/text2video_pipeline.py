@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.base import VideoPipeline, choose_noise
-from skyreels_v2_infer.pipelines.history import Finished, History, Resume
-from skyreels_v2_infer.plan.plan import Plan, make_plan
-from skyreels_v2_infer.plan.sizes import check_size
-from skyreels_v2_infer.runtime import Noise
+from skyreels_v2_infer.pipelines.arguments import as_text, check_generator, check_seed, check_texts, negative_text
+from skyreels_v2_infer.pipelines.base import VideoPipeline
+from skyreels_v2_infer.pipelines.history import Finished, Resume
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import make_plan
 
 
 class Text2VideoPipeline(VideoPipeline):
@@ -47,24 +47,30 @@ class Text2VideoPipeline(VideoPipeline):
             latents: initial noise ``[B, 16, n+1, height/8, width/8]``.
             callback_on_step_end: ``(pipeline, step, timesteps, {"latents": ...}) -> dict or None``; latents in the
                 dict replace those of the run.
-            fps: told to models that know about it.
-            resume: where a run that was stopped goes on.
+            fps: an input of models with `inject_sample_info`.
+            resume: state of an interrupted run.
 
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
         """
-        check_size(height, width)
-        plan = make_plan(num_frames, num_inference_steps, shift)
-        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, guidance_scale)
-        noise = choose_noise(generator, seed, self.agree, self.device)
-        options = {"callback": callback_on_step_end, "fps": fps}
-        return self._run(plan, texts, noise, (height, width), latents, resume or Resume(), **options)
-
-    @torch.no_grad()
-    def _run(self, plan: Plan, texts, noise: Noise, size, latents, resume: Resume, **options) -> Iterator[Finished]:
-        window, done = plan.windows[0], resume.latents
-        if done is None:
-            prompts = self._encode_prompts(*texts)
-            latents = self._initial_latents(prompts, window, *size, noise, latents)
-            done = self._denoise_window(plan, window, prompts, latents, **options)
-        yield Finished(done, self._decode(window, done, History(0)), 0, done)
+        check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        plan = make_plan(
+            num_frames,
+            num_inference_steps,
+            shift,
+            height=height,
+            width=width,
+            prompt=as_text(prompt),
+            negative_prompt=negative_text(negative_prompt, negative_prompt_embeds),
+            guidance_scale=guidance_scale,
+            seed=check_seed(seed),
+            fps=fps,
+        )
+        inputs = Inputs(
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            latents=latents,
+            generator=check_generator(generator),
+            callback=callback_on_step_end,
+        )
+        return self.execute(plan, inputs, resume)

@@ -4,7 +4,6 @@ N tokens of a window, S tokens of a frame, D model width, M text tokens.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skyreels_v2_infer.plan.plan import Plan
@@ -77,59 +76,79 @@ class Cost:
     activations_gib: float
 
 
-def forwards(plan: Plan, guided: Sequence[bool]) -> list[int]:
-    """For each window the calls of the transformer; `guided`: whether it has two branches of guidance."""
-    return [len(window.schedule) * (1 + two) for window, two in zip(plan.windows, guided, strict=True)]
+def forwards(plan: Plan) -> list[int]:
+    """For each window the calls of the transformer."""
+    return [len(window.schedule) * (1 + window.is_guided) for window in plan.windows]
 
 
 def frame_tokens(height: int, width: int) -> int:
     return (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
 
 
-def cost_of(
-    plan: Plan,
-    config: dict,
-    height: int,
-    width: int,
-    *,
-    guided: Sequence[bool],
-    weight_bytes: int,
-    offload: bool = False,
-    on_cpu: bool = False,
-    block_frames: int | None = None,
-) -> Cost:
+def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = False, on_cpu: bool = False) -> Cost:
     """The cost of a plan on one device.
 
     Args:
         config: of the transformer.
-        guided: for each window, whether there are two branches of guidance.
         weight_bytes: of a number of the transformer and the encoders; the VAE has 4.
         offload: only what computes is on the device. Without, transformer and VAE are, and the encoders for a moment.
         on_cpu: the device is the CPU, where all weights are anyway.
-        block_frames: see `forward_flop`.
     """
-    size = frame_tokens(height, width)
-    longest = max(window.latents for window in plan.windows)
-    tokens, d = longest * size, config["dim"]
+    size = frame_tokens(plan.height, plan.width)
+    tokens = max(window.latents for window in plan.windows) * size
     reached = Counter()  # frames of a forward
-    for two, window in zip(guided, plan.windows, strict=True):
-        for reach in window.schedule.reach(block_frames).tolist():
-            reached[reach] += 1 + two
-    flop = sum(count * forward_flop(config, reach, size, block_frames) for reach, count in reached.items())
-    transformer = parameters(config) * weight_bytes
-    published = config.get("text_dim", 4096) == 4096  # smaller models have encoders of their own, not worth counting
-    encoders = published * (TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")) * weight_bytes
-    # In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward; and a
-    # fifth for what is smaller, by what torch allocates for 14B models.
-    stream = 1.2 * tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
-    read = config.get("text_len", 512) + IMAGE_TOKENS * (config["model_type"] == "i2v")
-    stream += (1 + any(guided)) * config["num_layers"] * 2 * read * d * weight_bytes  # keys and values of the prompts
-    decoder = VAE_FRAMES * height * width * VAE_CHANNELS * 4
-    vae = published * 4 * VAE
+    for window in plan.windows:
+        for reach in window.schedule.reach(plan.causal_block_size).tolist():
+            reached[reach] += 1 + window.is_guided
+    flop = sum(count * forward_flop(config, reach, size, plan.causal_block_size) for reach, count in reached.items())
+    parts = part_bytes(config, weight_bytes)
+    stream = stream_bytes(config, tokens, weight_bytes, plan.is_guided)
+    decoder = VAE_FRAMES * plan.height * plan.width * VAE_CHANNELS * 4
     if on_cpu:
-        weights, activations = transformer + encoders + vae, max(stream, decoder)
-    else:  # one after the other: what is needed for the text, for a step, and for frames
-        block = transformer / config["num_layers"]  # the rest of the transformer is about one block more
-        rest, step, frames = (0, 3 * block, vae) if offload else (transformer + vae,) * 3
-        weights, activations = max((rest + encoders, 0), (step, stream), (frames, decoder), key=sum)
-    return Cost(tokens, flop / 1e15, round(weights / GIB, 1), round(activations / GIB, 1))
+        peak = Stage(sum(parts.values()), max(stream, decoder))
+    else:
+        block = parts["transformer"] / config["num_layers"]  # the rest of the transformer is about one block more
+        both = parts["transformer"] + parts["vae"]
+        stages = (
+            Stage((0 if offload else both) + parts["encoders"], 0),  # the text
+            Stage(3 * block if offload else both, stream),  # a step
+            Stage(parts["vae"] if offload else both, decoder),  # the frames
+        )
+        peak = max(stages, key=lambda stage: stage.total)
+    return Cost(tokens, flop / 1e15, round(peak.weights / GIB, 1), round(peak.activations / GIB, 1))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Bytes on the device while one stage of a run computes; one follows the other."""
+
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.activations
+
+
+def part_bytes(config: dict, weight_bytes: int) -> dict[str, float]:
+    """Bytes of a model's parts; encoders of models smaller than the published ones are not counted."""
+    published = config.get("text_dim", 4096) == 4096
+    encoders = TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")
+    return {
+        "transformer": parameters(config) * weight_bytes,
+        "encoders": published * encoders * weight_bytes,
+        "vae": published * VAE * 4,
+    }
+
+
+def stream_bytes(config: dict, tokens: int, weight_bytes: int, guided: bool) -> float:
+    """Bytes of activations in a step.
+
+    In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward, and a fifth
+    for what is smaller (measured by what torch allocates for 14B models). Beside the blocks: keys and values of the
+    prompts.
+    """
+    d = config["dim"]
+    block = 1.2 * tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
+    read = config.get("text_len", 512) + IMAGE_TOKENS * (config["model_type"] == "i2v")
+    return block + (1 + guided) * config["num_layers"] * 2 * read * d * weight_bytes

@@ -1,29 +1,44 @@
-"""What a job will do, as plain data: decided before weights are loaded, then executed by the pipelines."""
+"""A run as plain data: decided once, before weights are loaded; then printed, compared and executed."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.sharing import Layout
+from skyreels_v2_infer.plan.sizes import check_size
+from skyreels_v2_infer.plan.story import Scene, of_prompts, scenes_of
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule, ad_schedule
 from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
 from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_windows
 
+HISTORIES = ("pixel", "latent")
+
+Text = str | tuple[str, ...] | None  # one text, one for each video of a batch, or None where embeddings are given
+
 
 def is_guided(scale: float) -> bool:
-    """Whether a guidance scale asks for the negative prompt as well; up to 1 the prompt stands alone."""
+    """Whether a guidance scale needs the unconditional pass as well."""
     return scale > 1
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """A window and how it is denoised.
+    """One window and how it is denoised.
 
     Attributes:
-        window: which frames, from which history.
-        held: bool ``[F]``, latent frames that are given: the history or the image in front, an end image behind.
+        window: its frames and its history.
+        held: bool ``[F]``, latent frames that are given and stay as they are: history or image in front, an end image
+            behind.
         schedule: the rows of the denoising loop over these F latent frames.
-        given_latents: how many of the held ones stand in front.
+        given_latents: number of held latent frames in front.
         end_latents: 1 if the last latent frame is an end image's, which is cut off before decoding; else 0.
+        prompt, negative_prompt: None where the caller gives embeddings.
+        guidance_scale: up to 1 there is only the conditional pass.
+        seed: of this window's noise; None: the plan's.
     """
 
     window: Window
@@ -31,31 +46,79 @@ class WindowPlan:
     schedule: Schedule
     given_latents: int
     end_latents: int
+    prompt: Text = None
+    negative_prompt: Text = None
+    guidance_scale: float = 1.0
+    seed: int | None = None
 
     @property
     def latents(self) -> int:
         return len(self.held)
 
+    @property
+    def is_guided(self) -> bool:
+        return is_guided(self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """TeaCache's settings, see `modules.caches.teacache.TeaCache`; coefficients None: not known without the model."""
+
+    threshold: float
+    coefficients: tuple[float, ...] | None
+    use_ret_steps: bool
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Windows in order.
+    """What a run makes, and how.
 
     Attributes:
+        windows: in order.
         num_frames: frames that are made.
-        overlap_history: frames that a window goes on from, also one that a longer video would have; 0: none could.
+        num_inference_steps, shift: of the noise levels `sigmas`, float32 ``[N + 1]``, falling to 0.
+        overlap_history: frames of history that a window starts from, also one that a longer video would have; 0: none.
+        prefix_frames: frames of a video that is continued; 0: there is none.
+        height, width: pixels.
+        fps: frames per second.
+        seed: of the noise; None: not drawn yet.
+        scenes: prompts that change, in order; None: one prompt for all windows.
+        addnoise: noise shown on given latent frames, in thousandths.
+        history: "pixel" or "latent", what later windows start from.
+        ar_step: steps between a block of frames and the next; 0: all frames of a window are denoised together.
+        causal_block_size: latent frames of a block of block-causal attention; None: full attention.
+        cache: None: every row is computed.
+        sharing: how ranks share the work; None: not known without the model.
     """
 
     windows: tuple[WindowPlan, ...]
     num_frames: int
     num_inference_steps: int
     shift: float
+    sigmas: np.ndarray
     overlap_history: int = 0
+    prefix_frames: int = 0
+    height: int = 0
+    width: int = 0
+    fps: int = 24
+    seed: int | None = None
+    scenes: tuple[Scene, ...] | None = None
+    addnoise: float = 0.0
+    history: str = "pixel"
+    ar_step: int = 0
+    causal_block_size: int | None = None
+    cache: CachePlan | None = None
+    sharing: Layout | None = None
 
     @property
     def rows(self) -> int:
         """Iterations of the denoising loop over all windows."""
         return sum(len(w.schedule) for w in self.windows)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any window has an unconditional pass."""
+        return any(window.is_guided for window in self.windows)
 
     @property
     def longest_history(self) -> int:
@@ -67,43 +130,116 @@ class Plan:
         """The same in latent frames."""
         return latent_length(self.longest_history) if self.longest_history else 0
 
+    def with_seed(self, seed: int) -> Plan:
+        return replace(self, seed=seed)
+
+    def with_sharing(self, sharing: Layout | None) -> Plan:
+        return replace(self, sharing=sharing)
+
+    def with_prompt(self, prompt: str) -> Plan:
+        """The same plan with another prompt in all windows; a story has prompts of its own."""
+        assert self.scenes is None
+        return replace(self, windows=tuple(replace(window, prompt=prompt) for window in self.windows))
+
 
 def make_plan(
     num_frames: int,
     num_inference_steps: int,
     shift: float,
     *,
+    height: int | None = None,
+    width: int | None = None,
+    prompt: Text = None,
+    negative_prompt: Text = None,
+    guidance_scale: float = 1.0,
+    seed: int | None = None,
+    fps: int = 24,
     base_num_frames: int | None = None,
     overlap_history: int | None = None,
     ar_step: int = 0,
     causal_block_size: int = 1,
+    causal_attention: bool = False,
     prefix_frames: int = 0,
     image: bool = False,
     end_image: bool = False,
+    addnoise: float = 0.0,
+    history: str = "pixel",
+    story: Sequence[Scene] | None = None,
+    window_prompts: Sequence[str] | None = None,
+    cache: CachePlan | None = None,
+    sharing: Layout | None = None,
 ) -> Plan:
     """Settings -> plan. Without `base_num_frames` there is one window, whose frames share every timestep.
 
     Args:
         num_frames, base_num_frames, overlap_history, prefix_frames: see `plan_windows`.
         num_inference_steps, shift: see `flow_sigmas`.
+        height, width: pixels, multiples of 16; not checked where they are not given.
         ar_step, causal_block_size: see `ad_schedule`.
+        causal_attention: latent frames see their own block and earlier ones only.
         image: the first latent frame of the first window is given.
         end_image: one given latent frame follows those of the last window.
+        addnoise: noise shown on given latent frames, in thousandths, 0 to below 1000.
+        story: scenes in place of `prompt`; `negative_prompt`, `guidance_scale` and `seed` hold where a scene has none.
+        window_prompts: in place of `prompt`, one for each window; the last one stays.
+        cache, sharing: see `Plan`.
 
     Raises:
         ValueError: names the argument, its value and the nearest legal ones.
     """
+    if height is not None and width is not None:
+        check_size(height, width)
     if image and prefix_frames:
-        raise ValueError("image: a video that is continued starts with its own frames; give one or the other")
+        raise InputError("image", None, "not together with a video to continue, which starts with its own frames")
+    if causal_attention and end_image:
+        raise InputError("end_image", None, "not with causal attention: no earlier frame would see it")
+    if not 0 <= addnoise < 1000:
+        raise InputError("addnoise_condition", addnoise, "must be at least 0 and below 1000")
+    if history not in HISTORIES:
+        raise InputError("history", history, f"must be {' or '.join(HISTORIES)}")
     windows = plan_windows(num_frames, base_num_frames, overlap_history, prefix_frames)
-    timesteps = flow_timesteps(flow_sigmas(num_inference_steps, shift))
+    sigmas = flow_sigmas(num_inference_steps, shift)
+    timesteps = flow_timesteps(sigmas)
+    if window_prompts is not None and len(window_prompts) > 1:
+        story = of_prompts(window_prompts, windows)
+    scenes = scenes_of(story, windows) if story is not None else [Scene(0, prompt)] * len(windows)
     plans = []
-    for window in windows:
+    for window, scene in zip(windows, scenes, strict=True):
         given = 1 if image and window.index == 0 else window.history_latents
         end = 1 if end_image and window.index == len(windows) - 1 else 0
         held = np.zeros(window.latents + end, dtype=bool)
         held[:given] = True
         held[window.latents :] = True
-        schedule = ad_schedule(len(held), timesteps, ar_step, held, causal_block_size)
-        plans.append(WindowPlan(window, held, schedule, given, end))
-    return Plan(tuple(plans), num_frames, num_inference_steps, shift, overlap_history or 0)
+        plans.append(
+            WindowPlan(
+                window,
+                held,
+                ad_schedule(len(held), timesteps, ar_step, held, causal_block_size),
+                given,
+                end,
+                scene.prompt,
+                negative_prompt if scene.negative_prompt is None else scene.negative_prompt,
+                guidance_scale if scene.guidance_scale is None else scene.guidance_scale,
+                scene.seed,
+            )
+        )
+    return Plan(
+        tuple(plans),
+        num_frames,
+        num_inference_steps,
+        shift,
+        sigmas,
+        overlap_history or 0,
+        prefix_frames,
+        height or 0,
+        width or 0,
+        fps,
+        seed,
+        None if story is None else tuple(story),
+        addnoise,
+        history,
+        ar_step,
+        causal_block_size if causal_attention else None,
+        cache,
+        sharing,
+    )

@@ -1,20 +1,21 @@
-"""How ranks share a video: numbers alone, decided before torch is imported.
+"""How ranks share the work on a video: numbers only, chosen before torch is imported.
 
-A rank belongs to one of `guidance` groups, each of which computes one branch of guidance. Within a group the tokens of
-every latent frame are split over ``ulysses x ring`` ranks. Ulysses (DeepSpeed-Ulysses, Jacobs et al. 2023) exchanges
-tokens for heads around attention, so it has to divide the heads; ring (Liu et al. 2023) passes keys and values around.
+A rank belongs to one of `guidance` groups, each of which computes one pass of guidance (conditional or unconditional).
+Within a group the tokens of every latent frame are split over ``ulysses x ring`` ranks. Ulysses (DeepSpeed-Ulysses,
+Jacobs et al. 2023) exchanges tokens for heads around attention, so it has to divide the heads; ring (Liu et al. 2023)
+passes keys and values around.
 """
 
 from dataclasses import dataclass
 
 from skyreels_v2_infer.errors import InputError
 
-MOST_RANKS = 64  # up to which a message lists what is legal
+MOST_RANKS = 64  # up to which messages list legal numbers
 
 
 @dataclass(frozen=True)
 class Layout:
-    """guidance: 1, or 2 where the branches are computed side by side. ulysses, ring: at least 1."""
+    """guidance: 2 where each pass of guidance has ranks of its own, else 1. ulysses, ring: degrees, at least 1."""
 
     guidance: int = 1
     ulysses: int = 1
@@ -22,7 +23,7 @@ class Layout:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the tokens of a frame are split."""
+        """Number of parts of the tokens of a frame."""
         return self.ulysses * self.ring
 
     @property
@@ -31,7 +32,7 @@ class Layout:
 
 
 def layouts(ranks: int, heads: int, frame_tokens: int, guided: bool) -> list[Layout]:
-    """All legal ones, the best first: branches side by side, which need the least exchange, then the most Ulysses."""
+    """All legal ones, the best first: passes side by side, which exchange least, then the highest Ulysses degree."""
     legal = []
     for guidance in (2, 1) if guided else (1,):
         parts, rest = divmod(ranks, guidance)
@@ -45,9 +46,11 @@ def layouts(ranks: int, heads: int, frame_tokens: int, guided: bool) -> list[Lay
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a layout; None: anything.
+    """What the flags ask of a layout; None: anything.
 
-    cfg_parallel: whether each branch of guidance has ranks of its own. ulysses, ring: degrees.
+    Attributes:
+        cfg_parallel: whether each pass of guidance has ranks of its own.
+        ulysses, ring: degrees.
     """
 
     cfg_parallel: bool | None = None
@@ -59,38 +62,52 @@ class Wanted:
         has = (layout.guidance == 2, layout.ulysses, layout.ring)
         return all(wish in (None, is_so) for wish, is_so in zip(asked, has, strict=True))
 
+    def flags(self) -> list[tuple[str, int | None, "Wanted"]]:
+        """For each flag that was given its name, its value (None for a switch) and what it alone asks for."""
+        each = [
+            ("cfg_parallel", None, Wanted(cfg_parallel=self.cfg_parallel)),
+            ("ulysses_degree", self.ulysses, Wanted(ulysses=self.ulysses)),
+            ("ring_degree", self.ring, Wanted(ring=self.ring)),
+        ]
+        return [flag for flag in each if flag[2] != Wanted()]
+
     def __str__(self) -> str:
         flags = [] if self.cfg_parallel is None else ["--cfg_parallel" if self.cfg_parallel else "--no-cfg_parallel"]
-        flags += [] if self.ulysses is None else [f"--ulysses_degree {self.ulysses}"]
-        flags += [] if self.ring is None else [f"--ring_degree {self.ring}"]
-        return " ".join(flags)
+        return " ".join(flags + [f"--{name} {value}" for name, value, _ in self.flags() if value is not None])
 
 
 def legal_counts(heads: int, frame_tokens: int, guided: bool, wanted: Wanted) -> list[int]:
-    """How many ranks may share a video, up to MOST_RANKS."""
+    """The legal numbers of ranks, up to MOST_RANKS."""
     counts = range(1, MOST_RANKS + 1)
     return [n for n in counts if any(map(wanted.allows, layouts(n, heads, frame_tokens, guided)))]
 
 
 def choose_layout(ranks: int, heads: int, frame_tokens: int, guided: bool, wanted: Wanted = Wanted()) -> Layout:
-    """The best legal layout that is as asked for.
+    """The best legal layout that is as asked for; for one rank, too.
 
     Args:
-        ranks: processes.
+        ranks: number of processes.
         heads: of the transformer's attention.
         frame_tokens: tokens of a latent frame: height / 16 x width / 16 of the video.
-        guided: whether there are two branches of guidance.
-        wanted: by default each branch has ranks of its own where the number of ranks allows it.
+        guided: whether there are two passes of guidance.
+        wanted: by default each pass has ranks of its own where the number of ranks allows it.
 
     Raises:
-        InputError: none is; names what would be legal.
+        InputError: there is none; names the flag that cannot be followed (use_usp if already the number of ranks is
+            illegal) and the legal numbers of processes.
     """
     if wanted.cfg_parallel and not guided:
         raise InputError("cfg_parallel", None, "needs two branches of guidance; --guidance_scale up to 1 has one")
-    for layout in layouts(ranks, heads, frame_tokens, guided):
+    legal = layouts(ranks, heads, frame_tokens, guided)
+    for layout in legal:
         if wanted.allows(layout):
             return layout
     counts = legal_counts(heads, frame_tokens, guided, wanted)
     choices = f"legal are {', '.join(map(str, counts))}" if counts else "no number of processes is legal"
-    shares = f"{ranks} processes cannot share {heads} heads and {frame_tokens} tokens a frame"
-    raise InputError("use_usp", None, f"{shares}{f' with {wanted}' if str(wanted) else ''}; {choices}")
+    processes = "1 process" if ranks == 1 else f"{ranks} processes"
+    shares = f"{processes} cannot share {heads} heads and {frame_tokens} tokens a frame"
+    if not legal:
+        raise InputError("use_usp", None, f"{shares}{f' with {wanted}' if str(wanted) else ''}; {choices}")
+    flags = wanted.flags()
+    name, value, _ = next((flag for flag in flags if not any(map(flag[2].allows, legal))), flags[0])
+    raise InputError(name, value, f"{shares} with {wanted}; {choices}")

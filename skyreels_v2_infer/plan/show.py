@@ -1,107 +1,45 @@
-"""What a command would do, as a table or as JSON: the plan that would be executed and what it would cost."""
+"""A plan for reading: as data for --dry_run json, and as a table."""
 
-import json
-from pathlib import Path
-
-from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan import cost
-from skyreels_v2_infer.plan.caching import choose_coefficients
-from skyreels_v2_infer.plan.models import architecture
-from skyreels_v2_infer.plan.naming import output_stem
-from skyreels_v2_infer.plan.plan import Plan, is_guided, make_plan
-from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout, legal_counts
-from skyreels_v2_infer.plan.story import Scene, scenes_of
-from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.locate import read_transformer_config
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHOWN_RANKS = 8  # in the table; the JSON has all
 PROMPT_WIDTH = 40
 
 
-def plan_of(settings: GenerateSettings) -> Plan:
-    """The plan that the pipelines make of these settings and execute."""
-    if not isinstance(settings, DiffusionForcingSettings):
-        return make_plan(settings.num_frames, settings.inference_steps, settings.shift)
-    return make_plan(
-        settings.num_frames,
-        settings.inference_steps,
-        settings.shift,
-        base_num_frames=settings.base_num_frames,
-        overlap_history=settings.overlap_history,
-        ar_step=settings.ar_step,
-        causal_block_size=settings.causal_block_size,
-        prefix_frames=settings.video_frames,
-        image=settings.image is not None,
-        end_image=settings.end_image is not None,
-    )
+def describe(
+    plan: Plan,
+    config: dict | None,
+    *,
+    model: str,
+    output: str,
+    dtype: str,
+    offload: bool = False,
+    on_cpu: bool = False,
+    wanted: Wanted = Wanted(),  # noqa: B008  frozen
+) -> dict:
+    """A plan as plain data; what only the model would tell is None.
 
-
-def known_config(settings: GenerateSettings) -> dict | None:
-    """The transformer's arguments, as far as they are known without a download."""
-    config = architecture(settings.model_id)
-    if config is None and local_folder(settings.model_id) is not None:
-        config = read_transformer_config(settings.model_id)
-    return config
-
-
-def check_kind(settings: GenerateSettings, config: dict) -> None:
-    """Raises an `InputError` if a model is not of the kind that the job needs."""
-    image_to_video = config["model_type"] == "i2v"
-    if isinstance(settings, DiffusionForcingSettings):
-        if image_to_video:
-            raise InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
-    elif image_to_video and settings.image is None:
-        raise InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
-    elif settings.image is not None and not image_to_video:
-        raise InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
-
-
-def scenes_and_scales(settings: GenerateSettings, plan: Plan) -> tuple[list[Scene], list[float]]:
-    """For each window its scene and its guidance scale."""
-    scenes = [Scene(0, settings.prompt)] * len(plan.windows)
-    if getattr(settings, "story", None) is not None:
-        scenes = scenes_of(settings.story, [window.window for window in plan.windows])
-    return scenes, [settings.guidance_scale if s.guidance_scale is None else s.guidance_scale for s in scenes]
-
-
-def any_guided(settings: GenerateSettings) -> bool:
-    """Whether any window has two branches of guidance."""
-    return any(is_guided(scale) for scale in scenes_and_scales(settings, plan_of(settings))[1])
-
-
-def wanted_layout(settings: GenerateSettings) -> Wanted:
-    return Wanted(settings.cfg_parallel, settings.ulysses_degree, settings.ring_degree)
-
-
-def choose_sharing(settings: GenerateSettings, ranks: int, config: dict) -> Layout:
-    """How the ranks share the work."""
-    if ranks == 1:
-        return Layout()
-    tokens = cost.frame_tokens(settings.height, settings.width)
-    return choose_layout(ranks, config["num_heads"], tokens, any_guided(settings), wanted_layout(settings))
-
-
-def describe(settings: GenerateSettings) -> dict:
-    """What the command would do, as plain data; what only the weights would tell is None."""
-    plan, config = plan_of(settings), known_config(settings)
-    forcing = isinstance(settings, DiffusionForcingSettings)
-    scenes, scales = scenes_and_scales(settings, plan)
-    guided = [is_guided(scale) for scale in scales]
-    seed = "SEED" if settings.seed is None else settings.seed
+    Args:
+        config: of the transformer; None: not known.
+        model, output: names of the model and of the video.
+        dtype: of the weights.
+        offload, on_cpu: see `cost_of`.
+        wanted: the layout that is asked for.
+    """
     about = {
-        "model": embedded.name_of(settings.model_id),
-        "height": settings.height,
-        "width": settings.width,
-        "num_frames": settings.num_frames,
-        "prefix_frames": settings.video_frames if forcing else 0,
-        "fps": settings.fps,
-        "seed": settings.seed,
-        "mode": "asynchronous" if forcing and settings.ar_step else "synchronous",
-        "inference_steps": settings.inference_steps,
+        "model": model,
+        "height": plan.height,
+        "width": plan.width,
+        "num_frames": plan.num_frames,
+        "prefix_frames": plan.prefix_frames,
+        "fps": plan.fps,
+        "seed": plan.seed,
+        "mode": "asynchronous" if plan.ar_step else "synchronous",
+        "inference_steps": plan.num_inference_steps,
         "windows": [
             {
                 "first_frame": window.window.first_frame,
@@ -112,47 +50,34 @@ def describe(settings: GenerateSettings) -> dict:
                 "end_image": window.end_latents > 0,
                 "latents": window.latents,
                 "rows": len(window.schedule),
-                "guidance_scale": scale,
-                "prompt": scene.prompt,
+                "guidance_scale": window.guidance_scale,
+                "prompt": window.prompt,
             }
-            for window, scene, scale in zip(plan.windows, scenes, scales, strict=True)
+            for window in plan.windows
         ],
         "rows": plan.rows,
-        "forwards": sum(cost.forwards(plan, guided)),
-        "output": str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
+        "forwards": sum(cost.forwards(plan)),
+        "output": output,
     }
     if config is None:
         return about | dict.fromkeys(("dtype", "tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
-    check_kind(settings, config)
-    choose_sharing(settings, Launch.from_environment().size, config)
-    if settings.teacache and not settings.teacache_coefficients:
-        folder = local_folder(settings.model_id) or Path(settings.model_id)
-        choose_coefficients(config, folder, settings.height, settings.width, settings.use_ret_steps)
-    dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
-    spent = cost.cost_of(
-        plan,
-        config,
-        settings.height,
-        settings.width,
-        guided=guided,
-        weight_bytes=WEIGHT_BYTES[dtype],
-        offload=settings.offload,
-        on_cpu=settings.device == "cpu",
-        block_frames=settings.causal_block_size if forcing and settings.causal_attention else None,
-    )
-    tokens = cost.frame_tokens(settings.height, settings.width)
+    spent = cost.cost_of(plan, config, weight_bytes=WEIGHT_BYTES[dtype], offload=offload, on_cpu=on_cpu)
+    tokens = cost.frame_tokens(plan.height, plan.width)
+    gpus = legal_counts(config["num_heads"], tokens, plan.is_guided, wanted)
+    if not gpus:
+        raise InputError("use_usp", None, f"no number of processes is legal with {wanted}")
     return about | {
         "dtype": dtype,
         "tokens": spent.tokens,
         "pflop": spent.pflop,
         "weights_gib": spent.weights_gib,
         "activations_gib": spent.activations_gib,
-        "gpus": legal_counts(config["num_heads"], tokens, any(guided), wanted_layout(settings)),
+        "gpus": gpus,
     }
 
 
 def table(about: dict) -> str:
-    """The same for reading."""
+    """The same as a table."""
     seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
     frames = f"{about['num_frames']} frames"
     if about["prefix_frames"]:
@@ -183,15 +108,9 @@ def table(about: dict) -> str:
             f"{total}, {about['pflop']:.3g} PFLOP; peak memory about {weights + activations:.3g} GiB "
             f"in {about['dtype']} (weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
         )
-    return "\n".join([*lines, f"-> {about['output']}"])
+    return "\n".join([*lines, *about.get("cut", ()), f"-> {about['output']}"])
 
 
 def shortened(prompt: str) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= PROMPT_WIDTH else f"{line[: PROMPT_WIDTH - 3]}..."
-
-
-def show(settings: GenerateSettings) -> str:
-    """What --dry_run prints."""
-    about = describe(settings)
-    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from skyreels_v2_infer.errors import first_line
-from skyreels_v2_infer.modules.caches.teacache import Recorder, fit
+from skyreels_v2_infer.modules.caches.teacache import Recording, fit
 from skyreels_v2_infer.plan.caching import DEGREE, FILE
 from skyreels_v2_infer.run.files import write_whole
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from skyreels_v2_infer import Text2VideoPipeline
     from skyreels_v2_infer.cli.arguments import parse_generate
+    from skyreels_v2_infer.pipelines.hooks import Hooks
     from skyreels_v2_infer.run.session import show_rows
     from skyreels_v2_infer.weights.locate import Checkpoint
 
@@ -45,23 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = args.out or checkpoint.folder / FILE
         if not os.access(out.parent, os.W_OK):  # known before the work, not after it
             parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
-        pipeline = Text2VideoPipeline(checkpoint, device=args.device)
-        pipeline.progress = partial(show_rows, lambda: None)
-        changes: list[list[tuple[float, float, float]]] = []
-
-        def around(steps: int) -> Recorder:
-            recorder = Recorder()
-            changes.append(recorder.changes)  # not the recorder, which holds a step's tokens
-            return recorder
-
-        pipeline.around_blocks = around
+        recording = Recording()
+        hooks = Hooks(partial(show_rows, lambda: None), recording)
+        pipeline = Text2VideoPipeline(checkpoint, device=args.device, hooks=hooks)
         options = {name: getattr(settings, name) for name in names if name != "inference_steps"}
         options |= {"num_inference_steps": settings.inference_steps, "seed": args.seed, "output_type": "latent"}
         for prompt in args.prompt:
             pipeline(prompt, settings.negative_prompt, **options)
     except ValueError as error:
         parser.error(first_line(error))
-    found = fit([change for window in changes for change in window])
+    found = fit([change for window in recording.windows for change in window])
     write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
     print(out)
     return 0

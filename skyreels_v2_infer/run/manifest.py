@@ -1,12 +1,10 @@
-"""What made a video, written beside it and into it, from which it can be made again (`--replay`)."""
+"""How a video was made, written beside it and into it; --replay makes it again from that."""
 
 from __future__ import annotations
 
 import glob
 import json
 import platform
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,24 +13,46 @@ from importlib import metadata
 from pathlib import Path
 
 from skyreels_v2_infer import __version__, embedded
-from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.cli.replay import FORMAT, read_manifest
+from skyreels_v2_infer.cli.settings import GenerateSettings, fields_that
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.plan import Plan
 
-FORMAT = 1
-LUMA = (0.2126, 0.7152, 0.0722)
-DRIFT, SEAM = 0.1, 0.1  # from where on a difference is worth a line
-# Settings that change where and how a video is made, but not what is in it.
-WITHOUT_EFFECT = {"outdir", "device", "dry_run", "resume", "offload", "use_usp", "cfg_parallel", "ulysses_degree"}
-WITHOUT_EFFECT |= {"ring_degree", "video_fps", "video_frames", "no_preview", "keep_parts", "replay"}
-# The prompt is written as it came out of these.
-LEFT_OUT = WITHOUT_EFFECT | {"prompt_enhancer", "prompt_enhancer_model"}
+INPUTS = ("image", "end_image", "video_path")  # files, of which the manifest has fingerprints
 
 
-def settings_of(settings) -> dict:
-    """Flags and values that make the same video, as JSON has them; paths are absolute, the prompt is as it was used."""
-    values = {name: value for name, value in asdict(settings).items() if name not in LEFT_OUT and value is not None}
-    if "story" in values:
+def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict, settled: dict, key: str) -> dict:
+    """The part of a manifest that is the same whenever the same video is made.
+
+    Args:
+        settled: prompt, device, dtype and threads as the run uses them.
+        key: of the last piece.
+    """
+    return {
+        "format": FORMAT,
+        "script": script,
+        "settings": settings_of(settings, plan, choices(plan, settled)),
+        "weights": identity["model_id"],
+        "inputs": {name: identity[name] for name in INPUTS if identity.get(name)},
+        # Sums are rounded otherwise on another device or with another number of threads.
+        "machine": {name: settled[name] for name in ("device", "threads") if name in settled},
+        "versions": versions(),
+        "plan": key,
+    }
+
+
+def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = None) -> dict:
+    """Flags and values that make the same video, as JSON has them; paths are absolute.
+
+    Args:
+        chosen: by the run, where the settings leave it open.
+    """
+    names = [field.name for field in fields_that(settings, replayed=True)]
+    values = {name: (chosen or {}).get(name, getattr(settings, name)) for name in names}
+    values = {name: value for name, value in values.items() if value is not None}
+    if plan.scenes is not None:
         del values["prompt"]
-        scenes = [{k: v for k, v in scene.items() if v is not None} for scene in values["story"]]
+        scenes = [{k: v for k, v in asdict(scene).items() if v is not None} for scene in plan.scenes]
         values["story"] = json.dumps(scenes)
     values["model_id"] = model = embedded.name_of(settings.model_id)
     if model != embedded.NAME and Path(model).is_dir():
@@ -40,16 +60,12 @@ def settings_of(settings) -> dict:
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def flags_of(settings: dict) -> list[str]:
-    """The same as a command line."""
-    flags = []
-    for name, value in settings.items():
-        if value is True:
-            flags.append(f"--{name}")
-        elif value is not False:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            flags.append(f"--{name}={text}")
-    return flags
+def choices(plan: Plan, settled: dict) -> dict:
+    """What a run chose where the settings left it open."""
+    chosen = {"seed": plan.seed, "dtype": settled["dtype"], "prompt": settled["prompt"]}
+    if plan.cache is not None:
+        chosen["teacache_coefficients"] = plan.cache.coefficients
+    return chosen
 
 
 def versions() -> dict[str, str]:
@@ -66,7 +82,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory() -> dict[str, float]:
-    """The most that this process has had so far, in GiB: of the host, and of the GPU if one is in use."""
+    """The peak of this process so far, in GiB: of the host, and of the GPU if one is in use."""
     found = {}
     with suppress(ImportError):  # not on Windows
         import resource
@@ -84,38 +100,16 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def text_of(manifest: dict) -> str:
-    return json.dumps(manifest, indent=1)  # all ASCII: a path may hold what is no UTF-8
+    return json.dumps(manifest, indent=1)  # all ASCII: a path may contain bytes that are no UTF-8
 
 
-def read(path: Path) -> dict:
-    """The manifest in a file: a video, or the JSON beside one.
-
-    Raises:
-        InputError: there is none that can be used.
-    """
-    try:
-        text = path.read_text("utf-8") if path.suffix.lower() == ".json" else comment_of(path)
-        manifest = json.loads(text)
-        if manifest["format"] != FORMAT or not isinstance(manifest["settings"], dict):
-            raise ValueError("of another version")
-        if not isinstance(manifest.get("inputs", {}), dict) or not isinstance(manifest["script"], str):
-            raise ValueError("changed by hand")
-        for name, value in manifest["settings"].items():
-            if not isinstance(value, str | int | float | list) or name == "help":
-                raise ValueError(f"{name} cannot be {value}")
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
-        raise InputError("replay", path, legal) from None
-    return manifest
-
-
-def changed_since(path: Path, settings, identity: dict) -> Iterator[str]:
-    """A line for each file that the video in `path` was made of and that is another one now.
+def changed_since(path: Path, settings: GenerateSettings, plan: Plan, identity: dict) -> Iterator[str]:
+    """A line for each file that the video in `path` was made of and that has changed since.
 
     Args:
         identity: of the run, with fingerprints of files and weights.
     """
-    written, now = read(path), settings_of(settings)
+    written, now = read_manifest(path), settings_of(settings, plan)
     for name, was in written.get("inputs", {}).items():
         if name in now and now[name] == written["settings"].get(name) and identity[name] != was:
             yield f"--replay {path}: {now[name]} is not the file that it was"
@@ -123,32 +117,21 @@ def changed_since(path: Path, settings, identity: dict) -> Iterator[str]:
         yield f"--replay {path}: the weights of {now['model_id']} are not what they were"
 
 
-def comment_of(video: Path) -> str:
-    """The comment in a video's metadata.
-
-    Raises:
-        ValueError: it has none.
-    """
-    import imageio_ffmpeg
-
-    if not video.is_file():
-        raise ValueError("no such file")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", f"file:{video}", "-f", "ffmetadata", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-    # A line break in a value is a backslash before it, as is every other character with a meaning.
-    found = re.search(rb"^comment=((?:\\.|[^\\\n])*)$", done.stdout, re.DOTALL | re.MULTILINE)
-    if found is None:
-        raise ValueError("it has no comment")
-    return re.sub(rb"\\(.)", rb"\1", found[1], flags=re.DOTALL).decode()
-
-
-def as_ffmetadata(comment: str) -> str:
-    """A file of metadata as ffmpeg reads it."""
-    return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"
+def other_machine(path: Path, settled: dict) -> str | None:
+    """A line if the video in `path` was made on another device or with another number of CPU threads."""
+    written = read_manifest(path).get("machine")
+    now = {name: settled[name] for name in ("device", "threads") if name in settled}
+    if not isinstance(written, dict) or written == now:
+        return None
+    was, is_now = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (written, now))
+    hint = ""
+    if written.get("device") == now["device"] == "cpu":
+        hint = f"; OMP_NUM_THREADS={written.get('threads')} makes the same file"
+    return f"--replay {path}: made with {was}, now {is_now}: frames can differ in the last bit{hint}"
 
 
 def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | None:
-    """A video that is there already: made by the same command, of the same files and weights. None: there is none.
+    """A video that was made already by the same command, from the same files and weights; None: there is none.
 
     Args:
         stem: what its name begins with.
@@ -157,57 +140,10 @@ def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | No
     """
     for path in sorted(outdir.glob(f"{glob.escape(stem)}*.json")):
         try:
-            found = read(path)
+            found = read_manifest(path)
         except InputError:
             continue
         video = path.with_suffix(".mp4")
         if found.get("asked") == asked and seed in (None, found["settings"].get("seed")) and video.is_file():
             return video
-    return None
-
-
-class Look:
-    """Mean brightness and saturation of a stretch of frames, and its ends."""
-
-    def __init__(self):
-        self.frames = 0
-        self._brightness = self._saturation = 0.0
-        self.first = self.last = None
-
-    def add(self, frames) -> None:
-        """uint8 ``[t, H, W, 3]``."""
-        import numpy as np
-
-        for frame in frames:  # one by one: a long piece of a large video is not copied as a whole
-            values = frame.astype(np.float32) / 255
-            self._brightness += float((values @ LUMA).mean())
-            self._saturation += float((values.max(axis=-1) - values.min(axis=-1)).mean())
-        self.first = frames[0].copy() if self.first is None else self.first
-        self.last = frames[-1].copy()
-        self.frames += len(frames)
-
-    def figures(self) -> dict[str, float]:
-        """brightness: mean luma (BT.709). saturation: mean of largest minus smallest channel. Both 0 to 1."""
-        return {
-            "brightness": round(self._brightness / self.frames, 4),
-            "saturation": round(self._saturation / self.frames, 4),
-        }
-
-
-def drift(pieces: list[dict], prefix: int = 0) -> str | None:
-    """One line if the look of a video moves away from how it began, or jumps at a seam.
-
-    Args:
-        pieces: as in a manifest.
-        prefix: how many of them come before the first window: 1 where a video is continued.
-    """
-    windows = pieces[prefix:]
-    for name in ("brightness", "saturation"):
-        begun, ended = windows[0][name], windows[-1][name]
-        if abs(ended - begun) > DRIFT:
-            return f"{name} moved from {begun:.2f} to {ended:.2f} (of 1) between the first and the last window"
-    first = 1 if prefix else 2  # window in front of which there is a seam
-    for number, piece in enumerate(windows[first - 1 :], start=first):
-        if piece["seam"] > SEAM:
-            return f"the picture jumps where window {number} begins (mean difference {piece['seam']:.2f} of 1)"
     return None

@@ -1,150 +1,196 @@
-"""From checked settings to what is finished: opens the model's files, loads the pipeline, starts it.
+"""A session: the processes, the device, the loaded model and its kernels. It makes one video after another."""
 
-Heavy imports happen where they are needed, after everything that can be refused without them.
-"""
+from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
-from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.images import read_image
-from skyreels_v2_infer.modules.caches.teacache import TeaCache
-from skyreels_v2_infer.plan.caching import choose_coefficients
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.sharing import Layout
-from skyreels_v2_infer.plan.show import check_kind, choose_sharing
-from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
-from skyreels_v2_infer.weights.verify import check_files
+from skyreels_v2_infer.run.video import Video
+from skyreels_v2_infer.run.worker import Worker
+from skyreels_v2_infer.weights.locate import Checkpoint
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.pipelines.base import VideoPipeline
+    from skyreels_v2_infer.pipelines.history import Finished, Resume
+    from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
+    from skyreels_v2_infer.runtime import Placement
 
 KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
-MUCH_NOISE = 60
 
 
-@dataclass(frozen=True)
-class Job:
-    """What was asked for, as `settle` leaves it, and who does it.
+class Session:
+    """Everything that is expensive to set up, for any number of videos.
 
-    Attributes:
-        check: to be called now and then, so that a signal ends the job.
-        checkpoint: the model's files.
-        resume: window, latents and history (see `Resume`, but numpy arrays) from which an interrupted run goes on;
-            None: from the beginning.
+    Args:
+        checkpoint: the model's files; loaded when the first video is made.
+        place: device and precision.
+        team: the processes that share the work.
+        offload: keep weights in the host's memory, and on the device only what computes now.
+        check: called now and then; raises when the process is to end.
     """
 
-    settings: GenerateSettings
-    team: Team
-    check: Callable[[], None]
-    checkpoint: Checkpoint
-    resume: tuple | None = None
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        place: Placement,
+        team: Team,
+        *,
+        offload: bool = False,
+        check: Callable[[], object] = lambda: None,
+    ):
+        self.checkpoint, self.place, self.team = checkpoint, place, team
+        self.offload, self.check = offload, check
+        self.loading = 0.0  # seconds
+        self._pipeline: VideoPipeline | None = None
+        self._ranks: dict[Layout, Ranks] = {}
 
+    def make(self, plan: Plan, inputs: Inputs, video: Video | None) -> Path | None:
+        """Makes one video, or what is left of an interrupted one.
 
-def open_checkpoint(settings: GenerateSettings, team: Team) -> Checkpoint:
-    """A model's files, all there and whole, of the kind that the job needs."""
-    with team.first_rank_first():  # which downloads what is missing; the others find it there
-        config = read_transformer_config(settings.model_id)
-        check_kind(settings, config)
-        layout = choose_sharing(settings, team.size, config)  # before gigabytes are fetched
-        check_layout(settings, layout)
-        if local_folder(settings.model_id) is None:
-            placed(settings)
-        checkpoint = Checkpoint.open(settings.model_id)
-    if not team.rank:
-        check_files(checkpoint)
-    return checkpoint
+        Args:
+            plan: with a seed.
+            inputs: what the plan says is given.
+            video: its files; None on other ranks than the first.
 
+        Returns:
+            the video's path; None on other ranks than the first.
+        """
+        resume = self._resume(self.team.same(None if video is None else video.state()))
+        self.load()
+        hooks = self._hooks(plan)
+        parts = self.execute(plan, inputs, resume, hooks)
+        if video is not None:
+            return self._write(parts, video, resume.latents is not None)
+        for _ in parts:
+            self.check()
+        return None
 
-def check_layout(settings: GenerateSettings, layout: Layout) -> None:
-    """Raises an `InputError` where tokens cannot be split: no package for it, or no kernel."""
-    if layout.parts > 1 and find_spec("yunchang") is None:
-        raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
-    if layout.ring > 1 and settings.device not in (None, "cpu") and settings.dtype == "float32":
-        raise InputError("dtype", "float32", "a ring of GPUs needs bfloat16 or float16")
+    def execute(self, plan: Plan, inputs: Inputs, resume: Resume, hooks: Hooks) -> Iterator[Finished]:
+        return self._pipeline.execute(plan, inputs, resume, hooks)
 
-
-def with_coefficients(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettings:
-    """The settings with the cache's polynomial chosen."""
-    cache = choose_cache(checkpoint, settings)
-    return replace(settings, teacache_coefficients=cache and cache.coefficients)
-
-
-def settle(settings: GenerateSettings, checkpoint: Checkpoint) -> GenerateSettings:
-    """The settings with device, precision and the cache's polynomial chosen.
-
-    Raises:
-        InputError: for what this machine or this model cannot do, before weights are loaded.
-    """
-    return placed(with_coefficients(settings, checkpoint))
-
-
-def placed(settings: GenerateSettings) -> GenerateSettings:
-    """The settings with device and precision chosen, or an `InputError` for what this machine cannot do."""
-    from skyreels_v2_infer.runtime import Placement, check_offload
-
-    place = Placement.choose(settings.device, settings.dtype)
-    if settings.offload:
-        check_offload(place.device)
-    return replace(settings, device=str(place.device), dtype=str(place.dtype).removeprefix("torch."))
-
-
-def load(pipeline_class: str, job: Job):
-    """The pipeline, on the device and in the precision asked for; it lets signals through with every row."""
-    from tqdm import tqdm
-
-    settings, checkpoint = job.settings, job.checkpoint
-    cache = choose_cache(checkpoint, settings)
-    layout = choose_sharing(settings, job.team.size, checkpoint.transformer_config)
-    from skyreels_v2_infer import pipelines
-
-    check_layout(settings, layout)  # now that device and precision are chosen
-    from skyreels_v2_infer.runtime import Placement, has_bfloat16
-
-    place = Placement.choose(settings.device, settings.dtype)
-    if place.device.type == "cuda":
+    def _resume(self, state: tuple | None) -> Resume:
         import torch
 
-        if place.device.index is not None:  # else it is the current one
-            torch.cuda.set_device(place.device)  # new streams, and what is said of memory, are of the current GPU
-        if layout.ring > 1 and not has_bfloat16(place.device):
-            raise InputError("use_usp", None, "a ring needs GPUs of compute capability 8.0 or above; try --offload")
-        if place.dtype == torch.bfloat16 and not has_bfloat16(place.device):
+        from skyreels_v2_infer.pipelines.history import Resume
+
+        if state is None:
+            return Resume()
+        window, *arrays = state
+        return Resume(window, *(None if array is None else torch.from_numpy(array) for array in arrays))
+
+    def load(self) -> None:
+        """Loads the model, if no video was made before."""
+        if self._pipeline is not None:
+            return
+        from tqdm import tqdm
+
+        from skyreels_v2_infer import pipelines
+        from skyreels_v2_infer.runtime import has_bfloat16
+
+        kind = "Image2VideoPipeline" if self.checkpoint.is_image_to_video else "DiffusionForcingPipeline"
+        model, began = self.checkpoint.model_id, time.perf_counter()
+        # Gone again when it is done: a checkpoint that does not fit is refused in one line.
+        with tqdm(desc=f"loading {model}", bar_format="{desc}", leave=False, disable=silent()):
+            self._pipeline = getattr(pipelines, kind)(self.checkpoint, device=self.place, offload=self.offload)
+        self.loading = time.perf_counter() - began
+        dtype = str(self.place.dtype).removeprefix("torch.")
+        say(f"loaded {model} on {self.place.device} in {dtype}, {self.loading:.1f} s")
+        if dtype == "bfloat16" and not has_bfloat16(self.place.device):
             say("--dtype bfloat16: this GPU has no fast attention in it, only one that takes much memory; try float16")
-    began = time.perf_counter()
-    # Gone again when it is done: a checkpoint that does not fit is refused in one line.
-    with tqdm(desc=f"loading {settings.model_id}", bar_format="{desc}", leave=False, disable=silent()):
-        pipeline = getattr(pipelines, pipeline_class)(
-            checkpoint, device=place.device, weight_dtype=place.dtype, offload=settings.offload
-        )
-    seconds = time.perf_counter() - began
-    say(f"loaded {settings.model_id} on {settings.device} in {settings.dtype}, {seconds:.1f} s; seed {settings.seed}")
-    pipeline.progress = partial(show_rows, job.check)
-    if layout.ranks > 1:
-        from skyreels_v2_infer.distributed.xdit_context_parallel import share
 
-        job.team.meet()  # loading takes its time; groups can only be made while all are there
-        pipeline.share(share(layout))
-        halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
-        say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
-    if cache is not None:
-        pipeline.around_blocks = cache.branch
-    if pipeline.transformer.inject_sample_info and settings.fps not in KNOWN_FPS:
-        say(f"--fps {settings.fps}: this model knows 16 and 24 only and is told 24; the video plays at {settings.fps}")
-    return pipeline
+    def _hooks(self, plan: Plan) -> Hooks:
+        from skyreels_v2_infer.modules.caches.teacache import TeaCache
+        from skyreels_v2_infer.pipelines.hooks import Hooks
+
+        if self._pipeline.transformer.inject_sample_info and plan.fps not in KNOWN_FPS:
+            say(f"--fps {plan.fps}: this model was trained at 16 and 24 and gets 24; the video plays at {plan.fps}")
+        cache = plan.cache and TeaCache(plan.cache.threshold, plan.cache.coefficients, plan.cache.use_ret_steps)
+        return Hooks(partial(show_rows, self.check), cache, self._shared(plan.sharing or Layout()))
+
+    def _shared(self, layout: Layout) -> Ranks:
+        """How the ranks share a video; set up once for each layout."""
+        from skyreels_v2_infer.pipelines.hooks import Ranks
+
+        if layout not in self._ranks:
+            if layout.ranks == 1:
+                self._ranks[layout] = Ranks()
+                return self._ranks[layout]
+            self._ranks[layout] = Ranks.of(self.team.share(layout))
+            halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
+            say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
+        return self._ranks[layout]
+
+    def _write(self, parts: Iterator[Finished], video: Video, denoised: bool) -> Path:
+        """Writes what is finished, beside the computation of what follows.
+
+        A window's latents are kept before it is decoded; frames are converted, measured and encoded by another thread
+        while the next are decoded or denoised.
+
+        Args:
+            denoised: latents of the first window are on the disk already.
+        """
+        from tqdm import tqdm
+
+        worker, waited = Worker(), time.perf_counter()
+        try:
+            with tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar:
+                for part in parts:
+                    if not denoised:
+                        worker.put(partial(keep_latents, video, part.whole))
+                    denoised, sampled = False, time.perf_counter()
+                    worker.put(video.begin_piece)
+                    for frames in part.pieces:
+                        worker.put(partial(video.write, on_host(frames)))
+                        bar.update(frames.shape[2])
+                        self.check()
+                    state = part.history.state()
+                    seconds = {"sampling": sampled - waited, "decoding": time.perf_counter() - sampled}
+                    worker.put(partial(video.end_piece, None if state is None else state.numpy(), seconds))
+                    waited = time.perf_counter()
+                    self.check()
+            worker.finish()
+        finally:
+            worker.close()
+            video.give_up_piece()
+        return video.finish(self.loading)
 
 
-def choose_cache(checkpoint: Checkpoint, settings: GenerateSettings) -> TeaCache | None:
-    if not settings.teacache:
-        return None
-    coefficients = settings.teacache_coefficients or choose_coefficients(
-        checkpoint.transformer_config, checkpoint.folder, settings.height, settings.width, settings.use_ret_steps
-    )
-    return TeaCache(settings.teacache_thresh, coefficients, settings.use_ret_steps)
+def keep_latents(video: Video, latents) -> None:
+    video.journal.keep_latents(latents.cpu().numpy())
+
+
+def on_host(frames) -> Callable:
+    """uint8 ``[t, H, W, 3]`` of the first of ``[B, 3, t, H, W]``, to be fetched by another thread.
+
+    On a GPU the copy is queued here, behind the work that makes the frames, so that fetching does not wait for work
+    that is queued later.
+    """
+    import torch
+
+    from skyreels_v2_infer.pipelines.conditioning import to_frames, to_levels
+
+    if not frames.is_cuda:
+        return lambda: to_frames(frames[:1])[0]
+    levels = to_levels(frames[:1])[0]
+    host = torch.empty(levels.shape, dtype=levels.dtype, pin_memory=True)
+    host.copy_(levels, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def fetch():
+        copied.synchronize()
+        return host.numpy()
+
+    return fetch
 
 
 @contextmanager
@@ -162,59 +208,3 @@ def show_rows(check: Callable[[], None], window: int, windows: int, rows: int) -
 
         yield advance
     say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")
-
-
-def shared_arguments(settings: GenerateSettings) -> dict:
-    """What every pipeline is asked in the same words."""
-    names = ("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale", "shift", "seed", "fps")
-    return {name: getattr(settings, name) for name in names} | {"num_inference_steps": settings.inference_steps}
-
-
-def forcing_arguments(settings: DiffusionForcingSettings) -> dict:
-    """What diffusion forcing is asked beside `shared_arguments`, without pictures and videos."""
-    names = ("ar_step", "causal_attention", "causal_block_size", "base_num_frames", "overlap_history")
-    return {name: getattr(settings, name) for name in (*names, "addnoise_condition", "story", "history")}
-
-
-def started(pipeline, job: Job, **arguments) -> Iterator:
-    """What is finished, stretch by stretch (`Finished`)."""
-    resume = None
-    if job.resume is not None:
-        import torch
-
-        from skyreels_v2_infer.pipelines.history import Resume
-
-        window, *arrays = job.resume
-        resume = Resume(window, *(None if array is None else torch.from_numpy(array) for array in arrays))
-    return pipeline.generate(**shared_arguments(job.settings), **arguments, resume=resume)
-
-
-def generate(job: Job) -> Iterator:
-    """Text or image to video: loads what is needed, then what is finished."""
-    settings = job.settings
-    if settings.image is None:
-        return started(load("Text2VideoPipeline", job), job)
-    image = read_image(settings.image, settings.height, settings.width)
-    return started(load("Image2VideoPipeline", job), job, image=image)
-
-
-def generate_df(job: Job) -> Iterator:
-    """Diffusion forcing: loads what is needed, then what is finished, window by window."""
-    settings: DiffusionForcingSettings = job.settings
-    images = {
-        name: read_image(path, settings.height, settings.width, name)
-        for name in ("image", "end_image")
-        if (path := getattr(settings, name)) is not None
-    }
-    pipeline = load("DiffusionForcingPipeline", job)
-    if settings.addnoise_condition > MUCH_NOISE:
-        say(f"--addnoise_condition {settings.addnoise_condition:g}: much; windows may not fit together (20 is usual)")
-    if settings.video_fps and abs(settings.video_fps / settings.fps - 1) > 0.01:
-        say(f"--fps {settings.fps}: {settings.video_path} has {settings.video_fps:g}; all will play at the new rate")
-    return started(
-        pipeline,
-        job,
-        **images,
-        **forcing_arguments(settings),
-        prefix_video=settings.video_path,
-    )

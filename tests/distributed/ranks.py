@@ -2,11 +2,13 @@
 
 ``torchrun ... ranks.py FOLDER OUT``: FOLDER has small checkpoints t2v, df and i2v; rank 0 writes to OUT, as JSON,
 for every mode and layout the largest relative difference of the latents from those that one rank makes by itself; and
-how far the work of rank 0 is from its share ("work"), and whether what the first rank has reaches the others ("agree").
+how far the work of rank 0 is from its share ("work"), how far any rank is from the tensors of rank 0 after they have
+agreed ("agree"), and how many process groups it takes to share in the same way once more ("groups").
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import torch.distributed as dist
 from PIL import Image
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline
-from skyreels_v2_infer.distributed.xdit_context_parallel import share
+from skyreels_v2_infer.distributed.xdit_context_parallel import RankGroups
 from skyreels_v2_infer.modules.attention import attend
 from skyreels_v2_infer.modules.caches.teacache import TeaCache
+from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
 from skyreels_v2_infer.plan.sharing import layouts
 
 HEADS, FRAME_TOKENS = 4, 16
@@ -46,9 +50,10 @@ KINDS = {"t2v": Text2VideoPipeline, "df": DiffusionForcingPipeline, "i2v": Image
 
 def run(pipeline, mode: str) -> torch.Tensor:
     _, settings = MODES[mode]
-    pipeline.around_blocks = None
+    cache = None
     if "cache" in mode:
-        pipeline.around_blocks = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0)).branch
+        cache = TeaCache(0.3, (0.0, 0.0, 0.0, 1.0, 0.0))
+    pipeline.hooks = replace(pipeline.hooks, cache=cache)
     return pipeline(prompt="a swan", negative_prompt="blurred", **settings)
 
 
@@ -83,17 +88,37 @@ def attention(sequence, frames: int = 3) -> float:
     return relative(made, sequence.split(whole))
 
 
+def agreement(agree) -> float:
+    """Tensors of every kind that pipelines have: alone, in a prompt's keys and values, transposed, of bools."""
+
+    def of(rank: int) -> tuple:
+        pairs = [(torch.full((1, 3, 4, 2), 1.0 + rank + i), torch.full((1, 3, 4, 2), 2.0 + rank)) for i in range(2)]
+        mask = torch.tensor([True, False]) if rank else torch.tensor([False, True])
+        return PromptContext([pairs, pairs[:1]]), torch.arange(6.0).view(2, 3).T + rank, {"mask": mask, "none": None}
+
+    def tensors(value) -> list[torch.Tensor]:
+        context, matrix, others = value
+        return [x for block in context.blocks for pair in block for x in pair] + [matrix, others["mask"]]
+
+    mine, first = of(dist.get_rank()), of(0)
+    agreed = agree(mine)
+    assert agreed[2]["none"] is None and isinstance(agreed[0], PromptContext)
+    assert all(map(torch.equal, tensors(mine), tensors(of(dist.get_rank()))))  # arguments are left alone
+    return max(relative(x.float(), y.float()) for x, y in zip(tensors(agreed), tensors(first), strict=True))
+
+
 def main() -> None:
     folder, out = map(Path, sys.argv[1:])
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     pipelines = {task: KINDS[task](str(folder / task), device="cpu") for task in KINDS}
     alone = {mode: worked(pipelines[task], mode) for mode, (task, _) in MODES.items()}
-    apart: dict[str, dict[str, float]] = {mode: {} for mode in (*MODES, "attention", "work", "agree")}
+    apart: dict[str, dict[str, float]] = {mode: {} for mode in (*MODES, "attention", "work", "agree", "groups")}
+    groups = RankGroups()
     for layout in layouts(size, HEADS, FRAME_TOKENS, guided=True):
-        shared, name = share(layout), f"{layout.guidance} {layout.ulysses} {layout.ring}"
+        shared, name = groups.share(layout), f"{layout.guidance} {layout.ulysses} {layout.ring}"
         for pipeline in pipelines.values():
-            pipeline.share(shared)
+            pipeline.hooks = Hooks(ranks=Ranks.of(shared))
         strayed = 0
         for mode, (task, _) in MODES.items():
             made, work = worked(pipelines[task], mode)
@@ -101,7 +126,10 @@ def main() -> None:
             if "cache" not in mode:
                 strayed += abs(work * share_of(layout, mode) - alone[mode][1])
         apart["work"][name] = float(strayed)
-        apart["agree"][name] = relative(1 + shared.agree(torch.tensor([float(rank)])), torch.ones(1))
+        apart["agree"][name] = agreement(shared.agree)
+        before = len(dist.distributed_c10d._world.pg_map)
+        assert groups.share(layout) is shared
+        apart["groups"][name] = float(len(dist.distributed_c10d._world.pg_map) - before)
         apart["attention"][name] = attention(shared.sequence)
     if rank == 0:
         out.write_text(json.dumps(apart, indent=1))

@@ -1,7 +1,8 @@
 """What torchrun starts in `test_distributed.py`: one of the two scripts, watched.
 
 ``script_ranks.py SCRIPT ...``: rank 0 also writes its frames to ``frames.npy``, since in a video the coder hides
-or enlarges small differences. With FAILING_RANK in the environment that rank fails when it has loaded its model.
+or enlarges small differences. With FAILING_RANK in the environment that rank fails when it has loaded its model; with
+SILENCE, a rank counts as gone after so many seconds.
 """
 
 import os
@@ -11,12 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.distributed import heartbeat
 from skyreels_v2_infer.pipelines.conditioning import to_frames
 from skyreels_v2_infer.run import main as run
+from skyreels_v2_infer.run.session import Session
 
 PARSE = {"generate_video.py": cli.parse_generate, "generate_video_df.py": cli.parse_diffusion_forcing}
-START = {"generate_video.py": run.generate, "generate_video_df.py": run.generate_df}
 script, *argv = sys.argv[1:]
+heartbeat.SILENCE = float(os.environ.get("SILENCE", heartbeat.SILENCE))
 
 
 def watched(parts):
@@ -32,11 +35,12 @@ def watched(parts):
     np.save("frames.npy", np.concatenate(seen))
 
 
-def start(job):
-    parts = START[script](job)
-    if str(job.team.rank) == os.environ.get("FAILING_RANK"):
-        raise RuntimeError(f"a fault of rank {job.team.rank}")
-    return parts if job.team.rank else watched(parts)
+class Watched(Session):
+    def execute(self, *given):
+        if str(self.team.rank) == os.environ.get("FAILING_RANK"):
+            raise RuntimeError(f"a fault of rank {self.team.rank}")
+        parts = super().execute(*given)
+        return parts if self.team.rank else watched(parts)
 
 
-sys.exit(run.main(script, PARSE[script], start, argv))
+sys.exit(run.main(script, PARSE[script], argv, Watched))

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +18,13 @@ import torch
 from PIL import Image
 from script_runs import FORCING, GENERATE, LIMIT, ROOT, Run, contents, environment, read_frames, run
 
-from skyreels_v2_infer.distributed import team
+from skyreels_v2_infer import console
+from skyreels_v2_infer.distributed import heartbeat, team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
-from skyreels_v2_infer.run import session as jobs
+from skyreels_v2_infer.run import jobs
 
 HERE = Path(__file__).parent
 HEADS = {"14B": 40, "1.3B": 12}
@@ -83,41 +88,110 @@ def test_what_is_asked_for_is_kept_or_refused():
     assert choose(8, ulysses=2, ring=4) == Layout(1, 2, 4)
     assert choose(8, cfg_parallel=False) == Layout(1, 8, 1)
     assert choose(8, cfg_parallel=True, ring=4) == Layout(2, 1, 4)
-    with pytest.raises(InputError) as caught:
+    for asked, flag, value in (
+        ({"ulysses": 4}, "ulysses_degree", 4),
+        ({"ring": 4, "cfg_parallel": True}, "ring_degree", 4),
+        ({"cfg_parallel": False, "ring": 4}, "ring_degree", 4),
+        ({"ulysses": 6}, "ulysses_degree", 6),
+        ({"ulysses": 2, "ring": 6}, "ulysses_degree", 2),  # each by itself can be
+    ):
+        with pytest.raises(InputError) as caught:
+            choose(6, **asked)
+        assert (caught.value.name, caught.value.value) == (flag, value)
+    with pytest.raises(InputError, match=r"; legal are 4, 8, 12, 16, 20, 24, 40, 48, 60$"):
         choose(6, ulysses=4)
-    assert str(caught.value) == (
-        "--use_usp: 6 processes cannot share 40 heads and 2040 tokens a frame with --ulysses_degree 4; "
-        "legal are 4, 8, 12, 16, 20, 24, 40, 48, 60"
-    )
-    with pytest.raises(InputError, match="tokens a frame with --no-cfg_parallel --ring_degree 2; legal are 2, 4, 8,"):
-        choose(6, cfg_parallel=False, ring=2, ulysses=None)
-    with pytest.raises(InputError, match="--ulysses_degree 3; no number of processes is legal"):
+    with pytest.raises(InputError, match=r"^--ulysses_degree 3: .*no number of processes is legal"):
         choose(3, ulysses=3)
-    with pytest.raises(InputError, match="--cfg_parallel: needs two branches"):
+    with pytest.raises(InputError, match="--cfg_parallel: "):
         choose_layout(2, 40, 2040, False, Wanted(cfg_parallel=True))
 
 
+@pytest.mark.parametrize(
+    ("asked", "flag"),
+    [
+        ({"ulysses": 3}, "ulysses_degree"),
+        ({"ring": 2}, "ring_degree"),
+        ({"cfg_parallel": True}, "cfg_parallel"),
+    ],
+)
+def test_one_rank_alone_cannot_share(asked, flag):
+    with pytest.raises(InputError) as caught:
+        choose_layout(1, 40, 2040, True, Wanted(**asked))
+    assert caught.value.name == flag
+    assert choose_layout(1, 40, 2040, True, Wanted(cfg_parallel=False, ulysses=1, ring=1)) == Layout()
+
+
+@pytest.mark.parametrize("dry", [("--dry_run",), ()])
+@pytest.mark.parametrize("flags", [("--ulysses_degree", 3), ("--cfg_parallel",)])
+def test_one_process_of_torchrun_refuses_to_share(tmp_path, flags, dry):
+    """It ignored the flags, and the dry run listed no GPUs."""
+    one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    result = run(GENERATE, *dry, "--model_id", "tiny", "--use_usp", *flags, cwd=tmp_path, **one)
+    assert (result.code, result.out, len(result.lines)) == (2, "", 1)
+    assert flags[0] in result.err
+    assert contents(tmp_path) == []
+
+
 def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
-    asked = SimpleNamespace(device=None, dtype=None)
-    jobs.check_layout(asked, Layout(2, 2, 1))
+    plan = make_plan(5, 1, 5.0)
+    jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
     monkeypatch.setattr(jobs, "find_spec", {"yunchang": None}.__getitem__)
-    jobs.check_layout(asked, Layout(2, 1, 1))
-    with pytest.raises(InputError, match="--use_usp: needs yunchang: pip install yunchang"):
-        jobs.check_layout(asked, Layout(2, 2, 1))
+    jobs.check_packages(plan.with_sharing(Layout(2, 1, 1)))
+    with pytest.raises(InputError) as refused:
+        jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
+    assert refused.value.name == "use_usp"
 
 
-def test_a_ring_of_gpus_has_no_kernel_for_float32():
-    jobs.check_layout(SimpleNamespace(device="cpu", dtype="float32"), Layout(1, 1, 2))
-    jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 2, 1))
-    with pytest.raises(InputError, match="--dtype float32: a ring of GPUs needs bfloat16"):
-        jobs.check_layout(SimpleNamespace(device="cuda", dtype="float32"), Layout(1, 1, 2))
+TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 
 
-def test_who_a_process_is():
-    torchrun = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
-    assert Launch.from_environment(torchrun) == Launch(5, 1, 8, by_torchrun=True)
-    assert Launch.from_environment({}) == Launch(0, 0, 1, by_torchrun=False)
-    assert not Launch.from_environment(torchrun | {"RANK": ""}).by_torchrun
+def test_rank_identity():
+    assert Launch.from_environment(TORCHRUN) == Launch(5, 1, 8, by_torchrun=True)
+    for alone in ({}, {"WORLD_SIZE": "1"}, dict.fromkeys(TORCHRUN, "")):
+        assert Launch.from_environment(alone) == Launch(0, 0, 1, by_torchrun=False)
+
+
+WRONG_ENVIRONMENTS = {
+    "no processes": {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "0"},
+    "too high a rank": {"RANK": "8"},
+    "huge": {"RANK": "9" * 5000},
+    "no number": {"WORLD_SIZE": "two"},
+    "negative": {"RANK": "-1"},
+    "local above global": {"LOCAL_RANK": "6"},
+    "local alone": {"RANK": "", "WORLD_SIZE": ""},
+    "no rank": {"RANK": ""},
+    "no local rank": {"LOCAL_RANK": ""},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ENVIRONMENTS)
+def test_a_wrong_environment_is_refused(case, monkeypatch, capsys):
+    environ = TORCHRUN | WRONG_ENVIRONMENTS[case]
+    with pytest.raises(InputError, match="|".join(TORCHRUN)) as caught:
+        Launch.from_environment(environ)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    console.say("said")  # so that the error can be reported
+    assert console.silent()
+    assert capsys.readouterr().err == "said\n"
+
+
+@pytest.mark.parametrize("argv", [("--dry_run",), (), ("--steps",)])
+@pytest.mark.parametrize("case", ["no processes", "huge", "local alone"])
+def test_a_wrong_environment_ends_in_one_line(tmp_path, case, argv):
+    result = run(GENERATE, *argv, "--model_id", "tiny", cwd=tmp_path, **TORCHRUN | WRONG_ENVIRONMENTS[case])
+    assert (result.code, result.out, len(result.lines)) == (2, "", 1)
+    assert contents(tmp_path) == []
+
+
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "MASTER_PORT"])
+def test_without_a_place_to_meet_each_rank_ends_in_one_line(tmp_path, missing):
+    known = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", missing: ""}
+    result = run(GENERATE, "--model_id", "tiny", "--use_usp", cwd=tmp_path, **TORCHRUN | known)
+    assert (result.code, result.out, len(result.lines)) == (2, "", 1)
+    assert missing in result.err
+    assert contents(tmp_path) == []
 
 
 def test_each_process_takes_the_gpu_with_its_number(monkeypatch):
@@ -129,6 +203,97 @@ def test_each_process_takes_the_gpu_with_its_number(monkeypatch):
         team.own_device(None, 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert team.own_device(None, 3) == "cpu"
+
+
+def test_a_process_that_sees_one_gpu_takes_it(monkeypatch):
+    """A cluster manager shows each process its own; the number on the machine says nothing then."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert [team.own_device(device, rank) for device in (None, "cuda") for rank in (0, 1, 7)] == ["cuda:0"] * 6
+
+
+def test_two_processes_on_one_gpu_are_refused(monkeypatch):
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for local_rank, gpu in enumerate(("a", "b")):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, gpu=gpu: SimpleNamespace(uuid=gpu))
+        team.check_own_gpu(store, "cuda:0", local_rank)
+    with pytest.raises(InputError, match="--device cuda: process 3 of this machine finds only 1 GPU, "):
+        team.check_own_gpu(store, "cuda:0", 2)
+
+
+def free_port() -> str:
+    with socket.create_server(("localhost", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+@contextmanager
+def started(script: str, *argv: object, cwd: Path, count: int = 2, **more: str):
+    """Processes that find each other without torchrun, which would wait half a minute for one that is stopped."""
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": str(count)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, HERE / script, *map(str, argv)],
+            cwd=cwd,
+            env=environment(PYTHONPATH=str(ROOT), RANK=str(rank), LOCAL_RANK=str(rank), **place, **more),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(("where", "stopped"), [("collective", 1), ("meeting", 0)])
+def test_a_stopped_rank_is_noticed_by_its_silence(tmp_path, where, stopped):
+    """Its connections stay open. Rank 0 has the store through which the ranks meet."""
+    with started("silent_ranks.py", where, cwd=tmp_path) as processes:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        processes[stopped].send_signal(signal.SIGSTOP)
+        left = processes[1 - stopped]
+        out, err = left.communicate(timeout=20)
+        assert (left.returncode, out, err) == (1, "", f"failed: rank {stopped} gave no sign of life for 3 s\n")
+
+
+def test_a_rank_that_works_for_long_is_waited_for(tmp_path):
+    """For longer than a collective may take, and than a rank may be silent."""
+    with started("silent_ranks.py", "busy", cwd=tmp_path) as processes:
+        for process in processes:
+            out, err = process.communicate(timeout=60)
+            assert (process.returncode, out) == (0, "ready\ndone\n"), err
+
+
+def test_time_in_which_all_were_stopped_does_not_count(monkeypatch):
+    """As by Ctrl-Z, which stops the whole job."""
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "SILENCE", 0.5)
+    store, lost, late = torch.distributed.HashStore(), [], [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda real=time.monotonic: real() + late[0])
+    hearts = [heartbeat.Heartbeat(store, rank, 2, lambda *about: lost.append(about)) for rank in range(2)]
+    for heart in hearts:
+        heart.start()
+    time.sleep(0.3)
+    late[0] = 3600.0
+    time.sleep(0.3)
+    assert lost == []
+    hearts[1].stop(ended_well=True)  # it is silent from now on, but has said so
+    time.sleep(0.8)
+    assert lost == []
+    hearts[0].stop(ended_well=True)
+    alone = heartbeat.Heartbeat(store, 0, 2, lambda *about: lost.append(about))
+    store.set("beat/1", "0")
+    alone.start()
+    time.sleep(0.8)
+    assert lost == [(1, True)]
 
 
 def torchrun(ranks: int, script: str | Path, *argv: object, cwd: Path, **more: str) -> Run:
@@ -164,7 +329,8 @@ def test_every_mode_in_every_layout_makes_what_one_rank_makes(checkpoints, tmp_p
     result = torchrun(ranks, HERE / "ranks.py", checkpoints, tmp_path / "apart.json", cwd=tmp_path)
     assert result.code == 0, result.err
     apart = json.loads((tmp_path / "apart.json").read_text())
-    assert len(apart) == 14 and not any(apart["work"].values()) and not any(apart["agree"].values())
+    assert len(apart) == 15
+    assert not any(any(apart[name].values()) for name in ("work", "agree", "groups"))
     for mode, layouts in apart.items():
         assert len(layouts) == {2: 3, 4: 5}[ranks]
         for layout, difference in layouts.items():
@@ -245,6 +411,23 @@ def test_a_rank_that_fails_ends_all_with_its_error_shown_once(checkpoints, tmp_p
     assert contents(tmp_path / "video_out") == []
 
 
+@pytest.mark.slow
+def test_a_run_of_which_a_rank_is_stopped_ends_and_can_be_resumed(checkpoints, tmp_path):
+    sizes = [17 if flag == 9 else flag for flag in SMALL]
+    windows = ("--base_num_frames", 5, "--overlap_history", 1, "--device", "cpu", "--use_usp")
+    flags = ("--model_id", checkpoints / "df", *sizes, *windows)
+    with started("script_ranks.py", FORCING, *flags, cwd=tmp_path, SILENCE="6") as processes:
+        while not (line := processes[0].stderr.readline()).startswith("window 2/4"):
+            assert line
+        processes[1].send_signal(signal.SIGSTOP)
+        out, err = processes[0].communicate(timeout=LIMIT)
+    assert (processes[0].returncode, out) == (1, "")
+    assert err.splitlines()[-1].startswith("generate_video_df.py: failed: rank 1 ") and "--resume" in err
+    resumed = torchrun(2, FORCING, *flags, "--resume", cwd=tmp_path)
+    assert read_frames(resumed.path).shape == (17, 64, 64, 3)
+    assert any(line.startswith("--resume: ") for line in resumed.lines)
+
+
 @pytest.mark.parametrize(
     ("environ", "flags", "message"),
     [
@@ -280,7 +463,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path):
     of_seven = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "7"}
     result = run(*flags, "--ulysses_degree", 5, cwd=tmp_path, **of_seven)
     assert (result.code, result.out) == (2, "")
-    assert "7 processes cannot share 40 heads and 2040 tokens a frame with --ulysses_degree 5" in result.err
+    assert result.err.startswith("generate_video.py: --use_usp: 7 processes ")
     result = run(*flags, "--ulysses_degree", 4, cwd=tmp_path, **of_seven | {"WORLD_SIZE": "8"})
     assert json.loads(result.out)["gpus"][:4] == [4, 8, 12, 16]
 

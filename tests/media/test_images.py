@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, WebPImagePlugin
 from scenes import psnr, scene
 
 from skyreels_v2_infer.errors import InputError
@@ -99,9 +99,38 @@ def broken_pictures(folder: Path) -> list[Path]:
     return [*broken, folder / "folder.png", folder / "missing.png"]
 
 
+def refused(read, path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(path)
+    message = str(error.value)
+    assert message.startswith(f"--end_image {path}: ") and "\n" not in message
+
+
 def test_broken_pictures_are_named_in_one_line(tmp_path):
     for path in broken_pictures(tmp_path):
-        with pytest.raises(InputError) as error:
-            images.image_size(path, "end_image")
-        message = str(error.value)
-        assert message.startswith(f"--end_image {path}: must be ") and "\n" not in message
+        refused(lambda path: images.read_image(path, 32, 32, "end_image"), path)
+        if not path.name.startswith("cut"):  # the pixels are missing, the size is there
+            refused(lambda path: images.image_size(path, "end_image"), path)
+
+
+def test_the_size_is_read_without_decoding(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    names = [f"{exif_is}.{kind}" for exif_is in ("plain", "turned") for kind in ("png", "jpg", "webp", "tiff", "gif")]
+    names.remove("turned.gif")
+    for name in names:
+        Image.fromarray(scene(64, 96)).save(tmp_path / name, **({"exif": exif} if name.startswith("turned") else {}))
+    late = (tmp_path / "turned.png").read_bytes()
+    begin = late.index(b"eXIf") - 4
+    end = begin + 12 + int.from_bytes(late[begin : begin + 4], "big")
+    chunk, rest = late[begin:end], late[:begin] + late[end:]
+    (tmp_path / "turned_late.png").write_bytes(rest[:-12] + chunk + rest[-12:])  # in front of IEND only
+    names.append("turned_late.png")
+    with monkeypatch.context() as patch:
+        for kind in (ImageFile.ImageFile, PngImagePlugin.PngImageFile, WebPImagePlugin.WebPImageFile):
+            patch.setattr(kind, "load", lambda self: pytest.fail("decoded"))
+        sizes = {name: images.image_size(tmp_path / name) for name in names}
+    for name in names:
+        with Image.open(tmp_path / name) as opened:
+            width, height = ImageOps.exif_transpose(opened).size
+        assert sizes[name] == (height, width) == ((96, 64) if name.startswith("turned") else (64, 96)), name

@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, modules, runtime
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, modules, runtime
 from skyreels_v2_infer.cli.arguments import parse_generate
+from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.sharing import Layout
-from skyreels_v2_infer.run import session as jobs
+from skyreels_v2_infer.run import jobs
 from skyreels_v2_infer.runtime import Offload, Placement, usual_dtype
-from skyreels_v2_infer.weights.locate import Checkpoint
 
 OLD = {"diffusers": "0.36.0", "accelerate": "1.0"}
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
@@ -127,10 +126,14 @@ def test_without_the_library_it_is_refused_before_weights_are_loaded(monkeypatch
     monkeypatch.setattr(runtime, "version", version)
     asked = replace(parse_generate(["--offload"]), device="meta")  # neither a CPU nor a GPU here
     with pytest.raises(InputError, match=r"--offload: needs accelerate and diffusers 0\.41 or later: pip install -U"):
-        jobs.settle(asked, SimpleNamespace(transformer_config={}))
+        placed(asked)
     with pytest.raises(InputError, match="needs accelerate"):
         Offload(torch.device("meta")).by_blocks(nn.Linear(1, 1))
-    assert jobs.settle(replace(asked, device="cpu"), SimpleNamespace(transformer_config={})).dtype == "float32"
+    assert placed(replace(asked, device="cpu")).dtype == torch.float32
+
+
+def placed(settings) -> Placement:
+    return jobs.Job("generate_video.py", settings, lambda: None)._place(plan_of(settings, None))
 
 
 def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):
@@ -231,24 +234,17 @@ def test_a_gpu_copies_beside_and_has_no_more_blocks_than_it_computes(monkeypatch
     assert (asked["offload_type"], asked["num_blocks_per_group"]) == ("block_level", 1)
 
 
-@pytest.mark.parametrize(("name", "current"), [("cuda:1", [("current", 1)]), ("cuda", [])])
-def test_the_gpu_that_is_asked_for_is_the_current_one(checkpoints, monkeypatch, name, current):
-    """New streams, and what is said of memory, are of the current one."""
-    gpu, seen = torch.device(name), []
-    monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(gpu, torch.float32))
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [1]), ("cuda", [])])
+def test_the_gpu_that_is_asked_for_is_the_current_one(monkeypatch, name, current):
+    """New streams and memory statistics belong to the current one."""
+    seen = []
+    monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(torch.device(name), torch.float32))
     # As the real one takes devices: it raises for one without a number.
     monkeypatch.setattr(
-        torch.cuda, "set_device", lambda device: seen.append(("current", torch.cuda._utils._get_device_index(device)))
+        torch.cuda, "set_device", lambda device: seen.append(torch.cuda._utils._get_device_index(device))
     )
-    monkeypatch.setattr(
-        Text2VideoPipeline, "__init__", lambda *given, device, offload, **other: seen.append(("load", device, offload))
-    )
-    words = ["--model_id", str(checkpoints / "df"), "--prompt", "a swan", "--device", name, "--offload"]
-    settings = parse_generate(words)
-    job = jobs.Job(settings, Team(), lambda: None, Checkpoint.open(checkpoints / "df"))
-    with pytest.raises(AttributeError):  # what was not loaded has no transformer
-        jobs.load("Text2VideoPipeline", job)
-    assert seen == [*current, ("load", gpu, True)]
+    placed(parse_generate(["--model_id", "some/one", "--device", name]))
+    assert seen == current
 
 
 @pytest.mark.parametrize(
@@ -261,24 +257,19 @@ def test_the_usual_precision_is_one_that_the_device_is_made_for(monkeypatch, dev
     assert usual_dtype(torch.device(device)) == getattr(torch, dtype)
 
 
-def ring(checkpoints, monkeypatch, dtype: torch.dtype, capability: tuple[int, int]) -> None:
-    """Loads for a ring of three GPUs, up to the weights."""
-    monkeypatch.setattr(Placement, "choose", lambda *asked: Placement(torch.device("cuda:0"), dtype))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(jobs, "choose_sharing", lambda *asked: Layout(1, 1, 3))
-    settings = parse_generate(["--model_id", str(checkpoints / "df"), "--device", "cuda"])
-    settings = replace(settings, dtype=str(dtype).removeprefix("torch."))
-    jobs.load("Text2VideoPipeline", jobs.Job(settings, Team(), lambda: None, Checkpoint.open(checkpoints / "df")))
-
-
-def test_a_ring_that_has_no_kernel_is_refused_before_weights_are_loaded(checkpoints, monkeypatch):
-    """The precision may come from the run that is resumed, and what a GPU is made for is known late."""
-    monkeypatch.setattr(Text2VideoPipeline, "__init__", lambda *given, **other: pytest.fail("weights are loaded"))
-    with pytest.raises(InputError, match="--dtype float32: a ring of GPUs needs bfloat16 or float16"):
-        ring(checkpoints, monkeypatch, torch.float32, (9, 0))
-    with pytest.raises(InputError, match=r"--use_usp: a ring needs GPUs of compute capability 8\.0 or above"):
-        ring(checkpoints, monkeypatch, torch.float16, (7, 5))
+def test_a_ring_that_has_no_kernel_is_refused_before_weights_are_loaded(monkeypatch):
+    """The precision may be that of the run that is resumed, and the GPU's capability is known late."""
+    settings = parse_generate(["--model_id", "some/one", "--device", "cuda"])
+    job = jobs.Job("generate_video.py", settings, lambda: None)
+    plan = plan_of(settings, None).with_sharing(Layout(1, 1, 3))
+    for dtype, capability, flag in (("float32", (9, 0), "dtype"), ("float16", (7, 5), "use_usp")):
+        place = Placement(torch.device("cuda:0"), torch.bfloat16)
+        monkeypatch.setattr(Placement, "choose", lambda *asked, place=place: place)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        with pytest.raises(InputError) as refused:
+            job._place(plan, dtype=dtype)
+        assert refused.value.name == flag
 
 
 @pytest.mark.parametrize(
@@ -294,7 +285,8 @@ def test_what_this_machine_cannot_do_is_refused_before_a_download(checkpoints, m
     elif torch.cuda.is_available():
         pytest.skip("it can, here")
     with pytest.raises(InputError, match=named):
-        jobs.open_checkpoint(parse_generate(["--model_id", "owner/name", *flags]), Team())
+        settings = parse_generate(["--model_id", "owner/name", "--height", "64", "--width", "64", *flags])
+        jobs.Job("generate_video.py", settings, lambda: None).run(Team())
     assert [name for names in asked for name in names if not name.endswith(".json")] == []
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from small_checkpoints import write_diffusers
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.caches import teacache as feature_cache
-from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache, foretold
+from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache, predicted
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan import caching
 from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.run import calibrate
 
-IDENTITY = (0.0, 0.0, 0.0, 1.0, 0.0)  # foretells the change of the embedding itself
-NOTHING = (0.0, 0.0, 0.0, 0.0, 0.0)  # foretells no change at all
+IDENTITY = (0.0, 0.0, 0.0, 1.0, 0.0)  # predicts the change of the embedding itself
+NOTHING = (0.0, 0.0, 0.0, 0.0, 0.0)  # predicts no change at all
 SMALL = {"height": 32, "width": 48, "shift": 5.0, "seed": 1}
 
 
@@ -36,15 +38,20 @@ def embeds(batch: int = 1) -> dict:
 
 
 class Watched:
-    """A `TeaCache` of which every branch is kept, in the order in which they were made."""
+    """A `TeaCache` that keeps every branch, in the order in which they were made."""
 
     def __init__(self, threshold: float, coefficients=IDENTITY, use_ret_steps: bool = False):
         self.settings = TeaCache(threshold, coefficients, use_ret_steps)
         self.branches: list[FeatureCache] = []
 
-    def __call__(self, steps: int) -> FeatureCache:
-        self.branches.append(self.settings.branch(steps))
-        return self.branches[-1]
+    def window(self, *asked):
+        make = self.settings.window(*asked)
+
+        def branch() -> FeatureCache:
+            self.branches.append(make())
+            return self.branches[-1]
+
+        return branch
 
     @property
     def computed(self) -> list[list[int]]:
@@ -53,8 +60,7 @@ class Watched:
 
 
 def run(kind, cache=None, **arguments):
-    pipeline = kind.from_parts(*parts())
-    pipeline.around_blocks = cache
+    pipeline = kind.from_parts(*parts(), hooks=Hooks(cache=cache))
     return pipeline(
         **SMALL | {"output_type": "latent", "num_frames": 17, "num_inference_steps": 8} | embeds() | arguments
     )
@@ -120,21 +126,18 @@ class TestModes:
         kind, arguments = MODES[mode]
         signals, frames = [], []
 
-        def watch(steps):
-            def around(tokens, time, modulation, run):
-                signals.append(modulation if use_ret_steps else time)
-                frames.append(tokens.shape[1])
-                return run(tokens)
-
-            return around
+        def around(tokens, time, modulation, run):
+            signals.append(modulation if use_ret_steps else time)
+            frames.append(tokens.shape[1])
+            return run(tokens)
 
         asked = arguments | {"guidance_scale": guidance, "num_inference_steps": 9}
-        run(kind, watch, **asked)
+        run(kind, SimpleNamespace(window=lambda *asked: lambda: around), **asked)
         signals, frames = (each[:: 1 if guidance == 1 else 2] for each in (signals, frames))
         begun = [i for i, (a, b) in enumerate(itertools.pairwise(frames), start=1) if a != b]
         assert bool(begun) == (mode == "causal")
         changes = [
-            feature_cache.change_of_moving(b, a)
+            float(feature_cache.change_of_moving(b, a))
             for i, (a, b) in enumerate(itertools.pairwise(signals), start=1)
             if i not in begun
         ]
@@ -160,11 +163,99 @@ def test_a_branch_reuses_its_own_and_not_the_others():
     unguided = run(Text2VideoPipeline, Watched(1.0, NOTHING), guidance_scale=1.0)
     assert not torch.allclose(cached, unguided)
     signal, tokens = torch.ones(1, 1, 4), torch.zeros(1, 1, 2, 4)
-    one, other = (TeaCache(1.0, NOTHING).branch(3) for _ in range(2))
+    rows = [(torch.zeros(1), 1)] * 3
+    make = TeaCache(1.0, NOTHING).window(rows, lambda t: (signal, signal), lambda decisions: decisions)
+    one, other = make(), make()
     for branch, added in ((one, 1.0), (other, 2.0)):
         assert branch(tokens, signal, signal, lambda x, added=added: x + added).mean() == added
     for branch, added in ((one, 1.0), (other, 2.0)):
         assert branch(tokens + 5, signal, signal, lambda x: 1 / 0).mean() == 5 + added
+
+
+class TestWindow:
+    """All decisions of a window are made before its first row."""
+
+    ARGUMENTS = MODES | {
+        "noised history": (
+            DiffusionForcingPipeline,
+            {"ar_step": 0, "num_frames": 33, "base_num_frames": 17, "overlap_history": 5, "addnoise_condition": 20},
+        ),
+        "noised history, causal": (
+            DiffusionForcingPipeline,
+            MODES["causal"][1]
+            | {"num_frames": 33, "base_num_frames": 17, "overlap_history": 5, "addnoise_condition": 20},
+        ),
+    }
+
+    @pytest.mark.parametrize("mode", ARGUMENTS)
+    def test_rows_are_known_as_the_model_sees_them(self, mode, monkeypatch):
+        """The timesteps and frames of every forward, and the embeddings to the bit."""
+        kind, arguments = self.ARGUMENTS[mode]
+        foreseen, seen = [], []
+
+        def window(rows, embed, agree):
+            foreseen.extend((t.tolist(), frames, *embed(t[None])) for t, frames in rows)
+            return lambda: around
+
+        def around(tokens, time, modulation, run):
+            seen.append((None, tokens.shape[1], time, modulation))
+            return run(tokens)
+
+        forward = type(parts()[0]).forward
+
+        def watched(model, x, t, *others, **more):
+            result = forward(model, x, t, *others, **more)
+            seen[-1] = (t.reshape(1, -1)[0].tolist(), *seen[-1][1:])
+            return result
+
+        monkeypatch.setattr(type(parts()[0]), "forward", watched)
+        run(kind, SimpleNamespace(window=window), guidance_scale=1.0, **arguments)
+        assert len(foreseen) == len(seen) > 7
+        for (t, frames, *embedded), (t_seen, frames_seen, *embedded_seen) in zip(foreseen, seen, strict=True):
+            assert (t, frames) == (t_seen, frames_seen)
+            assert all(map(torch.equal, embedded, embedded_seen))
+
+    def test_all_ranks_take_the_decisions_of_the_first(self):
+        """Which another rank's own sums would have made otherwise; an exchange per window and none per row."""
+        asked = []
+
+        def of_rank_0(decisions):
+            asked.append(decisions)
+            return torch.tensor([True, False, False, True])
+
+        rows = [(torch.tensor([t]), 1) for t in (900.0, 600.0, 300.0, 0.0)]
+        make = TeaCache(0.0, IDENTITY).window(rows, lambda t: (t[..., None], t[..., None]), of_rank_0)
+        (own,) = asked
+        assert own.tolist() == [True] * 4
+        for branch in (make(), make()):
+            results = [branch(torch.zeros(1, 1, 2, 4), None, None, lambda x: x + 1).mean() for _ in rows]
+            assert results == [1.0] * 4 and branch.computed == (True, False, False, True)
+
+    def test_one_transfer_from_the_device_per_window(self, monkeypatch):
+        """On a GPU each is a wait for everything that was queued before."""
+        waits = []
+        for name in ("tolist", "item", "__float__", "__bool__", "cpu", "numpy"):
+            kept = getattr(torch.Tensor, name)
+
+            def counted(tensor, *args, kept=kept, name=name):
+                if tensor.is_floating_point():  # what comes from the embedding; decisions are on the host already
+                    waits.append(name)
+                return kept(tensor, *args)
+
+            monkeypatch.setattr(torch.Tensor, name, counted)
+        rows = [(torch.tensor([t]), 1) for t in np.linspace(999, 1, 20)]
+        make = TeaCache(3.0, IDENTITY).window(rows, functools.partial(parts()[0].embed_time, fps=None), lambda x: x)
+        branch = make()
+        for _ in rows:
+            branch(torch.zeros(1, 1, 2, 4), None, None, lambda x: x + 1)
+        assert waits == ["tolist"] and 1 < sum(branch.computed) < 20
+
+    def test_a_decision_needs_no_more_than_one_video_of_a_batch(self):
+        batch = embeds(2) | {"guidance_scale": 4.0}
+        one, two = (Watched(0.3), Watched(0.3))
+        run(Text2VideoPipeline, one, guidance_scale=4.0)
+        run(Text2VideoPipeline, two, **batch)
+        assert one.computed == two.computed
 
 
 def test_only_frames_that_move_count():
@@ -179,7 +270,7 @@ def test_only_frames_that_move_count():
 
 @pytest.mark.parametrize("use_ret_steps", [False, True])
 def test_a_window_computes_as_many_steps_with_a_history_as_without(use_ret_steps):
-    """The history stands still, so the mean over all frames would have foretold next to no change."""
+    """The history stands still, so the mean over all frames would have predicted next to no change."""
     long = {"num_frames": 33, "base_num_frames": 17, "overlap_history": 13, "ar_step": 0, "num_inference_steps": 12}
     cache = Watched(2.0, IDENTITY, use_ret_steps)
     run(DiffusionForcingPipeline, cache, guidance_scale=1.0, **long)
@@ -189,8 +280,8 @@ def test_a_window_computes_as_many_steps_with_a_history_as_without(use_ret_steps
 
 def test_the_polynomial():
     coefficients = caching.COEFFICIENTS[("t2v", 1536)]
-    assert foretold(0.1, coefficients) == pytest.approx(float(np.polyval(coefficients, 0.1)))
-    assert foretold(0.1, (0, 0, 0, -1, 0)) == 0
+    assert predicted(0.1, coefficients) == pytest.approx(float(np.polyval(coefficients, 0.1)))
+    assert predicted(0.1, (0, 0, 0, -1, 0)) == 0
 
 
 class TestCoefficients:
@@ -241,7 +332,7 @@ class TestFit:
         changes = np.linspace(0.02, 0.6, 40)
         found = feature_cache.fit([(x, 2 * x, float(np.polyval(wanted, x))) for x in changes])
         np.testing.assert_allclose(found["coefficients"], wanted, rtol=1e-6, atol=1e-8)
-        assert foretold(0.4, found["ret_steps_coefficients"]) == pytest.approx(float(np.polyval(wanted, 0.2)))
+        assert predicted(0.4, found["ret_steps_coefficients"]) == pytest.approx(float(np.polyval(wanted, 0.2)))
 
     def test_the_command_writes_what_the_scripts_read(self, tmp_path, capsys):
         folder = write_diffusers(tmp_path / "df", "df")

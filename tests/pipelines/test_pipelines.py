@@ -18,8 +18,10 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.pipelines import resizecrop
 from skyreels_v2_infer.pipelines.conditioning import image_video, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided
-from skyreels_v2_infer.pipelines.history import Resume
+from skyreels_v2_infer.pipelines.history import Newest, Resume
+from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan.plan import make_plan
+from skyreels_v2_infer.plan.story import Scene
 from skyreels_v2_infer.runtime import NoiseSource
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
@@ -333,9 +335,7 @@ class TestWindows:
         assert done.shape == (1, 16, 7 + 4 + 4, 4, 6)
 
     def test_held_history_is_bounded(self):
-        from skyreels_v2_infer.pipelines.base import History
-
-        history = History(9)
+        history = Newest(9)
         for i in range(50):
             history.add(torch.full((1, 3, 4, 1, 1), float(i)))
             assert history.length <= 9 + 3
@@ -370,7 +370,7 @@ class TestHistories:
         made, kept = [], []
         for part in forcing().generate(**settings):
             made.append(torch.cat([piece.clone() for piece in part.pieces], dim=2))
-            kept.append((part.window, part.whole, part.history.all().clone()))
+            kept.append((part.window, part.whole, part.history and part.history.state().clone()))
         windows = len(kept) - bool(prefix)
         for i in range(1, len(kept)):
             window = i - bool(prefix)
@@ -380,7 +380,7 @@ class TestHistories:
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(rest, made[i:], strict=True))
 
     def test_another_history_is_refused(self):
-        with pytest.raises(ValueError, match="history 'frames': must be pixel or latent"):
+        with pytest.raises(ValueError, match="--history frames: must be pixel or latent"):
             forcing().generate(**SMALL, num_frames=5, history="frames")
 
 
@@ -496,10 +496,36 @@ class TestCalls:
 
             yield advance
 
-        pipeline = forcing()
-        pipeline.progress = bar
+        pipeline = DiffusionForcingPipeline.from_parts(*parts(), hooks=Hooks(progress=bar))
         pipeline(**LONG, **embeds(), output_type="latent")
         assert windows == [[0, 3, 2, 2], [1, 3, 2, 2], [2, 3, 2, 2]]
+
+    def test_a_callback_s_latents_keep_the_run_s_precision(self):
+        def halved(pipeline, row, t, given):
+            return {"latents": given["latents"].to(torch.bfloat16)}
+
+        done = forcing()(**SMALL, num_frames=5, **embeds(), output_type="latent", callback_on_step_end=halved)
+        assert done.dtype == torch.float32
+
+        def cut(pipeline, row, t, given):
+            return {"latents": given["latents"][:, :, :1]}
+
+        with pytest.raises(ValueError, match="callback_on_step_end"):
+            forcing()(**SMALL, num_frames=5, **embeds(), output_type="latent", callback_on_step_end=cut)
+
+    def test_a_story_encodes_each_distinct_text_once(self, monkeypatch):
+        pipeline, texts = ours("df"), []
+        encode = pipeline.text_encoder.encode
+        monkeypatch.setattr(pipeline.text_encoder, "encode", lambda t, n: texts.append(t) or encode(t, n))
+        story = [Scene(0, "a swan"), Scene(25, "a boat"), Scene(41, "a swan")]
+        pipeline(negative_prompt="a blur", **LONG, story=story, output_type="latent")
+        assert sorted(texts) == ["a blur", "a boat", "a swan"]
+
+    def test_a_text_beside_its_embeddings_is_refused(self):
+        with pytest.raises(ValueError, match="prompt: not together with prompt_embeds"):
+            forcing()("a swan", **SMALL, num_frames=5, **embeds())
+        with pytest.raises(ValueError, match="negative_prompt: not together with negative_prompt_embeds"):
+            forcing()(negative_prompt="a blur", **SMALL, num_frames=5, **embeds())
 
     def test_output_types(self):
         settings = SMALL | {"num_frames": 9}

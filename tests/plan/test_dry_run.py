@@ -19,13 +19,15 @@ from torch.utils._pytree import tree_leaves
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.video_io import VideoWriter
+from skyreels_v2_infer.media.write import VideoWriter
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import WanVAE
 from skyreels_v2_infer.pipelines.base import frames_of
-from skyreels_v2_infer.plan import cost
-from skyreels_v2_infer.plan import show as dry_run
+from skyreels_v2_infer.pipelines.hooks import Hooks
+from skyreels_v2_infer.plan import cost, models
 from skyreels_v2_infer.plan.plan import make_plan
+from skyreels_v2_infer.plan.show import table
+from skyreels_v2_infer.run.jobs import described
 
 DF_14B = "Skywork/SkyReels-V2-DF-14B-540P"
 PROMPT = "A graceful white swan with a curved neck"
@@ -86,29 +88,29 @@ def test_images_and_ends_are_shown(tmp_path):
     Image.new("RGB", (96, 64)).save(tmp_path / "picture.png")
     pictures = ("--image", tmp_path / "picture.png", "--end_image", tmp_path / "picture.png")
     argv = ("--model_id", DF_14B, *pictures, "--num_frames", 25, "--base_num_frames", 25)
-    about = dry_run.describe(cli.parse_diffusion_forcing([*map(str, argv)]))
-    assert dry_run.table(about).splitlines()[2].split()[:6] == ["1", "0-24", "25", "image", "7+end", "30"]
+    about = described(cli.parse_diffusion_forcing([*map(str, argv)]))
+    assert table(about).splitlines()[2].split()[:6] == ["1", "0-24", "25", "image", "7+end", "30"]
     assert about["windows"][0]["latents"] == 8
 
 
 def test_what_a_cpu_does_not_offload_is_there():
     def weights(*flags):
-        return dry_run.describe(cli.parse_generate(["--model_id", DF_14B, *flags]))["weights_gib"]
+        return described(cli.parse_generate(["--model_id", DF_14B, *flags]))["weights_gib"]
 
     assert weights("--device", "cpu", "--offload") == weights("--device", "cpu") > weights() > weights("--offload")
-    assert dry_run.describe(cli.parse_generate(["--model_id", DF_14B, "--device", "cpu"]))["dtype"] == "float32"
+    assert described(cli.parse_generate(["--model_id", DF_14B, "--device", "cpu"]))["dtype"] == "float32"
 
 
 def test_encoders_are_not_on_a_gpu_while_it_samples():
-    about = dry_run.describe(cli.parse_generate(["--model_id", DF_14B.replace("14B", "1.3B")]))
+    about = described(cli.parse_generate(["--model_id", DF_14B.replace("14B", "1.3B")]))
     transformer = about["weights_gib"] - cost.TEXT_ENCODER * 2 / cost.GIB
     assert 2.5 < transformer < 3.5 and about["activations_gib"] == 0  # of encoding: sampling takes less
-    large = dry_run.describe(cli.parse_generate(["--model_id", DF_14B, "--height", "1088", "--width", "1920"]))
+    large = described(cli.parse_generate(["--model_id", DF_14B, "--height", "1088", "--width", "1920"]))
     assert 26 < large["weights_gib"] < 28 and large["activations_gib"] > 12
 
 
 def test_with_offload_text_steps_and_frames_are_not_on_the_device_at_the_same_time():
-    about = dry_run.describe(cli.parse_generate(["--model_id", DF_14B, "--offload"]))
+    about = described(cli.parse_generate(["--model_id", DF_14B, "--offload"]))
     encoders, decoder = cost.TEXT_ENCODER * 2 / cost.GIB, about["height"] * about["width"] * cost.VAE_FRAMES
     decoder *= cost.VAE_CHANNELS * 4 / cost.GIB
     peak = about["weights_gib"] + about["activations_gib"]
@@ -128,7 +130,7 @@ def test_with_offload_text_steps_and_frames_are_not_on_the_device_at_the_same_ti
     ],
 )
 def test_arithmetic_of_a_forward(model, frames, tokens, pflop):
-    config = cost.architecture(f"Skywork/SkyReels-V2-{model}")
+    config = models.architecture(f"Skywork/SkyReels-V2-{model}")
     assert cost.forward_flop(config, frames, tokens) / 1e15 == pytest.approx(pflop, rel=0.005)
 
 
@@ -142,7 +144,7 @@ def test_arithmetic_of_a_forward(model, frames, tokens, pflop):
     ],
 )
 def test_parameters_are_the_published_ones(model, count):
-    assert cost.parameters(cost.architecture(f"Skywork/SkyReels-V2-{model}")) == count
+    assert cost.parameters(models.architecture(f"Skywork/SkyReels-V2-{model}")) == count
 
 
 def test_parameters_and_arithmetic_of_a_small_model_are_those_that_torch_counts():
@@ -163,7 +165,7 @@ def test_parameters_and_arithmetic_of_a_small_model_are_those_that_torch_counts(
             model(torch.zeros(1, 16, 5, 8, 8), torch.zeros(1, 5), context, causal_block_size=block)
         counted = counter.get_total_flops()
         assert cost.forward_flop(config, 5, 16, block) == pytest.approx(counted, rel=0.05)  # patches, time and head
-    assert cost.architecture("Skywork/SkyReels-V2-DF-5B-540P") is None
+    assert models.architecture("Skywork/SkyReels-V2-DF-5B-540P") is None
 
 
 # The plan is what runs
@@ -194,7 +196,7 @@ class StubVAE(torch.nn.Module):
         b, _, t, h, w = video.shape
         return torch.zeros(b, 16, (t - 1) // 4 + 1, h // 8, w // 8)
 
-    def decode_stream(self, latents):
+    def decode_stream(self, latents, memory=None):
         b, _, f, h, w = latents.shape
         for i in range(f):
             yield torch.zeros(b, 3, 4 if i else 1, 8 * h, 8 * w)
@@ -222,17 +224,17 @@ def test_the_plan_is_what_runs():
         argv += ["--overlap_history", overlap, "--causal_block_size", block, "--guidance_scale", 1 + number % 2]
         settings = cli.parse_diffusion_forcing([*map(str, argv), "--num_frames", "5"])
         # No files are needed for a plan.
-        settings = replace(settings, num_frames=frames, video_frames=prefix, end_image="an end" if end else None)
-        about = dry_run.describe(settings)
+        settings = replace(settings, num_frames=frames, end_image="an end" if end else None)
+        about = described(settings, prefix)
         transformer = StubTransformer()
-        pipeline = DiffusionForcingPipeline.from_parts(transformer, StubVAE())
         rows = []
 
         def progress(index, count, expected, rows=rows):
             rows.append(expected)
             return nullcontext(lambda: None)
 
-        pipeline.progress = progress
+        hooks = Hooks(progress=progress)
+        pipeline = DiffusionForcingPipeline.from_parts(transformer, StubVAE(), hooks=hooks)
         made = pipeline(
             height=16,
             width=16,
@@ -264,8 +266,8 @@ def test_arithmetic_counts_what_causal_attention_leaves_out():
     settings = {"ar_step": 2, "causal_block_size": 3, "base_num_frames": 29, "overlap_history": 9, "num_frames": 49}
     given = {"prompt_embeds": torch.zeros(1, 2, 4), "guidance_scale": 1.0, "height": 16, "width": 16, "shift": 5.0}
     pipeline(**settings, **given, num_inference_steps=4, causal_attention=True, seed=1)
-    plan, config = make_plan(num_inference_steps=4, shift=5.0, **settings), cost.architecture(DF_14B)
-    spent = cost.cost_of(plan, config, 16, 16, guided=[False, False], weight_bytes=2, block_frames=3)
+    plan = make_plan(num_inference_steps=4, shift=5.0, height=16, width=16, causal_attention=True, **settings)
+    spent = cost.cost_of(plan, config := models.architecture(DF_14B), weight_bytes=2)
     counted = sum(cost.forward_flop(config, frames, 1, 3) for frames in transformer.calls)
     assert spent.pflop == pytest.approx(counted / 1e15) and len(set(transformer.calls)) == 3
 
@@ -291,7 +293,7 @@ def test_1457_frames_asked_are_1457_frames_written(tmp_path):
 
 def test_text_to_video_runs_its_plan():
     settings = cli.parse_generate(["--model_id", "some/body", "--num_frames", "9", "--inference_steps", "4"])
-    about, transformer = dry_run.describe(settings), StubTransformer()
+    about, transformer = described(settings), StubTransformer()
     made = Text2VideoPipeline.from_parts(transformer, StubVAE())(
         height=16,
         width=16,
@@ -306,7 +308,7 @@ def test_text_to_video_runs_its_plan():
 def test_a_model_of_the_other_kind_is_refused():
     settings = cli.parse_diffusion_forcing(["--model_id", "Skywork/SkyReels-V2-I2V-14B-540P"])
     with pytest.raises(InputError, match="is an image-to-video model; generate_video"):
-        dry_run.describe(settings)
+        described(settings)
 
 
 class LiveTensors(TorchDispatchMode):

@@ -12,8 +12,8 @@ from test_dry_run import StubTransformer, StubVAE
 from skyreels_v2_infer import DiffusionForcingPipeline
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.plan import show as dry_run
 from skyreels_v2_infer.plan.story import Scene, of_prompts, read_story, scenes_of
+from skyreels_v2_infer.run.jobs import described
 from skyreels_v2_infer.scheduler.windows import plan_windows
 
 SCENES = [
@@ -133,10 +133,10 @@ def test_the_plan_shows_where_scenes_begin():
     argv = ["--model_id", "tiny", "--num_frames", "65", "--fps", "16", "--story", json.dumps(SCENES)]
     settings = cli.parse_diffusion_forcing(argv)
     assert settings.prompt == SCENES[0]["prompt"]
-    about = dry_run.describe(settings)
+    about = described(settings)
     assert [window["prompt"] for window in about["windows"]] == [s["prompt"] for s in (SCENES[0], SCENES[1], SCENES[1])]
     alone = [*argv[:-1], json.dumps([SCENES[0], SCENES[1] | {"guidance_scale": 1}])]
-    assert dry_run.describe(cli.parse_diffusion_forcing(alone))["forwards"] == about["forwards"] - 2 * 20
+    assert described(cli.parse_diffusion_forcing(alone))["forwards"] == about["forwards"] - 2 * 20
 
 
 def test_a_story_is_told_replayed_and_resumed(tmp_path):

@@ -1,7 +1,5 @@
-"""Runs that go on: the journal's files by themselves, and whole runs that are stopped in every way."""
+"""A run's folder, from the first piece to the finished video, and whole runs that are interrupted in every way."""
 
-import errno
-import fcntl
 import json
 import os
 import re
@@ -17,60 +15,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from journal_runs import IDENTITY, about, add_piece, begin, finish, frames, resume
 from PIL import Image
 from script_runs import FORCING, ROOT, contents, environment, read_frames, run
 
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import preview
-from skyreels_v2_infer.media.video_io import VideoWriter, join_videos
+from skyreels_v2_infer.media.write import VideoWriter, join_videos
 from skyreels_v2_infer.modules.transformer import WanModel
-from skyreels_v2_infer.run import files, journal, manifest
+from skyreels_v2_infer.plan.plan import make_plan
+from skyreels_v2_infer.run import inputs, manifest
 from skyreels_v2_infer.run import main as conductor
-from skyreels_v2_infer.run.journal import DamagedError, Journal
+from skyreels_v2_infer.run.identity import asked_for
+from skyreels_v2_infer.run.jobs import Job
+from skyreels_v2_infer.run.journal import Journal
+from skyreels_v2_infer.run.record import DamagedError
+from skyreels_v2_infer.run.session import Session
+from skyreels_v2_infer.run.video import Video
 
 FILES = ["run.json", "segment-0001.mp4", "ends-0000.png", "history-0002.npy", "latents-0002.npy"]
-IDENTITY = {"script": FORCING, "prompt": "a swan", "seed": 7, "shift": 8.0, "model_id": {"weights": "12-ab"}}
-SETTLED = {"prompt": "a swan, written out", "device": "cpu", "dtype": "float32"}
-
-
-def frames(count: int, start: int = 0) -> np.ndarray:
-    """Frames that tell their number by their grey."""
-    return np.stack([np.full((32, 32, 3), 3 * (start + i) % 250, np.uint8) for i in range(count)])
-
-
-def add_piece(run: Journal, count: int, start: int, history: bool = True) -> None:
-    run.keep_latents(np.full(4, start, np.float32))
-    made = frames(count, start)
-    with run.segment(32, 32, 24) as writer:
-        writer.write(made)
-    about, ends = {"frames": count}, preview.pair(made[0], made[-1])
-    run.done(writer, np.full(3, start + count, np.float32) if history else None, about, ends)
-
-
-def begin(
-    folder: Path, identity: dict = IDENTITY, keys: tuple[str, ...] = ("a", "b", "c"), keep: bool = False
-) -> Journal:
-    return Journal.begin(folder, f"a-swan_{identity['seed']}", identity, SETTLED, 24, keys, keep)
-
-
-def resume(folder: Path, identity: dict = IDENTITY, keep: bool = False) -> Journal | None:
-    stem = f"{identity['prompt'].replace(' ', '-')}_{'' if identity['seed'] is None else identity['seed']}"
-    return Journal.resume(folder, stem, identity, keep)
-
-
-def finish(run: Journal) -> Path:
-    firsts = [sum(piece["frames"] for piece in run.pieces[:i]) for i in range(len(run.pieces))]
-    total = sum(piece["frames"] for piece in run.pieces)
-    return run.finish({"all": "é=;#\n"}, {"lasting": "é=;#\\\n"}, lambda ends: preview.sheet(ends, firsts, total))
-
-
-@pytest.fixture
-def begun(tmp_path) -> Journal:
-    made = begin(tmp_path)
-    add_piece(made, 5, 0)
-    add_piece(made, 8, 5)
-    return made
 
 
 # The files
@@ -90,6 +54,27 @@ def test_pieces_are_joined_frame_after_frame_and_nothing_else_is_left(begun, tmp
     made = read_frames(path)
     assert len(made) == 14
     assert np.abs(made.astype(int) - frames(14)).max() <= 2
+
+
+def test_a_piece_that_was_encoded_elsewhere_is_moved_in(tmp_path):
+    made = begin(tmp_path)
+    with VideoWriter(tmp_path, "elsewhere", 32, 32, 24) as writer:
+        writer.write(frames(5))
+    path = made.place(writer.path)
+    assert path.parent == made.folder and not writer.path.exists()
+    made.done(path, np.full(3, 5, np.float32), about(5), preview.pair(frames(1)[0], frames(1, 4)[0]))
+    made.close()
+    found = resume(tmp_path)
+    add_piece(found, 4, 5, history=False)
+    assert len(read_frames(finish(found))) == 9
+
+
+def test_only_a_segment_in_its_place_is_recorded(begun, tmp_path):
+    with VideoWriter(tmp_path, "elsewhere", 32, 32, 24) as writer:
+        writer.write(frames(5))
+    with pytest.raises(ValueError, match="elsewhere"):
+        begun.done(writer.path, None, about(5), preview.pair(frames(1)[0], frames(1, 4)[0]))
+    assert len(begun.pieces) == 2
 
 
 def test_segments_are_not_coded_anew_and_their_times_follow_on(tmp_path):
@@ -117,125 +102,9 @@ def test_segments_are_not_coded_anew_and_their_times_follow_on(tmp_path):
 
 def test_a_video_that_cannot_be_joined_leaves_nothing(tmp_path):
     (tmp_path / "broken.mp4").write_text("no video")
-    with pytest.raises(OSError, match=r"joined\.mp4 could not be written: "):
+    with pytest.raises(OSError, match=rf"{tmp_path}: .*joined\.mp4"):
         join_videos([tmp_path / "broken.mp4"], tmp_path / "joined.mp4", 24)
     assert contents(tmp_path) == ["broken.mp4"]
-
-
-def test_a_run_is_found_again_and_goes_on(begun, tmp_path):
-    begun.keep_latents(np.arange(6, dtype=np.float32))
-    begun.close()
-    for wanted in (IDENTITY, IDENTITY | {"seed": None}):
-        found = resume(tmp_path, wanted)
-        assert (len(found.pieces), found.identity, found.settled) == (2, IDENTITY, SETTLED)
-        latents, history = found.state()
-        assert latents.tolist() == list(range(6)) and history.tolist() == [13, 13, 13]
-        found.close()
-    assert resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
-    assert resume(tmp_path, IDENTITY | {"seed": 8}) is None
-    found = resume(tmp_path)
-    add_piece(found, 4, 13, history=False)
-    assert len(read_frames(finish(found))) == 17
-
-
-def test_other_settings_are_refused_and_named(begun, tmp_path):
-    begun.close()
-    with pytest.raises(InputError, match=r"--resume: the interrupted run in .* has other settings: ") as caught:
-        resume(tmp_path, IDENTITY | {"shift": 3.0, "model_id": {"weights": "13-cd"}})
-    assert "--shift was 8.0, now is 3.0; --model_id was {'weights': '12-ab'}" in str(caught.value)
-
-
-def kept(folder: Path, keys: list[str], seed: int = 7) -> Journal:
-    """A run that is finished, one piece for each key, whose folder stays."""
-    made = begin(folder, IDENTITY | {"seed": seed}, keys, keep=True)
-    for number in range(len(keys)):
-        add_piece(made, 5, 5 * number, history=False)
-        files.write_array(made._history, np.zeros((1, 3, 9, 2, 2), np.float32))
-    finish(made)
-    return made
-
-
-def adopted(folder: Path, keys: list[str], history: tuple[int, ...] = (0, 9, 9)) -> int:
-    made = begin(folder, IDENTITY, keys, keep=True)
-    count = made.adopt(history)
-    assert len(made.pieces) == count
-    made.discard()
-    return count
-
-
-def test_a_kept_run_of_other_settings_is_no_interrupted_one(tmp_path):
-    kept(tmp_path, ["a"])
-    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
-
-
-def test_as_many_pieces_are_taken_over_as_are_alike_and_can_be_gone_on_from(tmp_path):
-    kept(tmp_path, ["a", "b", "c"])
-    kept(tmp_path, ["a", "x"])
-    assert adopted(tmp_path, ["a", "b", "c"]) == 3
-    assert adopted(tmp_path, ["a", "b", "d"]) == 2
-    assert adopted(tmp_path, ["a", "x", "y"]) == 2
-    assert adopted(tmp_path, ["a", "b", "d"], history=(0, 9, 10)) == 1  # it goes on from more than was kept
-    assert adopted(tmp_path, ["d", "b", "c"]) == 0
-
-
-@pytest.mark.parametrize("name", ["segment-0001.mp4", "ends-0001.png", "history-0002.npy"])
-def test_a_damaged_piece_is_not_taken_over(tmp_path, name):
-    made = kept(tmp_path, ["a", "b", "c"])
-    path = made.folder / name
-    path.write_bytes(path.read_bytes()[:-3] + b"abc")
-    assert adopted(tmp_path, ["a", "b", "d"]) == 1
-    path.unlink()
-    assert adopted(tmp_path, ["a", "b", "d"]) == 1
-
-
-def test_a_run_of_the_other_script_is_another_run(begun, tmp_path):
-    begun.close()
-    assert resume(tmp_path, IDENTITY | {"script": "generate_video.py"}) is None
-
-
-def test_settings_that_only_the_interrupted_run_had_count(tmp_path):
-    made = begin(tmp_path, IDENTITY | {"ar_step": 2})
-    add_piece(made, 5, 0)
-    made.close()
-    with pytest.raises(InputError, match="--ar_step was 2, now is None"):
-        resume(tmp_path)
-
-
-def test_of_long_settings_what_differs_is_shown(tmp_path):
-    negative = "blurry, out of focus, low resolution, compression artifacts, grain, flicker, ghosting, "
-    weights = {f"shard-{i}": "12-ab" for i in range(9)}
-    made = begin(tmp_path, IDENTITY | {"negative_prompt": negative + "logo", "model_id": weights})
-    add_piece(made, 5, 0)
-    made.close()
-    changed = {"negative_prompt": negative + "border", "model_id": weights | {"shard-7": "13-cd"}}
-    with pytest.raises(InputError) as caught:
-        resume(tmp_path, IDENTITY | changed)
-    assert "ghosting, logo, now is ..." in str(caught.value) and str(caught.value).endswith("ghosting, border")
-    assert "--model_id was {'shard-7': '12-ab'}, now is {'shard-7': '13-cd'}" in str(caught.value)
-
-
-def test_what_was_interrupted_goes_before_what_was_kept(tmp_path):
-    kept(tmp_path, ["a"], seed=1)
-    begun = begin(tmp_path, IDENTITY | {"seed": 2})
-    add_piece(begun, 5, 0)
-    begun.close()
-    found = resume(tmp_path, IDENTITY | {"seed": None})
-    assert found.identity["seed"] == 2
-    found.discard()
-    assert resume(tmp_path, IDENTITY | {"seed": None}).identity["seed"] == 1
-
-
-def test_another_video_under_the_name_of_a_kept_one_is_not_taken_for_it(tmp_path):
-    made = kept(tmp_path, ["a"])
-    path = tmp_path / "a-swan_7.mp4"
-    found = resume(tmp_path)
-    assert found._named() == path
-    about = {"format": 1, "script": FORCING, "settings": {}}
-    for plan, named in (("a", path), ("b", None)):
-        path.with_suffix(".json").write_text(json.dumps(about | {"plan": plan}))
-        assert found._named() == named
-    assert finish(found).name == "a-swan_7-2.mp4"
-    assert made.folder.exists()
 
 
 def test_a_name_that_was_only_claimed_is_claimed_again(begun, tmp_path, monkeypatch):
@@ -265,57 +134,18 @@ def test_a_name_that_was_only_claimed_is_claimed_again(begun, tmp_path, monkeypa
     assert len(read_frames(path)) == 13 and "a-swan_7-2.mp4" not in contents(tmp_path)
 
 
-def test_parts_are_kept_from_when_that_is_asked_for(begun, tmp_path):
-    begun.close()
-    finish(resume(tmp_path, keep=True))
-    assert begun.folder.exists()
-
-
-def test_damage_of_another_seed_s_run_is_of_no_account(begun, tmp_path):
-    begun.discard()
-    other = begin(tmp_path, IDENTITY | {"seed": 70})
-    add_piece(other, 5, 0)
-    other.close()
-    (other.folder / "run.json").write_text("{")
-    assert resume(tmp_path) is None
-
-
-def test_folders_of_somebody_else_are_passed_over(begun, tmp_path, monkeypatch):
-    begun.close()
-    theirs = tmp_path / "a-swan_7-0123456789ab.parts"
-    theirs.mkdir()
-
-    def take_lock(path):
-        if path.parent == theirs:
-            raise PermissionError(13, "not yours")
-        return files.take_lock(path)
-
-    monkeypatch.setattr(journal, "take_lock", take_lock)
-    assert resume(tmp_path).folder == begun.folder
-
-
 def test_a_finished_video_is_named_whatever_was_interrupted_beside_it(tmp_path):
     interrupted = begin(tmp_path, IDENTITY | {"shift": 5.0})
     add_piece(interrupted, 5, 0)
     interrupted.close()
     asked = SimpleNamespace(outdir=tmp_path, prompt="a swan", seed=7, keep_parts=False)
-    here = SimpleNamespace(journal=None)
+    job = Job(FORCING, asked, lambda: None)
     with pytest.raises(InputError, match=r"--shift was 5\.0, now is 8\.0"):
-        conductor.look_for(here, asked, IDENTITY)
-    about = {"format": 1, "script": FORCING, "settings": {"seed": 7}, "asked": conductor.asked_for(IDENTITY)}
+        job._find(None, IDENTITY)
+    about = {"format": 1, "script": FORCING, "settings": {"seed": 7}, "asked": asked_for(IDENTITY)}
     (tmp_path / "a-swan_7.json").write_text(json.dumps(about))
     (tmp_path / "a-swan_7.mp4").touch()
-    assert conductor.look_for(here, asked, IDENTITY) == {"path": tmp_path / "a-swan_7.mp4"}
-
-
-def test_two_runs_never_touch_each_other(begun, tmp_path):
-    other = begin(tmp_path)
-    assert other.folder != begun.folder
-    with pytest.raises(InputError, match="is being worked on by another process"):
-        resume(tmp_path)
-    add_piece(other, 5, 0, history=False)
-    add_piece(begun, 1, 13, history=False)
-    assert [finish(begun).name, finish(other).name] == ["a-swan_7.mp4", "a-swan_7-2.mp4"]
+    assert job._find(None, IDENTITY) == {"path": tmp_path / "a-swan_7.mp4"}
 
 
 def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
@@ -325,59 +155,6 @@ def test_a_run_without_anything_worth_keeping_leaves_nothing(tmp_path):
         raise ValueError("stop")
     made.close()
     assert contents(tmp_path) == []
-
-
-def test_folders_of_runs_that_did_not_begin_are_tidied_up_and_no_others(tmp_path):
-    begun = tmp_path / "a-swan_7-0123456789ab.parts"
-    begun.mkdir()
-    (begun / "lock").touch()
-    for name in ("a-swan_7-0123456789ab-2.parts", "holiday.parts", "a-swan_7-film.parts"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "precious.txt").touch()
-    (tmp_path / "a-swan_7-0123456789cd.parts").touch()  # a file
-    assert resume(tmp_path) is None
-    assert not begun.exists()
-    assert len(list(tmp_path.rglob("precious.txt"))) == 3
-
-
-def test_runs_that_go_on_are_left_alone_whatever_their_settings(begun, tmp_path):
-    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
-    free = begin(tmp_path)
-    add_piece(free, 5, 0)
-    free.close()
-    found = resume(tmp_path)  # one of the two is locked
-    assert found.folder == free.folder
-
-
-def test_a_damaged_run_does_not_stand_in_the_way_of_others(begun, tmp_path):
-    begun.close()
-    other = begin(tmp_path, IDENTITY | {"seed": 8})
-    add_piece(other, 5, 0)
-    other.close()
-    (other.folder / "run.json").write_text("{")
-    assert resume(tmp_path).folder == begun.folder
-    assert resume(tmp_path, IDENTITY | {"prompt": "a goose"}) is None
-
-
-def test_without_locks_on_a_file_system_a_run_begins_all_the_same(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, "no locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    made = begin(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [made.folder.name]
-    made.close()
-
-
-def test_a_fingerprint_sees_a_change_anywhere(tmp_path):
-    path, content = tmp_path / "weights", bytearray(8 * 2**20)
-    path.write_bytes(content)
-    before = files.fingerprint(path)
-    content[len(content) // 2 : len(content) // 2 + 2**15] = b"x" * 2**15
-    path.write_bytes(content)
-    assert files.fingerprint(path) != before
-    (tmp_path / "empty").touch()
-    assert files.fingerprint(tmp_path / "empty") == "0-00000000"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -392,7 +169,7 @@ def test_damage_is_detected_and_named(begun, tmp_path, name, damage):
     else:
         content[int(damage * len(content))] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(DamagedError, match=f"--resume: .*{name} is damaged"):
+    with pytest.raises(DamagedError, match=f"--resume: .*{name}"):
         found = resume(tmp_path)
         try:
             found.state()
@@ -404,7 +181,7 @@ def test_frames_that_are_missing_are_named(tmp_path):
     made = begin(tmp_path, keys=("a", "b"))
     add_piece(made, 5, 0)
     (made.folder / "history-0001.npy").unlink()
-    with pytest.raises(DamagedError, match=r"history-0001\.npy is damaged \(it is not there\); remove .*\.parts "):
+    with pytest.raises(DamagedError, match=r"history-0001\.npy"):
         made.state()
 
 
@@ -499,8 +276,9 @@ def test_it_can_be_killed_between_any_two_steps_of_the_end(tmp_path, monkeypatch
 
 def test_a_resumed_run_counts_its_windows_without_the_prefix(begun):
     """Of two pieces one was the video that is continued."""
-    found = conductor.where_to_go_on(SimpleNamespace(journal=begun, prefix=1, pieces=3), None)
-    assert found["resume"][0] == 1 and not found["complete"]
+    settings = {"base_num_frames": 9, "overlap_history": 5, "prefix_frames": 9}
+    video = Video(begun, {}, make_plan(8, 1, 5.0, **settings), with_preview=False)
+    assert video.pieces == 3 and video.state()[0] == 1 and not video.is_complete
 
 
 # Whole runs
@@ -598,7 +376,7 @@ def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path)
 
     whole = run(FORCING, *LONG, "--teacache", "--outdir", "whole", cwd=tmp_path).path.read_bytes()
     real, stub, here = imageio_ffmpeg.get_ffmpeg_exe(), tmp_path / "ffmpeg", tmp_path / "here"
-    stub.write_text(f'#!/bin/sh\ncase "$*" in *concat*) exec sleep 20;; *) exec "{real}" "$@";; esac\n')
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *joined.mp4*) exec sleep 20;; *) exec "{real}" "$@";; esac\n')
     stub.chmod(0o755)
     here.mkdir()
     killed = killed_when(here, "ends-0002.png", wait=2, flags=("--teacache",), IMAGEIO_FFMPEG_EXE=str(stub))
@@ -615,7 +393,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
     assert result.returncode == code
     last = result.stderr.splitlines()[-1]
     assert last.startswith("generate_video_df.py: interrupted; ")
-    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume goes on"
+    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume continues"
     assert re.search(f"{kept}$", last)
     changed = run(FORCING, *LONG, "--resume", "--shift", 2, cwd=tmp_path)
     assert changed.code == 2
@@ -644,27 +422,8 @@ def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
     assert last.startswith("generate_video_df.py: failed: OSError: ") and "Traceback" not in done.stderr
+    assert re.search(rf"video_out/{NAME}-[0-9a-f]+\.parts", last)  # where the disk is full
     resumed(tmp_path, whole)
-
-
-def test_a_run_of_which_nothing_is_left_does_not_stand_in_the_way(tmp_path):
-    """As after a kill in the first window, for want of memory, say; what follows has smaller settings."""
-    begun = begin(tmp_path)
-    os.close(begun._lock)
-    assert begun.folder.exists() and resume(tmp_path, IDENTITY | {"shift": 3.0}) is None
-    (begun.folder / "run.json").write_text("{}")
-    assert resume(tmp_path, IDENTITY | {"shift": 3.0}) is None  # its folder's name says that it is another one
-    with pytest.raises(DamagedError):
-        resume(tmp_path)
-
-
-def test_what_another_process_makes_is_not_begun_once_more(tmp_path):
-    first = begin(tmp_path)
-    with pytest.raises(InputError, match="is being worked on by another process"):
-        Journal.begin(tmp_path, first.stem, IDENTITY, SETTLED, 24, ("a",), alone=True)
-    os.close(first._lock)
-    second = Journal.begin(tmp_path, first.stem, IDENTITY, SETTLED, 24, ("a",), alone=True)
-    assert second.folder != first.folder
 
 
 def test_pieces_that_somebody_has_removed_are_not_promised(begun):
@@ -675,12 +434,13 @@ def test_pieces_that_somebody_has_removed_are_not_promised(begun):
 
 
 def test_a_run_is_there_for_others_while_it_loads_and_leaves_nothing_if_that_fails(tmp_path, monkeypatch, capsys):
-    def start(job):
-        assert [path.name for path in (tmp_path / "new/deep").glob("*.parts/run.json")] == ["run.json"]
-        raise InputError("model_id", "tiny", "does not load")
+    class Failing(Session):
+        def load(self):
+            assert [path.name for path in (tmp_path / "new/deep").glob("*.parts/run.json")] == ["run.json"]
+            raise InputError("model_id", "tiny", "does not load")
 
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "new/deep"), "--device", "cpu"]
-    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags, Failing) == 2
     assert capsys.readouterr().err.endswith("--model_id tiny: does not load\n") and list(tmp_path.iterdir()) == []
 
 
@@ -689,31 +449,34 @@ def test_numbers_that_are_none_are_no_video(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(WanModel, "forward", lambda *given, **more: real(*given, **more) * float("nan"))
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path), "--inference_steps", "1"]
     flags += ["--num_frames", "5", "--device", "cpu"]
-    assert conductor.main(FORCING, cli.parse_diffusion_forcing, conductor.generate_df, flags) == 1
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "window 1: what the model makes is not finite; try --dtype float32" in last and not list(tmp_path.iterdir())
+    assert "window 1: model output contains NaN or Inf; try --dtype float32" in last and not list(tmp_path.iterdir())
 
 
 def test_a_video_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch, capsys):
     with VideoWriter(tmp_path, "first", 64, 64, 24) as writer:
         writer.write(np.zeros((24, 64, 64, 3), np.uint8))
 
-    def start(job):
-        parts = conductor.generate_df(job)
+    real = inputs.decode_prefix
+
+    def changing(*given):
+        found = real(*given)
         with writer.path.open("ab") as file:
             file.write(b"more")
-        return parts
+        return found
 
+    monkeypatch.setattr(inputs, "decode_prefix", changing)
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path / "out"), "--inference_steps", "1"]
     flags += ["--video_path", str(writer.path), "--num_frames", "4", "--base_num_frames", "21", "--device", "cpu"]
-    assert conductor.main(FORCING, cli.parse_diffusion_forcing, start, flags) == 2
-    assert f"--video_path {writer.path}: has changed while it was used" in capsys.readouterr().err
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 2
+    assert f"--video_path {writer.path}: has changed while it was read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_second_signal_ends_what_python_cannot_interrupt():
     code = (
-        "import hashlib; from skyreels_v2_infer.run.main import Interrupts\n"
+        "import hashlib; from skyreels_v2_infer.run.signals import Interrupts\n"
         "with Interrupts():\n"
         "    print('on', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
     )
@@ -731,24 +494,6 @@ def test_a_second_signal_ends_what_python_cannot_interrupt():
         process.stdout.close()
 
 
-def test_two_processes_do_not_share_a_run(tmp_path):
-    begun = begin(tmp_path)
-    add_piece(begun, 5, 0)
-    code = (
-        "import json, sys; from pathlib import Path; from skyreels_v2_infer.run.journal import Journal\n"
-        'Journal.resume(Path(sys.argv[1]), "a-swan_7", json.loads(sys.argv[2]))'
-    )
-    command = [sys.executable, "-c", code, str(tmp_path), json.dumps(IDENTITY)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert "is being worked on by another process" in done.stderr
-    begun.close()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    handle = os.open(begun.folder / "lock", os.O_RDWR)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process has let go of it
-
-
 def test_nothing_heavy_is_imported():
-    code = "import sys; from skyreels_v2_infer.run import journal; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys; from skyreels_v2_infer.run import resume; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    assert journal.SUFFIX == ".parts"

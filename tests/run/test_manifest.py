@@ -10,8 +10,11 @@ from PIL import Image
 from script_runs import FORCING, GENERATE, contents, run
 
 from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.cli.planning import plan_of
+from skyreels_v2_infer.cli.replay import flags_of, read_manifest
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.comment import as_ffmetadata, comment_of
 from skyreels_v2_infer.run import manifest
 
 TINY = ("--model_id", "tiny", "--inference_steps", 3, "--seed", 3, "--prompt", "a red circle: it's 50% up; a=b #c\\d")
@@ -29,7 +32,7 @@ def test_beside_a_video_lies_what_made_it(made):
     about = json.loads(made.path.with_suffix(".json").read_text())
     settings = about["settings"]
     assert (settings["model_id"], settings["seed"], settings["prompt"]) == ("tiny", 3, TINY[-1])
-    assert (settings["device"], settings["dtype"]) == ("cpu", "float32")  # not given, and settled by the run
+    assert settings["dtype"] == "float32" and about["machine"] == {"device": "cpu", "threads": 1}  # chosen by the run
     assert (settings["image"], settings["height"]) == (str(made.folder / "first.png"), 64)
     assert {"torch", "transformers", "python", "ffmpeg", "skyreels_v2_infer"} <= set(about["versions"])
     assert any(name.endswith("safetensors") for name in about["weights"])
@@ -39,7 +42,7 @@ def test_beside_a_video_lies_what_made_it(made):
     spent = [seconds for piece in about["pieces"] for seconds in piece["seconds"].values()]
     assert len(spent) == 4 and min(spent) > 0 and sum(spent) < about["seconds"]["total"]
     assert len(about["plan"]) == 12 and 0.1 < about["peak_memory_gib"]["host"] < 4
-    inside = json.loads(manifest.comment_of(made.path))
+    inside = json.loads(comment_of(made.path))
     # What differs from run to run stays outside, so that the same run gives the same file.
     assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib"}
     assert inside["settings"] == settings
@@ -62,16 +65,17 @@ def test_a_replay_says_what_has_changed(made, tmp_path):
     settings = cli.parse_diffusion_forcing(["--replay", str(made.path)])
     written = json.loads(made.path.with_suffix(".json").read_text())
     identity = written["inputs"] | {"model_id": written["weights"]}
-    assert list(manifest.changed_since(made.path, settings, identity)) == []
+    plan = plan_of(settings, None)
+    assert list(manifest.changed_since(made.path, settings, plan, identity)) == []
     other = identity | {"image": "0-0", "model_id": {"weights": "0-0"}}
-    image, weights = manifest.changed_since(made.path, settings, other)
+    image, weights = manifest.changed_since(made.path, settings, plan, other)
     assert image.endswith(f"{made.folder / 'first.png'} is not the file that it was")
     assert weights.endswith("the weights of tiny are not what they were")
     (tmp_path / "short.json").write_text('{"format": 1, "script": "generate_video_df.py", "settings": {"seed": 3}}')
-    assert list(manifest.changed_since(tmp_path / "short.json", settings, other)) == []  # shortened by hand
+    assert list(manifest.changed_since(tmp_path / "short.json", settings, plan, other)) == []  # shortened by hand
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
     settings = cli.parse_diffusion_forcing(["--replay", str(made.path), "--image", str(tmp_path / "other.png")])
-    assert len(list(manifest.changed_since(made.path, settings, other))) == 1  # what is given anew may be another
+    assert len(list(manifest.changed_since(made.path, settings, plan, other))) == 1  # what is given anew may be another
 
 
 def test_other_flags_replace_what_is_written(made, tmp_path):
@@ -107,6 +111,9 @@ def test_what_cannot_be_replayed_is_refused(made, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "half.json").write_text('{"format": 1, "settings": {}}')
     edited = {"inputs": {"inputs": []}, "prompt": {"settings": {"prompt": None}}, "help": {"settings": {"help": True}}}
+    # A video from elsewhere decides neither where files go nor what the machine does.
+    for name in ("outdir", "resume", "keep_parts", "dry_run", "offload", "replay", "no_preview", "use_usp"):
+        edited[name] = {"settings": {name: True}}
     whole = {"format": 1, "script": FORCING, "settings": {}, "inputs": {}}
     for name, changed in edited.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(whole | changed))
@@ -117,6 +124,12 @@ def test_what_cannot_be_replayed_is_refused(made, tmp_path):
         assert result.err.startswith(f"generate_video_df.py: --replay {tmp_path / name}: {legal}")
     result = run(GENERATE, "--replay", made.path, cwd=tmp_path)
     assert result.err == f"generate_video.py: --replay {made.path}: was made by {FORCING}\n"
+
+
+def test_a_replay_on_another_number_of_threads_says_so(made):
+    assert manifest.other_machine(made.path, {"device": "cpu", "threads": 1}) is None
+    line = manifest.other_machine(made.path, {"device": "cpu", "threads": 2})
+    assert "OMP_NUM_THREADS=1" in line and "threads 1" in line and "threads 2" in line
 
 
 def test_what_replaces_something_else_replaces_it(made):
@@ -145,7 +158,8 @@ def test_settings_are_flags_again(tmp_path, monkeypatch):
     argv = ["--end_image", "end.png", "--teacache", "--teacache_coefficients=1,-2,3,4,5", "--causal_block_size", "3"]
     argv += ["--negative_prompt", "", "--seed", "5", "--resolution", "720P", "--dtype", "float16"]
     settings = cli.parse_diffusion_forcing(argv)
-    again = cli.parse_diffusion_forcing(manifest.flags_of(json.loads(json.dumps(manifest.settings_of(settings)))))
+    written = json.loads(json.dumps(manifest.settings_of(settings, plan_of(settings, None))))
+    again = cli.parse_diffusion_forcing(flags_of(written))
     assert again.end_image == tmp_path / "end.png"
     for name in ("teacache_coefficients", "negative_prompt", "height", "width", "dtype", "causal_block_size", "prompt"):
         assert getattr(again, name) == getattr(settings, name)
@@ -166,15 +180,15 @@ def test_a_finished_video_is_known_by_what_was_asked_for(tmp_path):
 
 def test_comments_survive_ffmpeg_s_escapes(tmp_path):
     text = 'line\nbreak = ; # \\ "quotes" é 鶴'
-    (tmp_path / "metadata").write_text(manifest.as_ffmetadata(text))
-    from skyreels_v2_infer.media.video_io import VideoWriter, join_videos
+    (tmp_path / "metadata").write_text(as_ffmetadata(text))
+    from skyreels_v2_infer.media.write import VideoWriter, join_videos
 
     with VideoWriter(tmp_path, "one", 32, 32, 24) as writer:
         writer.write(np.zeros((2, 32, 32, 3), np.uint8))
     join_videos([writer.path], tmp_path / "out.mp4", 24, tmp_path / "metadata")
-    assert manifest.comment_of(tmp_path / "out.mp4") == text
+    assert comment_of(tmp_path / "out.mp4") == text
     with pytest.raises(InputError, match="it has no comment"):
-        manifest.read(writer.path)
+        read_manifest(writer.path)
 
 
 def test_the_sheet_of_a_very_long_video_does_not_grow_without_end():
@@ -185,27 +199,3 @@ def test_the_sheet_of_a_very_long_video_does_not_grow_without_end():
     assert page.width * page.height < 1.5 * preview.MOST
     one = preview.sheet(lambda number: both, [0], 1)
     assert one.size == (320 + 2 * preview.GAP, 180 + preview.LABEL + 2 * preview.GAP)
-
-
-def test_how_a_stretch_looks():
-    look = manifest.Look()
-    frames = np.zeros((4, 8, 8, 3), np.uint8)
-    frames[:2] = (255, 255, 255)
-    frames[2:] = (255, 0, 0)
-    look.add(frames[:3])
-    look.add(frames[3:])
-    assert look.figures() == {"brightness": round((2 + 2 * 0.2126) / 4, 4), "saturation": 0.5}
-    assert np.array_equal(look.first, frames[0]) and np.array_equal(look.last, frames[3])
-    assert preview.difference(preview.thumbnail(frames[0]), preview.thumbnail(frames[3])) == pytest.approx(2 / 3)
-
-
-def test_drift_and_jumps_are_worth_a_line():
-    still = {"brightness": 0.5, "saturation": 0.3, "seam": 0.01}
-    assert manifest.drift([still, still]) is None
-    assert "brightness moved from 0.50 to 0.62" in manifest.drift([still, still | {"brightness": 0.62}])
-    assert "saturation moved" in manifest.drift([still, still | {"saturation": 0.15}])
-    assert "jumps where window 2 begins" in manifest.drift([still, still | {"seam": 0.3}])
-    # A video before the windows may look otherwise, but the windows should go on from it.
-    dark = still | {"brightness": 0.1}
-    assert manifest.drift([dark, still, still], 1) is None
-    assert "jumps where window 1 begins" in manifest.drift([dark, still | {"seam": 0.3}, still], 1)

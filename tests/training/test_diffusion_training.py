@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.defaults import TINY
 from skyreels_v2_infer.modules import WanVAE, get_image_encoder, get_text_encoder, get_transformer, get_vae
 from skyreels_v2_infer.modules.transformer import Float32Linear
 from skyreels_v2_infer.scheduler import flow_sigmas
@@ -342,7 +343,7 @@ def test_what_a_model_makes_of_a_clip_is_guided_and_spares_what_is_given():
     latents, noise = torch.randn(2, 2, 16, 5, 8, 8)
     made = decoder.remade(model, latents, noise, ["a", "b"], 2, flow_sigmas(20, dit.SHIFT)[-5:])
     assert torch.equal(made[:, :, :2], latents[:, :, :2])
-    goal = 1 + embedded.DEFAULTS.guidance_scale * (2 - 1)
+    goal = 1 + TINY.guidance_scale * (2 - 1)
     torch.testing.assert_close(made[:, :, 2:], torch.full_like(made[:, :, 2:], goal))
 
 
@@ -441,10 +442,10 @@ def test_every_section_can_be_asked_for():
 
 
 def test_settings_are_those_of_training():
-    assert embedded.DEFAULTS.shift == dit.SHIFT
-    assert embedded.DEFAULTS.base_num_frames == embedded.DEFAULTS.num_frames == clips.FRAMES
-    assert embedded.DEFAULTS.overlap_history == clips.HISTORY
-    assert embedded.DEFAULTS.height == embedded.DEFAULTS.width == clips.SIDE
+    assert TINY.shift == dit.SHIFT
+    assert TINY.base_num_frames == TINY.num_frames == clips.FRAMES
+    assert TINY.overlap_history == clips.HISTORY
+    assert TINY.height == TINY.width == clips.SIDE
 
 
 @pytest.mark.parametrize(

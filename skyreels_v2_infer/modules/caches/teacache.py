@@ -1,18 +1,24 @@
-"""TeaCache: steps whose timestep differs little from the last ones reuse what the transformer's blocks then added.
+"""TeaCache: a step whose timestep embedding has changed little reuses the residual of an earlier step.
 
-Liu et al. 2024, "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model". The relative change of the
-timestep embedding, rescaled by a polynomial that is fitted to a model, foretells how much the blocks' output changes;
-once the foretold changes add up to a threshold, the blocks run again.
+Liu et al. 2024, "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model". A polynomial that is fitted
+to the model maps the relative change of the timestep embedding, from step to step, to the change of the residual (what
+the blocks add to the tokens). These predictions are summed; when the sum reaches a threshold, the blocks run again, and
+the sum starts at 0.
 
-`plan.caching` has the polynomials, and ``python -m skyreels_v2_infer.run.calibrate`` fits one to a checkpoint.
+The timesteps of a window are known before its first step, and so is every decision. `TeaCache.window` makes them at
+once: with one transfer from the device, and from rank 0 for all ranks, which would otherwise have to reach the same
+sums to the last bit.
+
+`plan.caching` has the polynomials; ``python -m skyreels_v2_infer.run.calibrate`` fits one to a checkpoint.
 
 B batch, F latent frames, S tokens of a frame, D model width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.plan.caching import DEGREE
@@ -22,66 +28,106 @@ if TYPE_CHECKING:  # the coefficients are looked up before torch is needed
 
 RETAINED = 5  # first steps that are always computed with `use_ret_steps`
 
+# Of each row: the timesteps that the model sees, float32 [F] or, shared by all frames, [1]; latent frames computed
+Rows = Sequence[tuple["torch.Tensor", int]]
+# t [1, F or 1] -> time embedding [1, F or 1, D] and modulation [1, F or 1, 6, D]
+Embed = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
+
 
 @dataclass(frozen=True)
 class TeaCache:
-    """Settings; `branch` makes what carries state.
+    """Settings.
 
     Attributes:
-        threshold: sum of foretold relative changes at which the blocks run again; 0: in every step.
+        threshold: sum of predicted relative changes at which the blocks run again; 0: in every step.
         coefficients: of the polynomial, highest degree first.
-        use_ret_steps: measures the change on the projected embedding, and always computes the first 5 steps instead of
-            the first and the last.
+        use_ret_steps: measures the change on the modulation (the projected embedding), and always computes the first 5
+            steps instead of the first and the last.
     """
 
     threshold: float
     coefficients: tuple[float, ...]
     use_ret_steps: bool = False
 
-    def branch(self, steps: int) -> FeatureCache:
-        """For one window and one branch of guidance: `steps` calls of the model."""
-        return FeatureCache(self, steps)
+    def window(
+        self, rows: Rows, embed: Embed, agree: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Callable[[], FeatureCache]:
+        """Decides which rows of a window run the blocks.
+
+        Args:
+            rows: see `denoise.rows_of`.
+            embed: `WanModel.embed_time` with the frame rate filled in.
+            agree: rank 0's tensor, on all ranks; the identity on one rank.
+
+        Returns:
+            what makes a `FeatureCache` with these decisions, one for each guidance branch.
+        """
+        import torch
+
+        decisions = torch.tensor(self.decide(rows, embed), dtype=torch.bool)
+        return partial(FeatureCache, agree(decisions).tolist())
+
+    def decide(self, rows: Rows, embed: Embed) -> list[bool]:
+        """For each row, whether the blocks run.
+
+        They do in the first rows (and the last, see `use_ret_steps`), in a row with another number of frames than the
+        row before (the stored residual does not fit), and where the sum of predicted changes reaches the threshold.
+        """
+        decisions, total = [], 0.0
+        for change in self._changes(rows, embed):
+            if change is not None:
+                total += predicted(change, self.coefficients)
+            runs = change is None or not total < self.threshold
+            if runs:
+                total = 0.0
+            decisions.append(runs)
+        return decisions
+
+    def _changes(self, rows: Rows, embed: Embed) -> list[float | None]:
+        """For each row the change from the row before, None where the blocks run in any case."""
+        import torch
+
+        retained, last = (RETAINED, len(rows)) if self.use_ret_steps else (1, len(rows) - 1)
+        changes: dict[int, torch.Tensor] = {}
+        before = None
+        for row, (t, frames) in enumerate(rows):
+            time, modulation = embed(t.unsqueeze(0))
+            signal = modulation if self.use_ret_steps else time
+            if retained <= row != last and frames == rows[row - 1][1]:
+                changes[row] = change_of_moving(signal, before)
+            before = signal
+        values = torch.stack(list(changes.values())).tolist() if changes else []
+        known = dict(zip(changes, values, strict=True))
+        return [known.get(row) for row in range(len(rows))]
 
 
 class FeatureCache:
-    """Decides step by step whether the blocks run, and remembers what they added; to be called around the blocks.
+    """Runs the blocks or adds the stored residual, row by row as decided; called around the blocks (`Around`).
 
-    Attributes:
-        computed: for each step so far, whether the blocks ran.
+    Args:
+        decisions: for each row, whether the blocks run; the first does.
     """
 
-    def __init__(self, settings: TeaCache, steps: int):
-        self.settings, self.steps = settings, steps
-        self.computed: list[bool] = []
-        self._sum = 0.0
-        self._signal: torch.Tensor | None = None
-        self._added: torch.Tensor | None = None
+    def __init__(self, decisions: Sequence[bool]):
+        self.decisions = tuple(decisions)
+        self._rows = 0
+        self._residual: torch.Tensor | None = None
+
+    @property
+    def computed(self) -> tuple[bool, ...]:
+        """For each row so far, whether the blocks ran."""
+        return self.decisions[: self._rows]
 
     def __call__(self, tokens: torch.Tensor, time: torch.Tensor, modulation: torch.Tensor, run) -> torch.Tensor:
-        """tokens ``[B, F, S, D]``; time ``[B, F or 1, D]`` and modulation ``[B, F or 1, 6, D]``, of whole frames."""
-        signal = modulation if self.settings.use_ret_steps else time
-        if self._must_run(signal, tokens.shape):
-            self._sum = 0.0
-            self._added = None  # its memory is needed while the blocks run
+        """tokens ``[B, F, S, D]``; the embeddings have been used for the decisions."""
+        if self.decisions[self._rows]:
+            self._residual = None  # its memory is needed while the blocks run
             done = run(tokens)
-            self._added = done - tokens
-            self.computed.append(True)
+            self._residual = done - tokens
         else:
-            done = tokens + self._added
-            self.computed.append(False)
-        self._signal = signal
+            done = tokens + self._residual
+        self._rows += 1
         return done
-
-    def _must_run(self, signal: torch.Tensor, shape: torch.Size) -> bool:
-        step = len(self.computed)
-        if self._added is None or self._added.shape != shape:  # another block of frames has begun
-            return True
-        if step < (RETAINED if self.settings.use_ret_steps else 1):
-            return True
-        if not self.settings.use_ret_steps and step == self.steps - 1:
-            return True
-        self._sum += foretold(change_of_moving(signal, self._signal), self.settings.coefficients)
-        return not self._sum < self.settings.threshold
 
 
 def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
@@ -89,19 +135,19 @@ def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
     return float((new - old).abs().mean() / old.abs().mean())
 
 
-def change_of_moving(new: torch.Tensor, old: torch.Tensor) -> float:
-    """`relative_change` of the frames that change at all; ``[B, F or 1, ...]``.
+def change_of_moving(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """`relative_change` over the frames whose values change; ``[B, F or 1, ...]`` -> scalar.
 
-    Frames that are held, done or not begun would thin it out to less than the polynomial was fitted on, and the blocks
-    of a window that goes on from many frames would hardly ever run.
+    Frames that are held, finished or not yet begun would lower the mean below what the polynomial was fitted on, and in
+    a window with a long history the blocks would hardly ever run.
     """
     difference = (new - old).abs().flatten(2)
     moving = difference.sum(dim=2, keepdim=True) > 0
-    return float(difference.sum() / (old.abs().flatten(2) * moving).sum().clamp_min(1e-12))
+    return difference.sum() / (old.abs().flatten(2) * moving).sum().clamp_min(1e-12)
 
 
-def foretold(change: float, coefficients: Sequence[float]) -> float:
-    """The polynomial, by Horner; below 0, where it only swings between the points of its fit, 0."""
+def predicted(change: float, coefficients: Sequence[float]) -> float:
+    """The polynomial, by Horner; at least 0, since a fit can swing below 0 between its points."""
     value = 0.0
     for coefficient in coefficients:
         value = value * change + coefficient
@@ -112,10 +158,10 @@ def foretold(change: float, coefficients: Sequence[float]) -> float:
 
 
 class Recorder:
-    """Runs the blocks in every step and notes how much changes; to be called around the blocks, as a `FeatureCache`.
+    """Runs the blocks in every step and records the changes; called around the blocks (`Around`).
 
     Attributes:
-        changes: for every step but the first: of the time embedding, of its projection, and of what the blocks add.
+        changes: for every step but the first: of the time embedding, of the modulation, and of the residual.
     """
 
     def __init__(self):
@@ -132,12 +178,31 @@ class Recorder:
         return done
 
 
+class Recording:
+    """Stands in for a `TeaCache`: every branch of every window gets a `Recorder`.
+
+    Attributes:
+        windows: the `Recorder.changes` of each branch, in the order in which they began.
+    """
+
+    def __init__(self):
+        self.windows: list[list[tuple[float, float, float]]] = []
+
+    def window(self, rows: Rows, embed: Embed, agree) -> Callable[[], Recorder]:
+        def branch() -> Recorder:
+            recorder = Recorder()
+            self.windows.append(recorder.changes)  # not the recorder, which holds a step's tokens
+            return recorder
+
+        return branch
+
+
 def fit(changes: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
-    """What a `FILE` holds: polynomials from a change of the embedding to the change of what the blocks add."""
+    """The content of a `plan.caching.FILE`: polynomials from a change of the embedding to that of the residual."""
     import numpy as np
 
-    time, modulation, added = np.array(changes).T
+    time, modulation, residual = np.array(changes).T
     return {
-        "coefficients": np.polyfit(time, added, DEGREE).tolist(),
-        "ret_steps_coefficients": np.polyfit(modulation, added, DEGREE).tolist(),
+        "coefficients": np.polyfit(time, residual, DEGREE).tolist(),
+        "ret_steps_coefficients": np.polyfit(modulation, residual, DEGREE).tolist(),
     }

@@ -1,0 +1,81 @@
+"""--replay: the flags in a video's manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, fields_that
+from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.comment import comment_of
+
+FORMAT = 1  # of manifests
+_CHOSEN = ("teacache_coefficients",)  # for the model and the size that the video had
+# Flags given beside --replay, and the settings of the video that they replace as well.
+REPLACED = {
+    "--model_id": _CHOSEN,
+    "--use_ret_steps": _CHOSEN,
+    "--height": _CHOSEN,
+    "--width": _CHOSEN,
+    "--resolution": ("height", "width", *_CHOSEN),
+    "--prompt": ("story",),
+    "--story": ("prompt",),
+    "--image": ("video_path",),
+    "--video_path": ("image",),
+}
+REPLAYED = frozenset(field.name for field in fields_that(DiffusionForcingSettings, replayed=True))
+FORMERLY = {"device"}  # stood among the settings in manifests of version 0.1.0; a machine's setting is not taken over
+
+
+def read_manifest(path: Path) -> dict:
+    """The manifest in a file: a video, or the JSON beside one.
+
+    Raises:
+        InputError: none, or not one of this program.
+    """
+    try:
+        text = path.read_text("utf-8") if path.suffix.lower() == ".json" else comment_of(path)
+        manifest = json.loads(text)
+        if manifest["format"] != FORMAT or not isinstance(manifest["settings"], dict):
+            raise ValueError("of another version")
+        if not isinstance(manifest.get("inputs", {}), dict) or not isinstance(manifest["script"], str):
+            raise ValueError("changed by hand")
+        for name, value in manifest["settings"].items():
+            if not isinstance(value, str | int | float | list):
+                raise ValueError(f"{name} cannot be {value}")
+            if name not in REPLAYED | FORMERLY:
+                raise ValueError(f"{name} is not a setting that changes a video's frames")
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
+        legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
+        raise InputError("replay", path, legal) from None
+    return manifest
+
+
+def replayed_flags(path: Path, script: str, argv: Sequence[str]) -> list[str]:
+    """The flags that made a video, without those that `argv` replaces.
+
+    Only settings that change the frames are taken: a video from elsewhere decides neither where files are written nor
+    what the machine does.
+
+    Raises:
+        InputError: no manifest, or one of another script.
+    """
+    written = read_manifest(path)
+    if written["script"] != script:
+        raise InputError("replay", path, f"was made by {written['script']}")
+    given = {word.partition("=")[0] for word in argv}
+    replaced = FORMERLY | {name for flag, names in REPLACED.items() if flag in given for name in names}
+    return flags_of({name: value for name, value in written["settings"].items() if name not in replaced})
+
+
+def flags_of(settings: dict) -> list[str]:
+    """Settings as a manifest has them -> a command line."""
+    flags = []
+    for name, value in settings.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flags.append(f"--{name}={text}")
+    return flags

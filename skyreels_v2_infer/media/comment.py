@@ -1,0 +1,31 @@
+"""The comment in a video's metadata, where a manifest is kept."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+
+def comment_of(video: Path) -> str:
+    """The comment in a video's metadata.
+
+    Raises:
+        ValueError: it has none.
+    """
+    import imageio_ffmpeg
+
+    if not video.is_file():
+        raise ValueError("no such file")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", f"file:{video}", "-f", "ffmetadata", "-"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    # A line break in a value has a backslash in front, as every other special character.
+    found = re.search(rb"^comment=((?:\\.|[^\\\n])*)$", done.stdout, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError("it has no comment")
+    return re.sub(rb"\\(.)", rb"\1", found[1], flags=re.DOTALL).decode()
+
+
+def as_ffmetadata(comment: str) -> str:
+    """A metadata file as ffmpeg reads it."""
+    return ";FFMETADATA1\ncomment=" + re.sub(r"([=;#\\\n])", r"\\\1", comment) + "\n"

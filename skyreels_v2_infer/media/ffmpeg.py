@@ -1,0 +1,230 @@
+"""ffmpeg as a process: its command lines, starting and ending it, why it failed, and whether it has what we use.
+
+ffmpeg is the binary that imageio-ffmpeg ships, or the one that IMAGEIO_FFMPEG_EXE names. It is started here rather than
+through that package's generators, which report neither its exit code nor its messages: a truncated input would read as
+a short video, and a full disk would leave a file that looks finished.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from skyreels_v2_infer.errors import in_one_line
+
+# Without accurate rounding each RGB -> YUV -> RGB conversion darkens the picture by a level or more, and the error adds
+# up in a video that is extended repeatedly.
+_ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int"
+# The picture as players show it: ffmpeg has applied the rotation by then, this makes the pixels square.
+_AS_SHOWN = f"scale=w=iw*sar:h=ih:{_ACCURATE}"
+# Untagged HD is read as BT.709 by players but written as BT.601 by ffmpeg: convert to BT.709 and tag the file.
+_TO_BT709 = (
+    f"scale=out_color_matrix=bt709:out_range=tv:{_ACCURATE},"
+    "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+)
+_CRF = "10"  # imageio's quality 8: int((1 - 8 / 10) * 51)
+
+# Outputs of decoding. PPM states the size in front of every frame, which may change within a video.
+PIXELS = ("-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe")
+# One line of text per frame with its timestamp; wrapped_avframe avoids copying pixels that nobody reads.
+TIMESTAMPS = ("-c:v", "wrapped_avframe", "-f", "framecrc")
+
+# Messages about ffmpeg itself, whatever the input is.
+_LACKING = re.compile(
+    "Unrecognized option|Unknown encoder|Unknown bitstream filter|Bitstream filter not found|No such filter|"
+    "Requested output format|Option '.*' not found"
+)
+_CONSEQUENCES = re.compile("Nothing was written|Task finished|Terminating thread")
+
+
+def encode_arguments(height: int, width: int, fps: float, out: Path) -> list[str]:
+    """Raw RGB frames from stdin -> H.264 in `out`."""
+    arguments = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+    arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF]
+    return [*arguments, "-f", "mp4", f"file:{out}"]
+
+
+def join_arguments(fps: float, out: Path, metadata: Path | None = None) -> list[str]:
+    """Videos listed on stdin (see `join_list`) -> `out`, without encoding again."""
+    arguments = ["-y", "-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe,fd", "-i", "-"]
+    if metadata is not None:
+        arguments += ["-f", "ffmetadata", "-i", f"file:{metadata}", "-map", "0", "-map_metadata", "1"]
+    # x264 reorders over up to two frames, but not in a video of one frame. Without the same lead everywhere the
+    # decoding timestamps would be uneven where two videos meet, and players would derive another frame rate from them.
+    arguments += ["-bsf:v", f"setts=pts=PTS:dts=(N-2)/({fps}*TB):duration=1/({fps}*TB)"]
+    return [*arguments, "-c", "copy", "-f", "mp4", f"file:{out}"]
+
+
+def join_list(paths: Sequence[Path]) -> bytes:
+    """The list of files that `join_arguments` reads from stdin."""
+    quoted = (str(path.absolute()).replace("'", r"'\''") for path in paths)
+    return os.fsencode("ffconcat version 1.0\n" + "".join(f"file 'file:{name}'\n" for name in quoted))
+
+
+def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = None) -> list[str]:
+    """The frames of the video at `path`, as shown, to stdout in the form `output` (`PIXELS` or `TIMESTAMPS`).
+
+    Args:
+        timestamps: a file that receives `TIMESTAMPS` as well, from the same decoding.
+    """
+    # -xerror: a truncated file is an error, not a shorter video. 0:V:0: the cover picture of an audio file is no video.
+    # passthrough: every frame once, whatever its timestamp. file: names may contain a colon.
+    every_frame = ["-map", "0:V:0", "-fps_mode", "passthrough"]
+    arguments = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    arguments += [*every_frame, "-vf", _AS_SHOWN, *output, "-"]
+    if timestamps is not None:
+        arguments += [*every_frame, *TIMESTAMPS, "-y", f"file:{timestamps}"]
+    return arguments
+
+
+def executable() -> str:
+    """Path of the ffmpeg binary. Raises OSError if there is none."""
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise OSError(in_one_line(error)) from None
+
+
+class Ffmpeg:
+    """A running ffmpeg whose messages are kept. Leaving the ``with`` block ends it.
+
+    Args:
+        arguments: its command line.
+        stdin, stdout: as `subprocess.Popen` takes them.
+        verbose: whether messages say more than errors: each then starts with its level, as ``[info]``.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        verbose: bool = False,
+    ):
+        self.process: subprocess.Popen | None = None
+        self._verbose, self._ended, self._starting = verbose, False, threading.Lock()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
+        command = [executable(), "-hide_banner", "-v", "level+info" if verbose else "error", *arguments]
+        try:
+            # Not in the main thread, where an exception that a signal handler raises inside Popen would leave a process
+            # behind of which nobody has a handle.
+            with ThreadPoolExecutor(1) as other:
+                other.submit(self._start, command, stdin, stdout).result()
+        except BaseException:
+            self.end()
+            raise
+
+    def _start(self, command: list[str], stdin: int, stdout: int) -> None:
+        with self._starting:
+            if self._ended:  # an interrupt came first
+                return
+            try:
+                # In a session of its own: Ctrl-C is handled by us and must not reach ffmpeg first.
+                self.process = subprocess.Popen(
+                    command, stdin=stdin, stdout=stdout, stderr=self._log, start_new_session=True
+                )
+            except OSError as error:
+                raise OSError(f"ffmpeg cannot be started: {error.strerror} ({command[0]})") from None
+
+    def __enter__(self) -> Ffmpeg:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.end()
+
+    def communicate(self, sent: bytes) -> None:
+        """Writes `sent` to stdin and waits for the end."""
+        with suppress(BrokenPipeError):  # the exit code tells why
+            self.process.communicate(sent)
+
+    def succeeded(self) -> bool:
+        """Whether it ended with exit code 0; waits for that."""
+        return self.process.wait() == 0
+
+    def messages(self) -> list[str]:
+        """All lines that it has written to stderr."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").splitlines()
+
+    def errors(self) -> list[str]:
+        """The lines of `messages` that report errors, without the parts of ffmpeg that report them."""
+        lines = self.messages()
+        if self._verbose:
+            tagged = [line for line in lines if re.search(r"\[(error|fatal|panic)\]", line)]
+            lines = tagged or [line for line in lines if not re.search(r"\[(info|warning)\]", line)]
+        return [re.sub(r"^(\[[^]]*\] *)+", "", line) for line in lines]
+
+    def lacks(self) -> str | None:
+        """The message about an option, encoder, filter or format that this ffmpeg does not have; None if it has all."""
+        return next((in_one_line(line) for line in self.errors() if _LACKING.search(line)), None)
+
+    def reason(self) -> str:
+        """Why it failed, in one line; waits for its end."""
+        code = self.process.wait()
+        lines = self.errors()
+        if any("matches no streams" in line for line in lines):
+            return "matches no streams"
+        lines = [line for line in lines if not _CONSEQUENCES.match(line)]
+        if lines:
+            inner = re.search(r"return code -?\d+ \((.*)\)$", lines[-1])
+            return in_one_line(inner[1] if inner else lines[-1])
+        return f"ffmpeg was ended by signal {-code}" if code < 0 else f"ffmpeg ended with code {code}"
+
+    def end(self) -> None:
+        """Kills the process if it still runs, and closes its pipes. A second call does nothing."""
+        with self._starting:
+            self._ended = True
+        if self.process is not None:
+            self.process.kill()
+            for pipe in (self.process.stdin, self.process.stdout):
+                with suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+            self.process.wait()
+        self._log.close()
+
+
+def check_ffmpeg(reading: bool = False) -> None:
+    """Encodes and joins two tiny videos with the command lines of a run, so that a missing encoder is found at once.
+
+    Args:
+        reading: whether the run decodes a video as well.
+
+    Raises:
+        OSError: ffmpeg cannot be started, or has no such option, encoder, filter or format (which, and where it is); or
+            there is no folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        video, joined, metadata = (Path(folder, name) for name in ("encoded.mp4", "both.mp4", "metadata"))
+        metadata.write_text(";FFMETADATA1\ncomment=none\n")
+        _try("write videos", encode_arguments(16, 16, 24, video), bytes(3 * 16 * 16 * 3))
+        _try("join videos", join_arguments(24, joined, metadata), join_list([video, video]))
+        if reading:
+            times = Path(folder, "timestamps")
+            _try("read videos", decode_arguments(joined, *PIXELS, timestamps=times))
+
+
+def _try(what: str, arguments: list[str], sent: bytes = b"") -> None:
+    with Ffmpeg(arguments, stdin=subprocess.PIPE) as ffmpeg:
+        ffmpeg.communicate(sent)
+        if not ffmpeg.succeeded():
+            # The first line names what is missing, the later ones say that this was an error.
+            reason = ffmpeg.lacks() or next(iter(ffmpeg.errors()), None) or ffmpeg.reason()
+            raise unusable(what, reason)
+
+
+def unusable(what: str, reason: str) -> OSError:
+    """The error for an ffmpeg that lacks something. Its path comes last because messages may be cut at the end."""
+    return OSError(f"ffmpeg cannot {what}: {reason} (needed: 5.1 or newer, with libx264; this one: {executable()})")

@@ -1,0 +1,242 @@
+"""Reads videos: the header, every frame, or the newest frames of a video that is continued.
+
+Frames are uint8 RGB ``[H, W, 3]``. A video is seen as players show it: upright, with square pixels.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.ffmpeg import PIXELS, TIMESTAMPS, Ffmpeg, decode_arguments, unusable
+from skyreels_v2_infer.media.files import check_file
+from skyreels_v2_infer.media.images import fit
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    import numpy as np
+
+    from skyreels_v2_infer.media.statistics import Look
+    from skyreels_v2_infer.media.write import VideoWriter
+
+
+class VideoHeader(NamedTuple):
+    """``height`` and ``width`` in pixels as shown, and the mean rate ``fps`` per second that the file states.
+
+    ``fps`` is rounded to two digits; 0.0 if the file does not state it.
+    """
+
+    height: int
+    width: int
+    fps: float
+
+
+class VideoInfo(NamedTuple):
+    """``height`` and ``width`` in pixels as shown, the exact number of ``frames``, and their mean rate ``fps``.
+
+    ``fps`` is computed from timestamps; 0.0 if the file has none.
+    """
+
+    height: int
+    width: int
+    frames: int
+    fps: float
+
+
+class Decoded(NamedTuple):
+    """``frames``: exact number. ``fps``: mean rate from timestamps, 0.0 if the file has none.
+
+    ``newest``: the last ones, uint8 ``[min(keep, frames), H, W, 3]``.
+    """
+
+    frames: int
+    fps: float
+    newest: np.ndarray
+
+
+def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
+    """Size and stated frame rate of the video at `path`; decodes one frame.
+
+    Raises:
+        InputError: for the flag `name`: the file is missing, is no video, or its first frame cannot be decoded.
+        OSError: ffmpeg is missing or lacks what is needed.
+    """
+    check_file(path, name)
+    arguments = decode_arguments(path, "-frames:v", "1", *TIMESTAMPS)
+    with Ffmpeg(arguments, stdout=subprocess.PIPE, verbose=True) as ffmpeg:
+        size = _parse_timestamps(ffmpeg.process.stdout).size
+        if not ffmpeg.succeeded():
+            raise _refused(ffmpeg, path, name)
+        if size is None:
+            raise _no_frame(path, name)
+        return VideoHeader(*size, _stated_fps(ffmpeg.messages()))
+
+
+def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
+    """Size, exact number of frames and mean rate of the video at `path`; decodes all of it.
+
+    Raises:
+        InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
+        OSError: ffmpeg is missing or lacks what is needed.
+    """
+    with _decoding(path, name, *TIMESTAMPS) as lines:
+        stamps = _parse_timestamps(lines)
+    if not stamps.times or stamps.size is None:
+        raise _no_frame(path, name)
+    return VideoInfo(*stamps.size, frames=len(stamps.times), fps=stamps.fps())
+
+
+def read_video(path: Path | str, height: int, width: int, name: str = "video_path") -> Iterator[np.ndarray]:
+    """The frames of the video at `path`, one at a time, as uint8 ``[height, width, 3]``: scaled to cover, cropped.
+
+    Holds one frame at a time; closing the iterator ends ffmpeg.
+
+    Raises:
+        InputError: for the flag `name`: at the first frame if the file is no video, later where it is damaged.
+        OSError: ffmpeg is missing or lacks what is needed.
+    """
+    with _decoding(path, name, *PIXELS) as stream:
+        yield from _fitted(stream, height, width)
+
+
+def decode_prefix(
+    path: Path | str,
+    height: int,
+    width: int,
+    keep: int,
+    spool: VideoWriter | None = None,
+    look: Look | None = None,
+    check: Callable[[], object] | None = None,
+    name: str = "video_path",
+) -> Decoded:
+    """Decode the video at `path` once, from start to end, for everything that continuing it needs.
+
+    Holds ``keep + 1`` frames at a time, each scaled to cover ``height`` x ``width`` and cropped.
+
+    Args:
+        keep: how many of the newest frames are returned.
+        spool: receives every frame. The caller closes or discards it.
+        look: receives every frame.
+        check: called after every frame; may raise, so that an interrupted run ends here.
+
+    Raises:
+        InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
+        OSError: ffmpeg is missing or lacks what is needed; or from `spool`.
+    """
+    import numpy as np
+
+    kept: deque[np.ndarray] = deque(maxlen=keep)
+    frames = 0
+    with tempfile.TemporaryDirectory() as folder:
+        timestamps = Path(folder, "timestamps")  # a file, since two pipes that are read in turn can block each other
+        with _decoding(path, name, *PIXELS, timestamps=timestamps) as stream:
+            for frame in _fitted(stream, height, width):
+                if spool is not None:
+                    spool.write(frame)
+                if look is not None:
+                    look.add(frame[None])
+                kept.append(frame)
+                frames += 1
+                if check is not None:
+                    check()
+        if not frames:
+            raise _no_frame(path, name)
+        with timestamps.open("rb") as lines:
+            fps = _parse_timestamps(lines).fps()
+    newest = np.empty((len(kept), height, width, 3), np.uint8)
+    for i in range(len(newest)):
+        newest[i] = kept.popleft()  # releases the frame before the next one takes memory in `newest`
+    return Decoded(frames, fps, newest)
+
+
+@contextmanager
+def _decoding(path: Path | str, name: str, *output: str, timestamps: Path | None = None) -> Iterator[BinaryIO]:
+    """Context manager that runs ffmpeg on all frames of a video and yields its output.
+
+    If the block ends normally, the file must have been decoded to its end without errors.
+    """
+    check_file(path, name)
+    with Ffmpeg(decode_arguments(path, *output, timestamps=timestamps), stdout=subprocess.PIPE) as ffmpeg:
+        yield ffmpeg.process.stdout
+        if not ffmpeg.succeeded() or _is_truncated(ffmpeg):
+            raise _refused(ffmpeg, path, name)
+
+
+def _is_truncated(ffmpeg: Ffmpeg) -> bool:
+    """Whether ffmpeg reports that a file ends too early, for which some containers exit with code 0."""
+    return any(re.search("ended prematurely|decode failed|partial file", line) for line in ffmpeg.errors())
+
+
+def _refused(ffmpeg: Ffmpeg, path: Path | str, name: str) -> Exception:
+    """The error for a video that ffmpeg failed to decode: InputError, or OSError if ffmpeg itself is what is wrong."""
+    if (lacking := ffmpeg.lacks()) is not None:
+        return unusable("read videos", lacking)
+    reason = ffmpeg.reason()
+    if "matches no streams" in reason:
+        return InputError(name, path, "must be a video, but there is no video stream in this file")
+    return InputError(name, path, f"must be a complete video that ffmpeg can decode to its end, but: {reason}")
+
+
+def _no_frame(path: Path | str, name: str) -> InputError:
+    return InputError(name, path, "has no frame that can be decoded")
+
+
+def _fitted(stream: BinaryIO, height: int, width: int) -> Iterator[np.ndarray]:
+    """Frames in ffmpeg's `PIXELS` output -> uint8 ``[height, width, 3]``; ends early if ffmpeg does."""
+    from PIL import Image
+
+    while stream.readline():
+        size = tuple(map(int, stream.readline().split()))
+        stream.readline()
+        pixels = stream.read(3 * size[0] * size[1])
+        if len(pixels) < 3 * size[0] * size[1]:
+            return
+        yield fit(Image.frombytes("RGB", size, pixels), height, width)
+
+
+class _Timestamps(NamedTuple):
+    size: tuple[int, int] | None  # height, width of the first frame
+    tick: Fraction | None  # seconds per unit of `times`
+    times: list[tuple[int, int]]  # start and duration of each frame
+
+    def fps(self) -> float:
+        """Mean rate; 0.0 without timestamps."""
+        if not self.times or self.tick is None:
+            return 0.0
+        span = self.times[-1][0] - self.times[0][0]
+        shown, seconds = (len(self.times) - 1, span * self.tick) if span > 0 else (1, self.times[0][1] * self.tick)
+        return float(shown / seconds) if seconds > 0 else 0.0
+
+
+def _parse_timestamps(lines: Iterable[bytes]) -> _Timestamps:
+    """Reads ffmpeg's `TIMESTAMPS` output."""
+    size = tick = None
+    times = []
+    for line in lines:
+        if match := re.match(rb"#tb 0: (\d+)/(\d+)", line):
+            tick = Fraction(int(match[1]), int(match[2]))
+        elif match := re.match(rb"#dimensions 0: (\d+)x(\d+)", line):
+            size = int(match[2]), int(match[1])
+        elif not line.startswith(b"#"):
+            _, _, start, duration, *_ = line.split(b",")
+            times.append((int(start), int(duration)))
+    return _Timestamps(size, tick, times)
+
+
+def _stated_fps(messages: list[str]) -> float:
+    """The rate in ffmpeg's description of the stream that it decoded; 0.0 if there is none."""
+    used = next((match[1] for line in messages if (match := re.search(r" Stream #(0:\d+) -> #0:0 ", line))), None)
+    for line in messages:
+        if re.match(rf"\[info\] +Stream #{used}\b.*: Video: ", line):  # the first is the input's
+            rate = re.search(r", ([\d.]+)(k?) fps\b", line)
+            return float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0
+    return 0.0

@@ -1,0 +1,60 @@
+"""Callables that a run passes into a pipeline, which knows neither caches nor ranks nor progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence
+from skyreels_v2_infer.pipelines.denoise import both_branches
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.modules.transformer import PromptContext
+
+# (index of the window, number of windows, rows) -> context manager whose value is called after every row
+Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
+
+
+def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How several ranks share the computation; by default the identity, on one rank.
+
+    Attributes:
+        sequence: splits tokens over ranks, joins them, and attends to those of all ranks.
+        branches: runs the conditional and the unconditional pass.
+        agree: rank 0's tensor, on all ranks.
+        agree_context: rank 0's prompt context, on all ranks.
+    """
+
+    sequence: WholeSequence = WHOLE
+    branches: Callable = both_branches
+    agree: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+    agree_context: Callable[[PromptContext], PromptContext] = lambda context: context
+
+    @classmethod
+    def of(cls, shared) -> Ranks:
+        """Those of `xdit_context_parallel.share`."""
+        return cls(shared.sequence, shared.branches or both_branches, shared.agree, shared.agree)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What surrounds the computation of one run.
+
+    Attributes:
+        progress: shows how far a window is.
+        cache: decides once per window which rows run the transformer's blocks (`TeaCache`); None: all do.
+        ranks: see `Ranks`.
+    """
+
+    progress: Progress = no_progress
+    cache: Any = None
+    ranks: Ranks = field(default_factory=Ranks)

@@ -1,0 +1,88 @@
+"""Texts of a plan -> prompt contexts; every distinct text is encoded once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.pipelines.history import Resume
+from skyreels_v2_infer.pipelines.hooks import Ranks
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import Plan, Text, WindowPlan
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.pipelines.base import VideoPipeline
+
+
+class Texts:
+    """The embeddings of all texts of a run, and the contexts of the window at hand.
+
+    Embeddings are small and kept; keys and values for every block are not (0.4 GB a prompt for the 14B), so they are
+    made again when the prompts change.
+
+    Args:
+        pipeline: has the encoders and the transformer.
+        plan, inputs, resume: only texts of windows that are still to be denoised are encoded.
+        ranks: contexts become rank 0's on all ranks.
+
+    Attributes:
+        batch: number of videos of the run.
+    """
+
+    def __init__(self, pipeline: VideoPipeline, plan: Plan, inputs: Inputs, resume: Resume, ranks: Ranks):
+        self.pipeline, self.inputs, self.ranks = pipeline, inputs, ranks
+        windows = plan.windows[resume.window + (resume.latents is not None) :]
+        self._features = pipeline._image_features(inputs) if windows else None
+        self._embeds = self._encode(windows)
+        self._made: tuple[tuple, tuple[PromptContext, PromptContext | None]] | None = None
+        self.batch = max((len(self._positive(window)) for window in windows), default=1)
+
+    def _encode(self, windows: tuple[WindowPlan, ...]) -> dict[Text, torch.Tensor]:
+        """Embeddings ``[B, text_len, text_dim]`` of each distinct text, on the device."""
+        texts = [window.prompt for window in windows if window.prompt is not None]
+        texts += [w.negative_prompt for w in windows if w.is_guided and w.negative_prompt is not None]
+        encoder, length = self.pipeline.text_encoder, self.pipeline.transformer.text_len
+        if not texts:
+            return {}
+        if encoder is None:
+            raise ValueError("prompt: this pipeline has no text encoder; give prompt_embeds")
+        with self.pipeline.at_work(encoder):
+            encoded = {t: encoder.encode(list(t) if isinstance(t, tuple) else t, length) for t in dict.fromkeys(texts)}
+        return {text: embeds.to(self.pipeline.device) for text, embeds in encoded.items()}
+
+    def _positive(self, window: WindowPlan) -> torch.Tensor:
+        if window.prompt is not None:
+            return self._embeds[window.prompt]
+        if self.inputs.prompt_embeds is None:
+            raise ValueError("prompt: give it as text, or as prompt_embeds")
+        return self.inputs.prompt_embeds.to(self.pipeline.device)
+
+    def _negative(self, window: WindowPlan) -> torch.Tensor:
+        if window.negative_prompt is not None:
+            return self._embeds[window.negative_prompt]
+        if self.inputs.negative_prompt_embeds is None:
+            raise ValueError("negative_prompt: give it as text, or as negative_prompt_embeds")
+        return self.inputs.negative_prompt_embeds.to(self.pipeline.device)
+
+    def contexts(self, window: WindowPlan) -> tuple[PromptContext, PromptContext | None]:
+        """Prompt and negative prompt as the transformer's blocks read them; the latter None without guidance."""
+        key = window.prompt, window.negative_prompt, window.is_guided
+        if self._made is None or self._made[0] != key:
+            self._made = None  # its memory is free before the next is made
+            negative = None
+            if window.is_guided:
+                negative = self._negative(window)
+                if len(negative) not in (1, self.batch):
+                    raise ValueError(f"negative_prompt: {len(negative)} of them, but {self.batch} prompts")
+                negative = self._context(negative.expand(self.batch, -1, -1))
+            self._made = key, (self._context(self._positive(window)), negative)
+        return self._made[1]
+
+    def _context(self, embeds: torch.Tensor) -> PromptContext:
+        features = self._features
+        if features is not None:
+            features = features.to(self.pipeline.device).expand(len(embeds), -1, -1)
+        context = self.pipeline.transformer.prepare_context(embeds, features, self.pipeline.at_work)
+        return self.ranks.agree_context(context)

@@ -1,0 +1,56 @@
+"""Prompts as the text encoder reads them: cleaned, and cut where they are longer than the model takes."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from skyreels_v2_infer.plan.plan import Plan
+
+TEXT_LEN = 512  # tokens that a model takes if its config does not say it
+SHOWN = 60  # characters of what is cut off
+
+
+def clean(prompt: str) -> str:
+    """A prompt as the model saw text in training: broken Unicode repaired, HTML entities resolved, single spaces.
+
+    Entities are resolved twice because text from the web often has them escaped twice (``&amp;quot;``).
+    """
+    import ftfy
+
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+def cut_lines(plan: Plan, tokenizer: Path, config: dict) -> list[str]:
+    """A line for every text of a plan that is longer than the model takes: how many tokens are cut, and which words.
+
+    Args:
+        tokenizer: folder with a tokenizer.json; without one nothing is said.
+        config: of the transformer.
+    """
+    length = config.get("text_len", TEXT_LEN)
+    named = [("prompt", window.prompt) for window in plan.windows]
+    named += [("negative_prompt", window.negative_prompt) for window in plan.windows if window.is_guided]
+    # A token has a byte at least, so that short texts need no tokenizer.
+    long = [
+        (name, text) for name, text in dict.fromkeys(named) if isinstance(text, str) and len(text.encode()) > length
+    ]
+    file = tokenizer / "tokenizer.json"
+    if not long or not file.is_file():
+        return []
+    from tokenizers import Tokenizer
+
+    reader = Tokenizer.from_file(str(file))
+    reader.no_truncation()
+    lines = []
+    for name, text in long:
+        words = clean(text)
+        tokens = reader.encode(words)
+        if len(tokens.ids) > length:
+            # The last token that is read is the one that ends every text.
+            rest = words[tokens.offsets[length - 1][0] :].strip()
+            rest = rest if len(rest) <= SHOWN else f"{rest[: SHOWN - 3]}..."
+            count = f"{len(tokens.ids) - length} of {len(tokens.ids)} tokens are cut off"
+            lines.append(f'--{name}: {count} (the model takes {length}), from "{rest}"')
+    return lines

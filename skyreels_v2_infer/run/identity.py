@@ -1,0 +1,48 @@
+"""What tells runs apart: settings that change the frames, the files they name, and the plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from skyreels_v2_infer.cli.settings import Affects, GenerateSettings, fields_that
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.run.files import fingerprint
+from skyreels_v2_infer.run.record import digest_of
+from skyreels_v2_infer.weights.locate import Checkpoint
+
+
+def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint: Checkpoint) -> dict:
+    """Two runs of the same identity make the same video. JSON data: files are fingerprints."""
+    identity: dict = {"script": script}
+    for field in fields_that(settings, affects=Affects.FRAMES):
+        value = getattr(settings, field.name)
+        identity[field.name] = fingerprint(value) if isinstance(value, Path) else value
+    identity.pop("prompts", None)
+    if "story" in identity:
+        identity["story"] = None if plan.scenes is None else [asdict(scene) for scene in plan.scenes]
+    files = [file for part in checkpoint.parts.values() for file in part.files if file.is_file()]
+    identity["model_id"] = {str(file.relative_to(checkpoint.folder)): fingerprint(file) for file in sorted(files)}
+    if plan.cache is not None:  # its coefficients may be those of a file in the model's folder
+        identity["teacache_coefficients"] = plan.cache.coefficients
+    return json.loads(json.dumps(identity))  # as it is read back from a file
+
+
+def asked_for(identity: dict) -> str:
+    """A hash of what was asked for, whatever the seed."""
+    return digest_of(identity | {"seed": None})
+
+
+def piece_keys(settings: GenerateSettings, plan: Plan, identity: dict, settled: dict) -> tuple[str, ...]:
+    """A key for every piece: two runs with the same key make the same piece, and the same pieces before it."""
+    by_window = {field.name for field in fields_that(settings, by_window=True)}
+    fixed = {name: value for name, value in identity.items() if name not in by_window}
+    so_far: list = [fixed | {"device": settled["device"], "dtype": settled["dtype"]}]
+    keys = [digest_of({"pieces": so_far})] if plan.prefix_frames else []
+    for window in plan.windows:
+        end = identity.get("end_image") if window.end_latents else None
+        texts = [window.prompt, window.negative_prompt, window.seed, window.guidance_scale]
+        so_far.append([asdict(window.window), *texts, end])
+        keys.append(digest_of({"pieces": so_far}))
+    return tuple(keys)

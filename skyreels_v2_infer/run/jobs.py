@@ -1,0 +1,299 @@
+"""One job: from settings to a finished video. What needs no weights is checked first."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
+from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.console import say, silent
+from skyreels_v2_infer.distributed.team import Team
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.models import architecture
+from skyreels_v2_infer.plan.naming import output_stem
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.prompts import cut_lines
+from skyreels_v2_infer.plan.show import describe, table
+from skyreels_v2_infer.run import manifest
+from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
+from skyreels_v2_infer.run.inputs import Source, read_inputs
+from skyreels_v2_infer.run.journal import Journal
+from skyreels_v2_infer.run.record import RunInfo
+from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
+from skyreels_v2_infer.run.session import Session
+from skyreels_v2_infer.run.video import Video
+from skyreels_v2_infer.weights.download import local_folder
+from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.verify import check_files
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.runtime import Placement
+
+SEEDS = 2**32  # a drawn seed is below this: short enough to be typed again
+MUCH_NOISE = 60
+
+
+def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
+    """The transformer's arguments and the model's folder, as far as they are known without a download."""
+    folder = local_folder(settings.model_id)
+    config = architecture(settings.model_id)
+    if config is None and folder is not None:
+        config = read_transformer_config(settings.model_id)
+    return config, folder
+
+
+class Job:
+    """One command on its way to a video.
+
+    Args:
+        script: name of the script, for messages and the manifest.
+        check: called now and then; raises when the process is to end.
+    """
+
+    def __init__(self, script: str, settings: GenerateSettings, check: Callable[[], object]):
+        self.script, self.settings, self.check = script, settings, check
+        self.video: Video | None = None
+        self._made: list[Path] = []  # folders that did not exist before, the innermost first
+
+    def left(self) -> str:
+        """What is kept if the run ends now, for a message."""
+        return "no video was written" if self.video is None else self.video.left()
+
+    def close(self) -> None:
+        """Lets go of the files; created folders that are empty are removed."""
+        if self.video is not None:
+            self.video.journal.close()
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    def run(self, team: Team, open_session: Callable[..., Session] = Session) -> Path | None:
+        """Makes the video -> its path; None on other ranks than the first."""
+        settings, first = self.settings, not team.rank
+        if first:
+            check_ffmpeg(reading=getattr(settings, "video_path", None) is not None)  # not after the first window
+        with team.first_rank_first():  # which downloads what is missing; the others find it there
+            config = read_transformer_config(settings.model_id)
+        with tempfile.TemporaryDirectory() as spool:
+            inputs, source = team.same(read_inputs(settings, Path(spool), self.check) if first else None)
+            folder = local_folder(settings.model_id)
+            plan = plan_of(settings, config, folder, source.frames if source else 0, team.size)
+            check_packages(plan)
+            place = self._place(plan) if folder is None else None  # before gigabytes are fetched
+            with team.first_rank_first():
+                checkpoint = Checkpoint.open(settings.model_id)
+            if first:
+                check_files(checkpoint)
+                for line in cut_lines(plan, checkpoint.parts["tokenizer"].files[0], config):
+                    say(line)
+            identity = identity_of(self.script, settings, plan, checkpoint) if first else {}
+            found = team.same(self._find(plan, identity) if first and settings.resume else None)
+            if found is not None and "path" in found:
+                return found["path"] if first else None
+            plan = plan.with_seed(found["seed"] if found else team.same(self._seed()))
+            if found is not None and found["complete"]:  # joining needs no device
+                return self.video.finish() if first else None
+            place = self._place(plan, place, found and found["dtype"])
+            plan = self._with_prompt(plan, place, team, found)
+            if first:
+                self._open(plan, identity, settled_of(plan, place), source, inputs)
+        if team.same(first and self.video.is_complete):  # by pieces of a kept run
+            return self.video.finish() if first else None
+        self._remark(source)
+        session = open_session(checkpoint, place, team, offload=settings.offload, check=self.check)
+        return session.make(plan, inputs, self.video)
+
+    def _seed(self) -> int:
+        if self.settings.seed is not None:
+            return self.settings.seed
+        seed = secrets.randbelow(SEEDS)
+        say(f"seed {seed} (drawn; --seed {seed} makes the same video)")
+        return seed
+
+    def _place(self, plan: Plan, place: Placement | None = None, dtype: str | None = None) -> Placement:
+        """Device and precision, checked against what the run needs; `place` if they were chosen before.
+
+        Args:
+            dtype: of an interrupted run; None: the settings'.
+        """
+        from skyreels_v2_infer.runtime import Placement, check_offload
+
+        settings = self.settings
+        place = place or Placement.choose(settings.device, dtype or settings.dtype)
+        if dtype is not None:
+            place = place.with_dtype(dtype)
+        if settings.offload:
+            check_offload(place.device)
+        if plan.sharing is not None and plan.sharing.ring > 1:
+            place.check_ring()
+        place.make_current()
+        return place
+
+    def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
+        """The plan with the prompt written out, if that was asked for, or as an interrupted run has it."""
+        if plan.scenes is not None:
+            return plan
+        if found is not None:
+            return plan.with_prompt(found["prompt"])
+        if not self.settings.prompt_enhancer:
+            return plan
+        return plan.with_prompt(team.same(None if team.rank else enhanced(self.settings, place)))
+
+    def _find(self, plan: Plan, identity: dict) -> dict | None:
+        """For --resume: the interrupted run, opened, or the path of the finished video; None: there is neither."""
+        settings = self.settings
+        stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
+        refused = journal = None
+        try:
+            journal = resume_run(settings.outdir, stem, identity, settings.keep_parts)
+        except InputError as error:
+            refused = error
+        if journal is not None:
+            settled = journal.settled
+            plan = plan.with_seed(journal.identity["seed"])
+            self._watch(journal, plan, journal.identity, settled)
+            denoised = ", and the next one is denoised" * journal.is_denoised
+            say(f"--resume: {len(journal.pieces)} of {self.video.pieces} pieces are there{denoised}")
+            found = {"seed": plan.seed, "prompt": settled["prompt"], "dtype": settled["dtype"]}
+            return found | {"complete": self.video.is_complete}
+        path = manifest.finished(settings.outdir, stem, asked_for(identity), settings.seed)
+        if path is not None:  # repeating a finished command must not make the video again
+            say("--resume: this video is finished")
+            return {"path": path}
+        if refused is not None:
+            raise refused
+        say(f"--resume: nothing to resume in {settings.outdir}; this run begins with the first frame")
+        return None
+
+    def _open(self, plan: Plan, identity: dict, settled: dict, source: Source | None, inputs: Inputs) -> None:
+        """The files of the video, before weights are loaded: no other process begins the same meanwhile."""
+        if self.settings.replay is not None:
+            for line in manifest.changed_since(self.settings.replay, self.settings, plan, identity):
+                say(line)
+            line = manifest.other_machine(self.settings.replay, settled)
+            if line is not None:
+                say(line)
+        if self.video is None:
+            self._begin(plan, identity | {"seed": plan.seed}, settled)
+            if self.settings.keep_parts:
+                self._adopt(plan)
+        elif self.video.journal.settled.get("threads", settled["threads"]) != settled["threads"]:
+            was = self.video.journal.settled["threads"]
+            say(f"--resume: begun with {was} CPU threads, now {settled['threads']}: frames can differ in the last bit")
+        if source is not None and not self.video.journal.pieces:
+            self.video.add_source(source, as_history(plan, inputs))
+
+    def _begin(self, plan: Plan, identity: dict, settled: dict) -> None:
+        settings = self.settings
+        outdir = settings.outdir
+        self._made = [folder for folder in (outdir, *outdir.parents) if not folder.exists()]
+        try:
+            outdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("outdir", outdir, f"cannot be created ({error.strerror})") from None
+        keys = piece_keys(settings, plan, identity, settled)
+        stem = output_stem(identity["prompt"], plan.seed)
+        info = RunInfo(stem, settled, identity, settings.fps, keys, settings.keep_parts)
+        self._watch(Journal.begin(outdir, info, alone=settings.resume), plan, identity, settled)
+
+    def _watch(self, journal: Journal, plan: Plan, identity: dict, settled: dict) -> None:
+        about = manifest.describe(self.script, self.settings, plan, identity, settled, journal.plan)
+        self.video = Video(journal, about, plan, not self.settings.no_preview)
+
+    def _adopt(self, plan: Plan) -> None:
+        """For --keep_parts: the pieces of a kept run that this run has, too."""
+        by_latents = plan.history == "latent"  # but for the first window, which continues a video's frames
+        windows = [window.window for window in plan.windows]
+        history = [w.history_latents if by_latents and w.index else w.history_frames for w in windows]
+        count = adopt_pieces(self.video.journal, [0] * self.video.prefix + history)
+        if count:
+            say(f"--keep_parts: {count} of {self.video.pieces} pieces are those of a run that was kept")
+
+    def _remark(self, source: Source | None) -> None:
+        settings = self.settings
+        noise = getattr(settings, "addnoise_condition", 0)
+        if noise > MUCH_NOISE:
+            say(f"--addnoise_condition {noise:g}: much; windows may not fit together (20 is usual)")
+        if source is not None and source.fps and abs(source.fps / settings.fps - 1) > 0.01:
+            say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all will play at the new rate")
+
+
+def check_packages(plan: Plan) -> None:
+    """Raises an `InputError` where tokens are to be split, but the package for it is not installed."""
+    if plan.sharing is not None and plan.sharing.parts > 1 and find_spec("yunchang") is None:
+        raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
+
+
+def settled_of(plan: Plan, place: Placement) -> dict:
+    """What the run chose of what was left open, and what the last bits of the frames depend on."""
+    import torch
+
+    dtype = str(place.dtype).removeprefix("torch.")
+    prompt = plan.windows[0].prompt
+    return {"prompt": prompt, "device": place.device.type, "dtype": dtype, "threads": torch.get_num_threads()}
+
+
+def as_history(plan: Plan, inputs: Inputs):
+    """The newest frames of a video that is continued, as later windows read them: float32 ``[1, 3, t, H, W]``."""
+    import torch
+
+    from skyreels_v2_infer.pipelines.conditioning import to_video
+
+    return to_video(inputs.prefix[-plan.longest_history :], torch.device("cpu")).numpy()
+
+
+def enhanced(settings: GenerateSettings, place: Placement) -> str:
+    """The prompt written out; the language model is gone again afterwards."""
+    import transformers
+
+    from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
+
+    if silent():
+        transformers.logging.disable_progress_bar()
+    enhancer = PromptEnhancer(settings.prompt_enhancer_model, "cpu" if place.device.type == "cpu" else "auto")
+    prompt = enhancer(settings.prompt)
+    enhancer.free()
+    say(f"prompt: {settings.prompt}")
+    unusable = "not enhanced: the language model had no usable answer"
+    say(unusable if prompt == settings.prompt else f"enhanced: {prompt}")
+    return prompt
+
+
+def dry_run(settings: GenerateSettings, ranks: int, check: Callable[[], object]) -> str:
+    """What --dry_run prints: the plan that would be executed, and its cost. Needs no weights and no torch."""
+    _, source = read_inputs(settings, None, check)
+    about = described(settings, source.frames if source else 0, ranks)
+    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
+
+
+def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1) -> dict:
+    """The plan of the settings and its cost, as far as they are known without a download."""
+    config, folder = known_config(settings)
+    plan = plan_of(settings, config, folder, video_frames, ranks)
+    seed = "SEED" if settings.seed is None else settings.seed
+    about = describe(
+        plan,
+        config,
+        model=embedded.name_of(settings.model_id),
+        output=str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
+        dtype=settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16"),
+        offload=settings.offload,
+        on_cpu=settings.device == "cpu",
+        wanted=wanted_layout(settings),
+    )
+    about["cut"] = []
+    if folder is not None and config is not None:
+        with suppress(InputError):  # without a tokenizer the run will say so
+            tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
+            about["cut"] = cut_lines(plan, tokenizer, config)
+    return about

@@ -1,0 +1,259 @@
+"""Runs in the output folder that a new one can use: the interrupted one to resume, a kept one to take pieces from.
+
+Runs are told apart by reading; only one that is about to be used is locked. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.run.files import is_locked, link_or_copy, take_lock
+from skyreels_v2_infer.run.folder import (
+    PATIENCE,
+    damaged_files,
+    frames_in,
+    has_progress,
+    published,
+    refuse_links,
+    remove_beginning,
+)
+from skyreels_v2_infer.run.journal import BusyError, Journal
+from skyreels_v2_infer.run.record import (
+    LOCK,
+    NAME,
+    SUFFIX,
+    DamagedError,
+    Record,
+    digest_of,
+    ends_name,
+    history_name,
+    read_record,
+    segment_name,
+)
+
+FOLDER = re.compile(rf".+-[0-9a-f]{{12}}(-[0-9]+)?{re.escape(SUFFIX)}", re.DOTALL)
+OTHER_VIDEO = {"script", "prompt", "seed"}  # runs that differ in one of these do not concern each other
+SHOWN = 60  # characters of a setting in a message
+
+
+@dataclass(frozen=True)
+class Match:
+    """A run that can be resumed."""
+
+    folder: Path
+    record: Record
+
+
+@dataclass(frozen=True)
+class Different:
+    """An interrupted run of the same prompt and seed with other settings."""
+
+    folder: Path
+    found: dict
+    changed: list[str]
+
+
+def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> Journal | None:
+    """Opens the interrupted run of this identity; None if there is none of this prompt and seed.
+
+    Args:
+        outdir: where the video will be.
+        stem: file name of the video without extension; without a seed, what it begins with.
+        identity: see `RunInfo`; a seed of None fits any.
+        keep: the folder stays when the video is finished.
+
+    Raises:
+        BusyError: another process is working on the run.
+        DamagedError: one of its files is missing or not as it was written.
+        InputError: the runs of this prompt and seed have other settings, which the message names.
+    """
+    sightings = [classify(folder, stem, identity) for folder in run_folders(outdir, stem, identity["seed"])]
+    matches = [found for found in sightings if isinstance(found, Match)]
+    matches.sort(key=lambda match: match.record.output is not None)  # interrupted runs first, then finished ones
+    damaged = [found for found in sightings if isinstance(found, DamagedError)]
+    opened = open_first([match.folder for match in matches], identity, keep, damaged)
+    if opened is not None:
+        return opened
+    if damaged:
+        raise damaged[0]
+    # A run that goes on is left alone, whatever its settings.
+    different = [found for found in sightings if isinstance(found, Different) and not is_locked(found.folder / LOCK)]
+    if different:
+        raise other_settings(min(different, key=lambda found: len(found.changed)), identity)
+    return None
+
+
+def run_folders(outdir: Path, stem: str, seed: int | None = 0) -> list[Path]:
+    """Folders named as those of runs of this stem; without a seed, of all stems that begin so. No symbolic links."""
+    begins = stem if seed is None else f"{stem}-"
+    found = outdir.glob(f"{glob.escape(begins)}*")
+    return sorted(path for path in found if FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+
+def classify(folder: Path, stem: str, identity: dict) -> Match | Different | DamagedError | None:
+    """What a run is to one of this stem and identity, found without locking it; None: it does not concern it."""
+    try:
+        record = read_record(folder)
+        changed = differences(record.info.identity, identity)
+        if not changed:
+            refuse_links(folder)
+            return Match(folder, record)
+    except FileNotFoundError:
+        tidy_up(folder)
+        return None
+    except OSError:  # somebody else's
+        return None
+    except DamagedError as error:  # with a seed the folder's name says whose it is
+        same = identity["seed"] is None or folder.name.startswith(f"{stem}-{digest_of(identity)}")
+        return error if same else None
+    if OTHER_VIDEO & set(changed) or not has_progress(folder, record):
+        return None
+    # The folder may be left although it is not kept, if the run was killed after its video had got its name.
+    if record.output is not None and (record.info.keep or published(folder, record) is not None):
+        return None
+    return Different(folder, record.info.identity, changed)
+
+
+def tidy_up(folder: Path) -> None:
+    """Removes the folder of a run that was interrupted before it had a run.json."""
+    with suppress(OSError):
+        if any(path.name not in (LOCK, f".{NAME}.part") for path in folder.iterdir()):
+            return
+        lock = take_lock(folder / LOCK)
+        if lock is not None:
+            remove_beginning(folder)  # looks again, under the lock
+            os.close(lock)
+
+
+def open_first(folders: list[Path], identity: dict, keep: bool, damaged: list[DamagedError]) -> Journal | None:
+    """Opens the first of these runs that no other process works on; None if none of them can be used.
+
+    Args:
+        damaged: those that turn out to be are added here.
+
+    Raises:
+        BusyError: those that can be used are in use.
+    """
+    deadline = time.monotonic() + PATIENCE
+    busy = list(folders)
+    while busy:
+        for folder in tuple(busy):
+            try:
+                lock = take_lock(folder / LOCK)
+                if lock is None:
+                    continue
+                journal = open_locked(folder, lock, identity, keep)
+                if journal is not None:
+                    return journal
+            except DamagedError as error:
+                damaged.append(error)
+            except OSError:  # removed meanwhile, or somebody else's
+                pass
+            busy.remove(folder)
+        # A process with other settings holds a lock only while it looks at it.
+        if busy and time.monotonic() > deadline:
+            raise BusyError(busy[0])
+        if busy:
+            time.sleep(PATIENCE / 20)
+    return None
+
+
+def open_locked(folder: Path, lock: int, identity: dict, keep: bool) -> Journal | None:
+    """Opens a run whose lock is taken; None, and the lock is released, if it is another one by now."""
+    journal = None
+    try:
+        record = read_record(folder)  # again: until the lock was taken it may have changed
+        if not differences(record.info.identity, identity):
+            record.info = replace(record.info, keep=record.info.keep or keep)
+            journal = Journal.reopen(folder, lock, record)
+    finally:
+        if journal is None:
+            os.close(lock)
+    return journal
+
+
+# Pieces of a kept run
+
+
+def adopt_pieces(journal: Journal, history: Sequence[int]) -> int:
+    """Takes over the first pieces of a kept run, as many as both runs have in common -> how many.
+
+    Args:
+        journal: of a run without pieces.
+        history: for every piece, the frames (or latents) before it with which its window continues.
+    """
+    best, count = None, 0
+    for run in other_runs(journal):
+        usable = usable_pieces(journal, *run, history)
+        if usable > count:
+            best, count = run, usable
+    if best is None:
+        return 0
+    folder, record = best
+    names = [name(number) for number in range(count) for name in (segment_name, ends_name)]
+    names += [history_name(number) for number in range(1, count + 1) if (folder / history_name(number)).exists()]
+    try:
+        for name in names:
+            link_or_copy(folder / name, journal.folder / name)
+    except FileNotFoundError:  # removed meanwhile; what is here already gets replaced, or goes with the folder
+        return 0
+    journal.extend(record.pieces[:count])
+    return count
+
+
+def other_runs(journal: Journal) -> Iterator[tuple[Path, Record]]:
+    """The other runs of this stem."""
+    for folder in run_folders(journal.folder.parent, journal.info.stem):
+        if folder != journal.folder:
+            with suppress(OSError, DamagedError):
+                refuse_links(folder)
+                yield folder, read_record(folder)
+
+
+def usable_pieces(journal: Journal, folder: Path, record: Record, history: Sequence[int]) -> int:
+    """How many of another run's first pieces are those of this run, are intact, and can be continued."""
+    count = 0
+    for mine, theirs in zip(journal.info.keys, record.info.keys[: len(record.pieces)], strict=False):
+        if mine != theirs or damaged_files(folder, count, record):
+            break
+        count += 1
+    while count and count < len(history) and frames_in(folder / history_name(count)) < history[count]:
+        count -= 1
+    return count
+
+
+# Differences between settings
+
+
+def differences(found: dict, wanted: dict) -> list[str]:
+    """The settings in which two identities differ; a wanted seed of None fits any."""
+    compared = [name for name in wanted | found if name != "seed" or wanted["seed"] is not None]
+    return [name for name in compared if found.get(name) != wanted.get(name)]
+
+
+def other_settings(run: Different, identity: dict) -> InputError:
+    shown = [(name, *apart(run.found.get(name), identity.get(name))) for name in run.changed]
+    names = "; ".join(f"--{name} was {was}, now is {now}" for name, was, now in shown)
+    return InputError("resume", None, f"the interrupted run in {run.folder} has other settings: {names}")
+
+
+def apart(one: object, other: object) -> tuple[str, str]:
+    """Two values of a setting for a message: of long ones the part that differs, of several files those that do."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = [name for name in one | other if one.get(name) != other.get(name)]
+        one, other = ({name: value[name] for name in names if name in value} for value in (one, other))
+    texts = str(one), str(other)
+    first = 0
+    if max(map(len, texts)) > SHOWN:
+        pairs = enumerate(zip(*texts, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(map(len, texts)))
+        first = max(0, same - SHOWN // 3)
+    return tuple("..." * (first > 0) + text[first : first + SHOWN] for text in texts)

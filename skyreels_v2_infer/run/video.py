@@ -1,0 +1,152 @@
+"""The files of one video that is being made: its journal, and what the manifest says of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skyreels_v2_infer.console import say
+from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.statistics import Look, drift
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.run.identity import asked_for
+from skyreels_v2_infer.run.inputs import Source
+from skyreels_v2_infer.run.journal import Journal
+from skyreels_v2_infer.run.manifest import peak_memory, rounded
+
+if TYPE_CHECKING:
+    import numpy as np
+
+OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
+
+
+class Video:
+    """One video on its way; first rank only.
+
+    Args:
+        journal: its pieces on the disk.
+        about: the part of the manifest that is known beforehand, see `manifest.describe`.
+        plan: what is made.
+        with_preview: a picture goes beside the video.
+
+    Attributes:
+        path: of the finished video; None before.
+        prefix: pieces before the first window: 1 where a video is continued, else 0.
+        pieces: how many it will have, one for each window and those before.
+    """
+
+    def __init__(self, journal: Journal, about: dict, plan: Plan, with_preview: bool):
+        self.journal, self.about, self.with_preview = journal, about, with_preview
+        self.form = plan.height, plan.width, plan.fps
+        self.path: Path | None = None
+        self.prefix = int(plan.prefix_frames > 0)
+        self.pieces = self.prefix + len(plan.windows)
+        self._began, self._frames = time.perf_counter(), 0
+        self._writing = ExitStack()
+        self._writer = self._look = None
+
+    def state(self) -> tuple[int, np.ndarray | None, np.ndarray | None] | None:
+        """(window, latents if it is denoised, history) from which the run resumes; None: from the beginning."""
+        done = len(self.journal.pieces)
+        latents, history = self.journal.state()
+        return (done - self.prefix, latents, history) if done or latents is not None else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether only the joining of the pieces is left."""
+        return len(self.journal.pieces) == self.pieces
+
+    def add_source(self, source: Source, newest: np.ndarray) -> None:
+        """The video that is continued becomes the first piece.
+
+        Args:
+            newest: float32 ``[1, 3, t, H, W]`` in -1..1, its newest frames.
+        """
+        self._end(self.journal.place(source.segment), source.look, newest, {})
+
+    def begin_piece(self) -> None:
+        self._look = Look()
+        self._writer = self._writing.enter_context(self.journal.segment(*self.form))
+
+    def write(self, fetch: Callable[[], np.ndarray]) -> None:
+        """Appends uint8 frames ``[t, H, W, 3]``."""
+        frames = fetch()
+        self._writer.write(frames)
+        self._look.add(frames)
+
+    def end_piece(self, state: np.ndarray | None, seconds: dict[str, float]) -> None:
+        """Closes the piece, which is done once this returns.
+
+        Args:
+            state: of the history behind it; None where no window could follow.
+            seconds: spent on it, by stage.
+        """
+        self._writing.close()
+        self._end(self._writer.path, self._look, state, seconds)
+        self._writer = None
+
+    def _end(self, path: Path, look: Look, state: np.ndarray | None, seconds: dict[str, float]) -> None:
+        ends = preview.pair(look.first, look.last)
+        about = {"frames": look.frames, "seconds": rounded(seconds), **look.figures()}
+        about["seam"] = round(self._seam(ends), 4)
+        last = len(self.journal.pieces) + 1 == self.pieces
+        self.journal.done(path, None if last and not self.journal.keep else state, about, ends)
+        self._frames += look.frames
+
+    def _seam(self, ends) -> float:
+        """How much the picture changes from the piece before to this one, 0 to 1."""
+        number = len(self.journal.pieces)
+        if not number:
+            return 0.0
+        return preview.difference(preview.parted(self.journal.ends(number - 1))[1], preview.parted(ends)[0])
+
+    def give_up_piece(self) -> None:
+        """Removes the piece at hand, if it is not done."""
+        if self._writer is not None:
+            with suppress(GivenUp), self._writing:
+                raise GivenUp
+            self._writer = None
+
+    def finish(self, loading: float = 0.0) -> Path:
+        """Joins the pieces, with the manifest and the preview -> the video's path.
+
+        Args:
+            loading: seconds.
+        """
+        journal = self.journal
+        pieces = [{name: piece[name] for name in OF_A_PIECE} for piece in journal.pieces]
+        lasting = self.about | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
+        seconds = {"loading": loading, "total": time.perf_counter() - self._began}
+        manifest = self.about | {"pieces": pieces, "asked": asked_for(journal.identity)}
+        manifest |= {"seconds": rounded(seconds), "peak_memory_gib": peak_memory()}
+        firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
+        total = sum(piece["frames"] for piece in pieces)
+        moved = drift(pieces, self.prefix)
+        if moved is not None:
+            say(moved)
+
+        def page(ends):
+            return preview.sheet(ends, firsts, total)
+
+        self.path = journal.finish(manifest, lasting, page if self.with_preview else None)
+        if self._frames:
+            count = f"{self._frames} frame{'s' * (self._frames != 1)}"
+            say(f"{count}, seed {journal.identity['seed']}, {seconds['total']:.1f} s")
+        return self.path
+
+    def left(self) -> str:
+        """What is kept if the run ends now, for a message."""
+        if self.path is not None:
+            return f"the video is complete: {self.path}"
+        if not self.journal.worth_keeping:
+            return "no video was written"
+        done = len(self.journal.pieces)
+        also = ", and the next one is denoised" if self.journal.is_denoised else ""
+        return f"{done} of {self.pieces} pieces are kept{also}; the same command with --resume continues"
+
+
+class GivenUp(Exception):
+    """Leaves the block of a piece's writer, which then removes its file."""
