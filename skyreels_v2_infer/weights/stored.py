@@ -138,6 +138,9 @@ class Weights:
         for file in files:
             self.metadata |= file.header.metadata
             for tensor in file.names:
+                if tensor in found:
+                    both = f"{found[tensor].file.path.name} and {file.path.name}"
+                    raise refusal(model_id, f"{tensor} is in two files: {both}")
                 entry = file.entry(tensor)
                 found[tensor] = Source(file, tensor, entry.shape, entry.dtype, entry.nbytes)
         found = joined(found, self.metadata, model_id)

@@ -1,6 +1,7 @@
 """One transformer in every form that weights come in gives the same output as its folder."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,15 @@ def test_a_folder_without_variant_comes_before_its_variants(tmp_path, expected):
     assert torch.equal(forms.velocity(load(tmp_path)), expected)
     (tmp_path / "model.safetensors").rename(tmp_path / "model.bf16.safetensors")
     assert "more than one set" in refusal(load, tmp_path)
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    tensors = forms.weights()
+    forms.write_folder(tmp_path, tensors)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"head.head.bias": tensors["head.head.bias"]}, tmp_path / "model-00002-of-00002.safetensors")
+    line = refusal(load, tmp_path)
+    assert "head.head.bias" in line and "model-00001-of" in line and "model-00002-of" in line
 
 
 def test_a_folder_of_the_hubs_cache(tmp_path, expected):
@@ -403,7 +413,8 @@ print(loaded, resident("VmHWM") - before)
 @pytest.mark.parametrize("form", ("Q4_K", "float8"))
 def test_peak_memory_of_a_quantised_file(tmp_path, monkeypatch, form):
     """Loading stays under 1.2 times the file; a forward adds one layer expanded and not the model."""
-    monkeypatch.setattr(forms, "SIZES", {"dim": 1024, "ffn_dim": 8192, "layers": 10 if form == "Q4_K" else 5})
+    layers = 10 if form == "Q4_K" else 5
+    monkeypatch.setattr(forms, "SIZES", {"dim": 1024, "ffn_dim": 8192, "layers": layers})
     if form == "Q4_K":
         path = tmp_path / "a.gguf"
         forms.write_gguf(path, forms.weights("t2v"), form)
@@ -417,14 +428,16 @@ def test_peak_memory_of_a_quantised_file(tmp_path, monkeypatch, form):
     else:
         save_file(forms.scaled(forms.weights(), torch.float8_e4m3fn, "[out, 1]")[0], warm)
     size, layer = path.stat().st_size, 4 * 1024 * 8192
-    assert size > 3.5 * layer
+    keys_values = 4 * 2 * 512 * 1024 * layers  # of the prompt, which a forward makes as well
+    assert size > 4 * layer
     run = [sys.executable, "-c", MEASURE, str(path), str(ROOT / "tests"), str(warm)]
-    loaded, computed = map(
-        int, subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
-    )
+    # What is freed goes back to the system at once, so that the peak is of what is in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    printed = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True, env=environment).stdout
+    loaded, computed = map(int, printed.split())
     assert 0.4 * size < loaded < 1.2 * size, f"{loaded / size:.2f} times the file's size"
-    # Beside the layer: activations, and the temporaries of an expansion, which are bounded.
-    assert computed < 1.1 * size + 2 * layer, f"{(computed - size) / layer:.2f} layers beside the file"
+    beside = (computed - keys_values - size) / layer
+    assert beside < 1.7, f"{beside:.2f} layers beside the file"
 
 
 def test_loading_keeps_its_tables_in_step():
