@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence, attend, attend_with_log_sum
+from skyreels_v2_infer.modules.attention import (
+    DEFAULTS,
+    AttentionChoice,
+    WholeSequence,
+    attend,
+    attend_with_log_sum,
+)
 from skyreels_v2_infer.plan.sharing import Layout
 
 Branch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -23,15 +29,17 @@ class SharedSequence(WholeSequence):
     Args:
         layout: how the ranks share the tokens.
         group: the ranks that share them.
+        choice: the attention kernels.
     """
 
-    def __init__(self, layout: Layout, group: dist.ProcessGroup):
+    def __init__(self, layout: Layout, group: dist.ProcessGroup, choice: AttentionChoice = DEFAULTS):
         from yunchang import LongContextAttention
 
+        super().__init__(choice)
         self.layout, self.group = layout, group
         # "custom" is none of its kinds, which makes it take the function; the kinds it has return no usable
         # log-sum-exp on a CPU or under cuDNN, without which a ring adds its parts up wrongly.
-        self.attention = LongContextAttention(attn_type="custom", attn_processor=_ring_step(layout.ring))
+        self.attention = LongContextAttention(attn_type="custom", attn_processor=_ring_step(layout.ring, choice))
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         parts = self.layout.parts
@@ -48,13 +56,14 @@ class SharedSequence(WholeSequence):
         return self.attention(q.contiguous(), k.contiguous(), v.contiguous())
 
 
-def _ring_step(ring: int):
+def _ring_step(ring: int, choice: AttentionChoice):
     """Attention as the engine calls it, on ``[B, L, H, E]`` -> (output, float32 log-sum-exp ``[B, H, L]``)."""
 
     def step(q, k, v, *, softmax_scale=None, **_unused):
         if ring > 1:
-            return attend_with_log_sum(q, k, v)
-        return attend(q, k, v), q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)  # nobody adds
+            return attend_with_log_sum(q, k, v, choice)
+        unused = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+        return attend(q, k, v, choice), unused
 
     return step
 
@@ -93,7 +102,7 @@ class Shared:
     agree: Callable[[torch.Tensor], torch.Tensor] = agree
 
 
-def share(layout: Layout) -> Shared:
+def share(layout: Layout, choice: AttentionChoice = DEFAULTS) -> Shared:
     """Sets up the groups of a layout for all ranks of torch's default process group, which each have to call this.
 
     Raises:
@@ -110,7 +119,7 @@ def share(layout: Layout) -> Shared:
     branch, place = divmod(rank, layout.parts)
     # Every rank has to make every group, its own or not.
     groups = [dist.new_group([b * layout.parts + i for i in range(layout.parts)]) for b in range(layout.guidance)]
-    sequence = SharedSequence(layout, groups[branch]) if layout.parts > 1 else WHOLE
+    sequence = SharedSequence(layout, groups[branch], choice) if layout.parts > 1 else WholeSequence(choice)
     if layout.guidance == 1:
         return Shared(sequence, None)
     pairs = [dist.new_group([i, i + layout.parts]) for i in range(layout.parts)]

@@ -228,8 +228,6 @@ class WholeSequence:
         choice: the attention kernels, also of attention to texts and images.
     """
 
-    choice = DEFAULTS
-
     def __init__(self, choice: AttentionChoice = DEFAULTS):
         self.choice = choice
 

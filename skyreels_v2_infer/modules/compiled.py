@@ -40,7 +40,8 @@ def compile_blocks(model: WanModel, say: Callable[[str], object] | None = None, 
     def eager_after(error: Exception) -> None:
         restore_blocks(model)
         if say is not None:
-            say(f"compile: failed ({first_line(error, 120)}); the blocks run uncompiled")
+            cause = getattr(error, "inner_exception", error)  # what the backend raised says more
+            say(f"compile: failed ({first_line(cause, 120)}); the blocks run uncompiled")
 
     def before_attention(self: Block, x, modulation, rotary):
         for tensor, dim in ((x, 1), (modulation, 1), (rotary, 0)):
