@@ -68,7 +68,8 @@ class Texts:
 
     def contexts(self, window: WindowPlan) -> tuple[PromptContext, PromptContext | None]:
         """Prompt and negative prompt as the transformer's blocks read them; the latter None without guidance."""
-        key = window.prompt, window.negative_prompt, window.is_guided
+        # Keys and values depend on the weights, so on the strengths of LoRAs, too.
+        key = window.prompt, window.negative_prompt, window.is_guided, window.lora_strengths
         if self._made is None or self._made[0] != key:
             self._made = None  # its memory is free before the next is made
             negative = None

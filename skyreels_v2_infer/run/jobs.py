@@ -18,6 +18,7 @@ from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.plan.cost import cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.models import architecture
 from skyreels_v2_infer.plan.naming import output_stem
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 SEEDS = 2**32  # a drawn seed is below this: short enough to be typed again
 MUCH_NOISE = 60
+# PFLOP from which compiling saves more seconds than it takes: about 10 s of compiling (H200, torch 2.11) against a
+# tenth of the time of a run at 570 TFLOP/s (benchmarks/hopper.py).
+WORTH_COMPILING = 60.0
 
 
 def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
@@ -110,7 +114,18 @@ class Job:
         if team.same(first and self.video.is_complete):  # by pieces of a kept run
             return self.video.finish() if first else None
         self._remark(source)
-        session = open_session(checkpoint, place, team, offload=settings.offload, check=self.check)
+        session = open_session(
+            checkpoint,
+            place,
+            team,
+            offload=settings.offload,
+            vae_dtype=settings.vae_dtype,
+            attention=settings.attention,
+            loras=settings.lora,
+            loras_change=plan.lora_strengths_change,
+            compiled=self._compiles(plan, config, place),
+            check=self.check,
+        )
         return session.make(plan, inputs, self.video)
 
     def _seed(self) -> int:
@@ -138,6 +153,15 @@ class Job:
             place.check_ring()
         place.make_current()
         return place
+
+    def _compiles(self, plan: Plan, config: dict, place: Placement) -> bool:
+        """Whether the transformer's blocks are compiled; by default where it saves more than it costs."""
+        asked = self.settings.compile
+        if asked != "auto":
+            return asked == "on"
+        if place.device.type != "cuda" or self.settings.offload:
+            return False
+        return cost_of(plan, config, weight_bytes=2).pflop >= WORTH_COMPILING
 
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
         """The plan with the prompt written out, if that was asked for, or as an interrupted run has it."""
