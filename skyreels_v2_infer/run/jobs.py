@@ -113,7 +113,6 @@ class Job:
                 self._open(plan, identity, settled_of(plan, place), source, inputs)
         if team.same(first and self.video.is_complete):  # by pieces of a kept run
             return self.video.finish() if first else None
-        self._remark(source)
         session = open_session(
             checkpoint,
             place,
@@ -126,14 +125,12 @@ class Job:
             compiled=self._compiles(plan, config, place),
             check=self.check,
         )
+        session.load()
+        self._remark(plan, source)
         return session.make(plan, inputs, self.video)
 
     def _seed(self) -> int:
-        if self.settings.seed is not None:
-            return self.settings.seed
-        seed = secrets.randbelow(SEEDS)
-        say(f"seed {seed} (drawn; --seed {seed} makes the same video)")
-        return seed
+        return secrets.randbelow(SEEDS) if self.settings.seed is None else self.settings.seed
 
     def _place(self, plan: Plan, place: Placement | None = None, dtype: str | None = None) -> Placement:
         """Device and precision, checked against what the run needs; `place` if they were chosen before.
@@ -243,8 +240,10 @@ class Job:
         if count:
             say(f"--keep_parts: {count} of {self.video.pieces} pieces are those of a run that was kept")
 
-    def _remark(self, source: Source | None) -> None:
+    def _remark(self, plan: Plan, source: Source | None) -> None:
         settings = self.settings
+        if settings.seed is None:
+            say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
         noise = getattr(settings, "addnoise_condition", 0)
         if noise > MUCH_NOISE:
             say(f"--addnoise_condition {noise:g}: much; windows may not fit together (20 is usual)")

@@ -703,7 +703,7 @@ class Unlucky:
             time.sleep(0.001)
 
 def on(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(".part.mp4") and "x" in (arguments[1] or ""):
+    if event == "import" and arguments[0] == "ftfy":
         Unlucky()
 
 sys.addaudithook(on)
@@ -721,9 +721,7 @@ def test_an_interrupt_that_falls_into_a_finalizer_is_not_lost(models, tmp_path, 
     made = run(script, *argv, cwd=here, PYTHONPATH=str(tmp_path))
     assert "Exception ignored in" in made.err, "nothing was swallowed, so that nothing was tried"
     assert made.code == code, made.err
-    left = "0 of 1 pieces are kept, and the next one is denoised"
-    message = f"interrupted; {left}; the same command with --resume continues"
-    assert made.lines[-1] == f"{script}: {message}"
+    assert made.lines[-1] == f"{script}: interrupted; no video was written" and "window" not in made.err
 
 
 def test_interrupted_in_the_middle_of_a_long_video(models, tmp_path):
