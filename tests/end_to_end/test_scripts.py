@@ -379,7 +379,7 @@ def test_both_layouts_extend_alike_at_a_rate_the_model_does_not_know(scripts, mo
     made = scripts(*argv)
     frames = checked(made, CLIP_FRAMES + ADDED, (48, 112), windows=1, seed=8, fps=10, remarks=2)
     told = [line for line in made.lines if line.startswith("--fps 10: ")]
-    assert "is told 24" in told[0] and "wide.mp4 has 24" in told[1]
+    assert any("wide.mp4 has 24" in line for line in told) and any("gets 24" in line for line in told)
     # How hard x264 presses depends on the rate, so here frames are alike and not equal.
     assert psnr(frames, scripts(*extension(models, inputs / "wide.mp4", 48, 112)).frames) > 35
 
