@@ -1,7 +1,7 @@
 """Quantised linear layers of the 14B's size on a GPU: time to expand, time and memory of a forward pass.
 
-``python benchmarks/quantized_layers.py`` also compares every format's expansion with the CPU's, which tests compare with
-the gguf package: the numbers must be the same.
+``python benchmarks/quantized_layers.py`` also compares every format's expansion with the CPU's, which tests compare
+with the gguf package: the numbers must be the same.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def main() -> None:
             peak = (torch.cuda.max_memory_allocated() - before) / size
             expand, forward = milliseconds(layer.dequantize), milliseconds(lambda layer=layer: layer(x))
             print(
-                f"{form:14} {'as' if same else 'NOT as'} on the CPU; expand {expand:6.2f} ms, forward {forward:6.2f} ms, "
+                f"{form:14} {'as' if same else 'NOT as'} on the CPU; expand {expand:6.2f} ms, "
+                f"forward {forward:6.2f} ms, "
                 f"peak while expanding {peak:.2f} of the layer",
                 flush=True,
             )

@@ -329,6 +329,32 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         help="a published model, downloaded on first use, or a folder that holds one; "
         f"{embedded.NAME}: the one that comes with this package, for any CPU (default: %(default)s)",
     )
+    for part, name in (("dit", "transformer"), ("vae", "VAE"), ("text_encoder", "text encoder")):
+        group.add_argument(
+            f"--{part}_path",
+            metavar="PATH",
+            type=some_text,
+            help=f"{name} from elsewhere: a folder, a file (.safetensors, .gguf, .pth) or a hub id "
+            "(owner/name or owner/name/path/to/file)",
+        )
+    group.add_argument(
+        "--image_encoder_path", metavar="PATH", type=some_text, help="image encoder from elsewhere, likewise"
+    )
+    group.add_argument(
+        "--weights",
+        metavar="{stored,dequantize}",
+        type=one_of("stored", "dequantize"),
+        default="stored",
+        help="weights of a quantised file: stored keeps them as they are and expands each layer when it computes, "
+        "dequantize expands all once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--quantize",
+        metavar="{fp8,int8}",
+        type=one_of("fp8", "int8"),
+        help="round the weights of the blocks' linear layers to one byte each; fp8 also computes in float8 where the "
+        "GPU can (faster on Hopper); an approximation, see docs/knobs.md (default: as they are)",
+    )
     group.add_argument(
         "--outdir",
         metavar="DIR",

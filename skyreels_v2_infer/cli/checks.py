@@ -13,12 +13,12 @@ from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
-from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import images, read
 from skyreels_v2_infer.media.files import check_file
-from skyreels_v2_infer.plan.models import ENHANCER, HUB_ID, MODELS_720P
+from skyreels_v2_infer.plan.models import ENHANCER, HUB_FILE, HUB_ID, MODELS_720P
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.plan.story import Scene, read_story
 from skyreels_v2_infer.scheduler.windows import check_lengths, frames_of_one_more, usual_history
@@ -74,6 +74,10 @@ def check_shared(args: argparse.Namespace, launch: Launch) -> None:
     for lora in args.lora or ():
         if not lora.path.is_dir():
             check_file(lora.path, "lora")
+    for name in PARTS.values():  # a path that leads nowhere is no hub id either
+        path = getattr(args, name)
+        if path is not None and not os.path.exists(os.path.expanduser(path)) and not HUB_FILE.fullmatch(path):
+            raise InputError(name, path, "is neither a file nor a folder nor a hub id (owner/name, owner/name/file)")
     check_ranks(args, launch)
     check_enhancer(args)
     check_sizes(args)

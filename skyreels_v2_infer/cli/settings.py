@@ -70,6 +70,12 @@ class GenerateSettings:
     teacache_thresh: float = field(metadata=FRAMES)
     use_ret_steps: bool = field(metadata=FRAMES)
     teacache_coefficients: tuple[float, ...] | None = field(metadata=FRAMES)
+    dit_path: str | None = field(metadata=FRAMES)
+    vae_path: str | None = field(metadata=FRAMES)
+    text_encoder_path: str | None = field(metadata=FRAMES)
+    image_encoder_path: str | None = field(metadata=FRAMES)
+    weights: str = field(metadata=FRAMES)
+    quantize: str | None = field(metadata=FRAMES)
     solver: str = field(metadata=FRAMES)
     sigmas: tuple[float, ...] | None = field(metadata=FRAMES)
     lora: tuple[LoraPlan, ...] = field(metadata=FRAMES)
@@ -112,6 +118,20 @@ class DiffusionForcingSettings(GenerateSettings):
     story: tuple[Scene, ...] | None = field(metadata=WINDOW)
     prompts: tuple[str, ...] | None = field(metadata=PREPARED)
     history: str = field(metadata=FRAMES)
+
+
+PARTS = {
+    "transformer": "dit_path",
+    "vae": "vae_path",
+    "text_encoder": "text_encoder_path",
+    "image_encoder": "image_encoder_path",
+}
+
+
+def replaced_parts(settings: GenerateSettings) -> dict[str, str]:
+    """The parts that do not come from model_id, and where they are."""
+    given = {part: getattr(settings, name) for part, name in PARTS.items()}
+    return {part: path for part, path in given.items() if path is not None}
 
 
 def fields_that(settings: type | GenerateSettings, **wanted: Any) -> Iterator[Field]:

@@ -58,7 +58,7 @@ def quantize_rows(x: torch.Tensor) -> Rows:
     return Rows((rows * scale.reciprocal()).to(FP8), scale, x.shape, x.dtype)
 
 
-class QuantizedLinear(nn.Module):
+class OneByteLinear(nn.Module):
     """What the kinds share: ``weight`` ``[N, K]`` of one byte each, ``scale`` float32 ``[N, 1]``, and ``bias``.
 
     Built on the meta device in place of an `nn.Linear`, with the same parameter names and shapes; `from_dense` or
@@ -105,13 +105,13 @@ class QuantizedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class Fp8WeightLinear(QuantizedLinear):
+class Fp8WeightLinear(OneByteLinear):
     """Float8 weights, expanded to the input's dtype: for GPUs without float8 arithmetic."""
 
     stored, largest = FP8, FP8_LARGEST
 
 
-class Int8Linear(QuantizedLinear):
+class Int8Linear(OneByteLinear):
     """int8 weights, expanded to the input's dtype."""
 
     stored, largest = torch.int8, 127.0
@@ -120,7 +120,7 @@ class Int8Linear(QuantizedLinear):
         return scaled.round().to(torch.int8)
 
 
-class Fp8Linear(QuantizedLinear):
+class Fp8Linear(OneByteLinear):
     """Float8 weights times float8 rows. On a CPU the same numbers are multiplied in float32, as a reference."""
 
     stored, largest = FP8, FP8_LARGEST
@@ -190,7 +190,7 @@ def quantize_blocks(model: nn.Module, kind: str, device: torch.device | str) -> 
     return replaced
 
 
-def quantized(layer: nn.Linear, kind: type[QuantizedLinear]) -> QuantizedLinear:
+def quantized(layer: nn.Linear, kind: type[OneByteLinear]) -> OneByteLinear:
     """A layer of a quantised kind; on the meta device an empty one, else with the layer's weights."""
     with torch.device("meta"):
         made = kind(layer.in_features, layer.out_features, layer.bias is not None)

@@ -12,6 +12,7 @@ import torch
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.compiled import compile_blocks
+from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
@@ -49,6 +50,7 @@ class VideoPipeline:
         loras: files and strengths, see `load_lora`.
         loras_change: their strengths will be set again, window by window.
         compiled: compile the transformer's blocks, see `modules.compiled`.
+        quantize: "fp8" or "int8", see `modules.linear.quantize_blocks`. dequantize: see `get_transformer`.
 
     Attributes:
         loras: `weights.lora.Applied`; None: there are none.
@@ -73,6 +75,8 @@ class VideoPipeline:
         loras: Sequence[tuple[Path | str, float]] = (),
         loras_change: bool = False,
         compiled: bool = False,
+        quantize: str | None = None,
+        dequantize: bool = False,
     ):
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
         from skyreels_v2_infer.weights.layouts import PARTS
@@ -88,8 +92,9 @@ class VideoPipeline:
             checkpoint, dit = Checkpoint.open(model_path, tuple(others)), Checkpoint.open(dit_path, ("transformer",))
         if dit.is_image_to_video != self.takes_image_channels:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
+        early = None if loras else quantize  # LoRAs are added to weights before these are rounded
         self._set_parts(
-            get_transformer(dit, home, place.dtype),
+            get_transformer(dit, home, place.dtype, None, dequantize, early, place.device),
             get_vae(checkpoint, home, vae_dtype),
             get_text_encoder(checkpoint, host, place.dtype),
             get_image_encoder(checkpoint, host, place.dtype) if self.takes_image_channels else None,
@@ -97,6 +102,8 @@ class VideoPipeline:
         )
         if loras:
             self._apply_loras([(Path(path), strength) for path, strength in loras], loras_change)
+            if quantize is not None:
+                quantize_blocks(self.transformer, quantize, place.device)
         if compiled:
             compile_blocks(self.transformer, say)
         offloading = Offload(place.device)

@@ -3,6 +3,7 @@
 import re
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w. -]+)+")  # a model, or a file in one: owner/name/path/to/file
 ENHANCER = "Qwen/Qwen2.5-32B-Instruct"  # chat model that writes prompts out by default
 
 # Published models by what their names say; see `architecture`.

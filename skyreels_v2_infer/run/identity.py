@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from skyreels_v2_infer.cli.settings import Affects, GenerateSettings, fields_that
+from skyreels_v2_infer.cli.settings import PARTS, Affects, GenerateSettings, fields_that
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.run.files import fingerprint
 from skyreels_v2_infer.run.record import digest_of
@@ -23,11 +23,23 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     identity.pop("prompts", None)
     if "story" in identity:
         identity["story"] = None if plan.scenes is None else [asdict(scene) for scene in plan.scenes]
-    files = [file for part in checkpoint.parts.values() for file in part.files if file.is_file()]
-    identity["model_id"] = {str(file.relative_to(checkpoint.folder)): fingerprint(file) for file in sorted(files)}
+    identity["model_id"] = weights_of(checkpoint)
+    for name in PARTS.values():  # their contents are among the weights, wherever they are
+        del identity[name]
     if plan.cache is not None:  # its coefficients may be those of a file in the model's folder
         identity["teacache_coefficients"] = plan.cache.coefficients
     return json.loads(json.dumps(identity))  # as it is read back from a file
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Fingerprints of a checkpoint's files by name."""
+    found = {}
+    for name, part in checkpoint.parts.items():
+        for file in part.files:
+            if file.is_file():
+                inside = file.is_relative_to(checkpoint.folder) and checkpoint.layout != "parts"
+                found[str(file.relative_to(checkpoint.folder)) if inside else f"{name}/{file.name}"] = fingerprint(file)
+    return dict(sorted(found.items()))
 
 
 def contents(path: Path) -> object:

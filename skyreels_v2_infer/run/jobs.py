@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
-from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
@@ -34,7 +34,8 @@ from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.layouts import Given
+from skyreels_v2_infer.weights.locate import Checkpoint, compose, config_of_base, read_transformer_config
 from skyreels_v2_infer.weights.verify import check_files
 
 if TYPE_CHECKING:
@@ -49,11 +50,31 @@ WORTH_COMPILING = 60.0
 
 def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
     """The transformer's arguments and the model's folder, as far as they are known without a download."""
-    folder = local_folder(settings.model_id)
+    folder = known_folder(settings)
+    if settings.dit_path is not None:
+        return config_of_file(settings) if Path(settings.dit_path).exists() else None, folder
     config = architecture(settings.model_id)
     if config is None and folder is not None:
         config = read_transformer_config(settings.model_id)
     return config, folder
+
+
+def known_folder(settings: GenerateSettings) -> Path | None:
+    """The model's folder; None where it has to be downloaded, or where all its parts are from elsewhere."""
+    if {"transformer", "vae", "text_encoder"} <= replaced_parts(settings).keys():
+        return Path(settings.dit_path).parent
+    return local_folder(settings.model_id)
+
+
+def config_of_file(settings: GenerateSettings) -> dict:
+    """The transformer's arguments from --dit_path."""
+    given = Given(settings.dit_path, "dit_path")
+    return Checkpoint.open(given, ("transformer",), config=config_of_base(settings.model_id)).transformer_config
+
+
+def config_of(settings: GenerateSettings) -> dict:
+    """The transformer's arguments; small files of the model are downloaded if need be."""
+    return read_transformer_config(settings.model_id) if settings.dit_path is None else config_of_file(settings)
 
 
 class Job:
@@ -87,15 +108,15 @@ class Job:
         if first:
             check_ffmpeg(reading=getattr(settings, "video_path", None) is not None)  # not after the first window
         with team.first_rank_first():  # which downloads what is missing; the others find it there
-            config = read_transformer_config(settings.model_id)
+            config = config_of(settings)
         with tempfile.TemporaryDirectory() as spool:
             inputs, source = team.same(read_inputs(settings, Path(spool), self.check) if first else None)
-            folder = local_folder(settings.model_id)
+            folder = known_folder(settings)
             with team.first_rank_first():  # which alone reports what all would find wrong
                 plan = plan_of(settings, config, folder, source.frames if source else 0, team.size)
                 check_packages(plan)
                 place = self._place(plan) if folder is None else None  # before gigabytes are fetched
-                checkpoint = Checkpoint.open(settings.model_id)
+                checkpoint = compose(settings.model_id, replaced_parts(settings))
             if first:
                 check_files(checkpoint)
                 for line in cut_lines(plan, checkpoint.parts["tokenizer"].files[0], config):
@@ -123,6 +144,8 @@ class Job:
             loras=settings.lora,
             loras_change=plan.lora_strengths_change,
             compiled=self._compiles(plan, config, place),
+            quantize=settings.quantize,
+            dequantize=settings.weights == "dequantize",
             check=self.check,
         )
         session.load()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from skyreels_v2_infer import __version__, embedded
 from skyreels_v2_infer.cli.replay import FORMAT, read_manifest
-from skyreels_v2_infer.cli.settings import GenerateSettings, fields_that
+from skyreels_v2_infer.cli.settings import PARTS, GenerateSettings, fields_that
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.plan import Plan
 
@@ -54,6 +54,9 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
         del values["prompt"]
         scenes = [{k: v for k, v in asdict(scene).items() if v is not None} for scene in plan.scenes]
         values["story"] = json.dumps(scenes)
+    for name in PARTS.values():
+        if values.get(name) is not None and Path(values[name]).exists():
+            values[name] = Path(values[name])
     values["lora"] = [f"{lora.path.absolute()}:{lora.strength:g}" for lora in plan.loras]
     values["model_id"] = model = embedded.name_of(settings.model_id)
     if model != embedded.NAME and Path(model).is_dir():

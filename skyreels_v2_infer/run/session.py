@@ -39,6 +39,7 @@ class Session:
         attention: the kernel that is asked for, or "auto".
         loras: files and strengths. loras_change: strengths differ between windows.
         compiled: compile the transformer's blocks.
+        quantize: round the blocks' weights to "fp8" or "int8". dequantize: expand stored quantised weights once.
         check: called now and then; raises when the process is to end.
     """
 
@@ -54,11 +55,14 @@ class Session:
         loras: Sequence[LoraPlan] = (),
         loras_change: bool = False,
         compiled: bool = False,
+        quantize: str | None = None,
+        dequantize: bool = False,
         check: Callable[[], object] = lambda: None,
     ):
         self.checkpoint, self.place, self.team, self.check = checkpoint, place, team, check
         self.offload, self.vae_dtype, self.compiled = offload, vae_dtype, compiled
         self.loras, self.loras_change = loras, loras_change
+        self.quantize, self.dequantize = quantize, dequantize
         from skyreels_v2_infer.modules.attention import choose_attention
 
         config = checkpoint.transformer_config
@@ -132,6 +136,8 @@ class Session:
                 loras=[(lora.path, lora.strength) for lora in self.loras],
                 loras_change=self.loras_change,
                 compiled=self.compiled,
+                quantize=self.quantize,
+                dequantize=self.dequantize,
             )
         self.loading = time.perf_counter() - began
         dtype = str(self.place.dtype).removeprefix("torch.")

@@ -16,7 +16,14 @@ from torch import nn
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.modules import image_encoder, text_encoder
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder
-from skyreels_v2_infer.modules.quantized import Quantized, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from skyreels_v2_infer.modules.linear import OneByteLinear, quantize_blocks
+from skyreels_v2_infer.modules.quantized import (
+    BYTE_FORMATS,
+    Quantized,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import LATENTS_MEAN, LATENTS_STD, MULTIPLIERS, WanVAE
@@ -141,6 +148,9 @@ def load_into(
             owner, _, leaf = target.rpartition(".")
             owner = module.get_submodule(owner)
             wanted = dtype_of(target)
+            if isinstance(owner, OneByteLinear) and leaf == "weight":
+                fill_one_byte(owner, piece, device)
+                continue
             if isinstance(piece, Quantized):
                 if isinstance(owner, QuantizedLayer):
                     owner.hold(piece.to(device))
@@ -153,6 +163,18 @@ def load_into(
     module.to(device)  # buffers, which no file contains
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
     return module.eval()
+
+
+def fill_one_byte(layer: OneByteLinear, weight: torch.Tensor | Quantized, device: str | torch.device) -> None:
+    """Fills a layer that computes with one byte per weight: as stored where the file has just that, else rounded."""
+    weight = weight.to(device)
+    if isinstance(weight, Quantized):
+        rows = weight.scale is not None and weight.scale.numel() in (1, layer.out_features)
+        if rows and BYTE_FORMATS.get(weight.form) is layer.stored:
+            layer.from_scaled(weight.stored.view(layer.stored), weight.scale)
+            return
+        weight = weight.dequantize(torch.float32)
+    layer.from_dense(weight.reshape(layer.weight.shape))
 
 
 def check_finite(name: str, tensor: torch.Tensor | Quantized, weights: Weights, check_all: bool) -> None:
@@ -173,6 +195,8 @@ def get_transformer(
     weight_dtype: torch.dtype = torch.bfloat16,
     config: dict | None = None,
     dequantize: bool = False,
+    quantize: str | None = None,
+    computes_on: str | torch.device | None = None,
 ) -> WanModel:
     """The diffusion transformer of a folder, file, hub id or opened checkpoint.
 
@@ -180,6 +204,8 @@ def get_transformer(
         weight_dtype: of the parameters, except those of `key_tables.KEEP_FLOAT32`, which stay float32.
         config: for a file: a config.json or arguments of `WanModel`, see `architecture.transformer_config`.
         dequantize: expand quantised weights once; by default they stay as stored and each layer expands its own.
+        quantize: compute the blocks' linear layers in this form, see `modules.linear.quantize_blocks`.
+        computes_on: the device that computes, if weights are kept on another one.
 
     Raises:
         InputError: the checkpoint cannot be used.
@@ -191,6 +217,8 @@ def get_transformer(
     check_count("num_layers", arguments["num_layers"], len(blocks), weights)
     with torch.device("meta"):
         model = WanModel(**arguments)
+    if quantize is not None:
+        quantize_blocks(model, quantize, computes_on or device)
     return load_into(model, weights, device, weight_dtype, key_tables.KEEP_FLOAT32, dequantize)
 
 

@@ -41,6 +41,18 @@ PUBLISHED = dict(
     teacache_thresh=0.2,
     use_ret_steps=False,
     teacache_coefficients=None,
+    dit_path=None,
+    vae_path=None,
+    text_encoder_path=None,
+    image_encoder_path=None,
+    weights="stored",
+    quantize=None,
+    solver="unipc",
+    sigmas=None,
+    lora=(),
+    vae_dtype="float32",
+    attention="auto",
+    compile="auto",
     use_usp=False,
     cfg_parallel=None,
     ulysses_degree=None,
@@ -133,9 +145,12 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
     values |= dict(seed=9, device="cuda", dtype="float16", teacache_thresh=0.3)
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
-    values |= dict(prompt_enhancer_model="some/one", dry_run="json")
+    values |= dict(prompt_enhancer_model="some/one", dry_run="json", dit_path="my/dit/a.gguf", vae_path="../inputs")
+    values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
+    values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     switches += ["--resume", "--no_preview", "--keep_parts"]
+    switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
     argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
     values |= dict(overlap_history=5, addnoise_condition=20.5, history="latent")
@@ -160,6 +175,20 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         teacache_thresh=0.3,
         use_ret_steps=True,
         teacache_coefficients=(-1000, 2, 3, 4, 5.5),
+        dit_path="my/dit/a.gguf",
+        vae_path="../inputs",
+        text_encoder_path="my/text",
+        image_encoder_path="my/image",
+        weights="dequantize",
+        quantize="fp8",
+        solver="lcm",
+        sigmas=None,
+        lora=tuple(
+            {"path": Path(f"../inputs/{name}.png"), "strength": x} for name, x in (("wide", 0.5), ("tall", 1.0))
+        ),
+        vae_dtype="bfloat16",
+        attention="flash",
+        compile="on",
         use_usp=True,
         cfg_parallel=True,
         ulysses_degree=1,

@@ -10,7 +10,7 @@ from skyreels_v2_infer.modules.linear import (
     Fp8Linear,
     Fp8WeightLinear,
     Int8Linear,
-    QuantizedLinear,
+    OneByteLinear,
     project,
     quantize_blocks,
     quantize_rows,
@@ -102,7 +102,7 @@ def test_a_quantised_transformer_stays_near_the_dense_one(kind, most):
 def test_only_layers_that_every_step_passes_compute_in_float8():
     model = small_model()
     quantize_blocks(model, "fp8", "cpu")
-    kinds = {name: type(layer) for name, layer in model.named_modules() if isinstance(layer, QuantizedLinear)}
+    kinds = {name: type(layer) for name, layer in model.named_modules() if isinstance(layer, OneByteLinear)}
     assert {name for name, kind in kinds.items() if kind is not Fp8Linear} == {
         f"blocks.{i}.cross_attn.{leaf}" for i in range(2) for leaf in "kv"
     }
@@ -120,7 +120,7 @@ def test_layers_are_swapped_on_the_meta_device_and_filled_by_name():
     for name, tensor in dense.named_parameters():
         owner, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner)
-        if leaf == "weight" and isinstance(owner, QuantizedLinear):
+        if leaf == "weight" and isinstance(owner, OneByteLinear):
             owner.from_dense(tensor)
         else:
             setattr(owner, leaf, torch.nn.Parameter(tensor, requires_grad=False))
