@@ -141,6 +141,12 @@ class Plan:
         return any(window.is_guided for window in self.windows)
 
     @property
+    def first_loras(self) -> tuple[LoraPlan, ...]:
+        """The LoRAs at the strengths of the first window."""
+        pairs = zip(self.loras, self.windows[0].lora_strengths, strict=True)
+        return tuple(replace(lora, strength=strength) for lora, strength in pairs)
+
+    @property
     def lora_strengths_change(self) -> bool:
         """Whether windows differ in the strength of a LoRA."""
         return len({window.lora_strengths for window in self.windows}) > 1

@@ -141,7 +141,7 @@ class Job:
             offload=settings.offload,
             vae_dtype=settings.vae_dtype,
             attention=settings.attention,
-            loras=settings.lora,
+            loras=plan.first_loras,
             loras_change=plan.lora_strengths_change,
             compiled=self._compiles(plan, config, place),
             quantize=settings.quantize,
