@@ -87,10 +87,10 @@ class Job:
         with tempfile.TemporaryDirectory() as spool:
             inputs, source = team.same(read_inputs(settings, Path(spool), self.check) if first else None)
             folder = local_folder(settings.model_id)
-            plan = plan_of(settings, config, folder, source.frames if source else 0, team.size)
-            check_packages(plan)
-            place = self._place(plan) if folder is None else None  # before gigabytes are fetched
-            with team.first_rank_first():
+            with team.first_rank_first():  # which alone reports what all would find wrong
+                plan = plan_of(settings, config, folder, source.frames if source else 0, team.size)
+                check_packages(plan)
+                place = self._place(plan) if folder is None else None  # before gigabytes are fetched
                 checkpoint = Checkpoint.open(settings.model_id)
             if first:
                 check_files(checkpoint)

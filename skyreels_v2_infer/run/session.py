@@ -124,7 +124,7 @@ class Session:
             if layout.ranks == 1:
                 self._ranks[layout] = Ranks()
                 return self._ranks[layout]
-            self._ranks[layout] = Ranks.of(self.team.share(layout))
+            self._ranks[layout] = Ranks.of(self.team.share(layout, self.attention))
             halves = "conditional and unconditional pass in parallel, " if layout.guidance == 2 else ""
             say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
         return self._ranks[layout]
