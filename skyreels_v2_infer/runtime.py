@@ -161,6 +161,9 @@ class Noise(Protocol):
     def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Noise added to the history in a row of a window."""
 
+    def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """The noise that a stochastic solver adds in a row."""
+
 
 class NoiseSource:
     """Noise that is a function of (seed, window, purpose, row).
@@ -172,7 +175,7 @@ class NoiseSource:
         seed: 0 or above.
     """
 
-    LATENTS, HISTORY = 0, 1
+    LATENTS, HISTORY, STEP = 0, 1, 2
 
     def __init__(self, seed: int):
         if seed < 0:
@@ -189,6 +192,9 @@ class NoiseSource:
     def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
         return self._draw((window, self.HISTORY, row), shape)
 
+    def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw((window, self.STEP, row), shape)
+
 
 class GeneratorNoise:
     """Noise from a caller's generator, in the order of the calls, on the generator's device."""
@@ -203,4 +209,7 @@ class GeneratorNoise:
         return self._draw(shape)
 
     def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw(shape)
+
+    def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
         return self._draw(shape)

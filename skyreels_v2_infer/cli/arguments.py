@@ -12,11 +12,13 @@ from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli import checks
-from skyreels_v2_infer.cli.defaults import PUBLISHED, TINY
+from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
 from skyreels_v2_infer.cli.reading import (
     Parser,
     any_text,
     device_name,
+    levels,
+    lora_file,
     number,
     numbers,
     one_of,
@@ -29,8 +31,10 @@ from skyreels_v2_infer.cli.replay import replayed_flags
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.kernels import KERNELS
 from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, SIZE_MULTIPLE
+from skyreels_v2_infer.scheduler.solvers import SOLVERS
 
 MOST, MOST_STEPS = 1_000_000, 10_000  # upper limits that catch typing errors; a million frames are eleven hours
 GENERATE = "generate_video.py"
@@ -218,6 +222,33 @@ def _add_sampling(parser: Parser) -> None:
         f"motion, lower more on detail; 5 suits an --image ({_defaults('shift')})",
     )
     group.add_argument(
+        "--solver",
+        metavar="{unipc,euler,lcm}",
+        type=one_of(*SOLVERS),
+        help=f"unipc for the published models, euler or lcm for distilled ones (default: {SOLVER})",
+    )
+    group.add_argument(
+        "--sigmas",
+        metavar="X,X,...",
+        type=levels,
+        help="noise levels, falling from at most 1, as distilled models publish them; instead of --inference_steps and "
+        "--shift",
+    )
+    group.add_argument(
+        "--preset",
+        metavar="{4steps}",
+        type=one_of(*PRESETS),
+        help="4steps: 4 steps, --solver euler, --shift 5, --guidance_scale 1, for weights and LoRAs distilled to it; "
+        "flags given as well replace its values",
+    )
+    group.add_argument(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        type=lora_file,
+        action="append",
+        help="LoRA to add to the transformer, at a strength (default: 1); may be given several times",
+    )
+    group.add_argument(
         "--seed",
         metavar="N",
         type=whole(0, 2**63 - 1),
@@ -344,6 +375,27 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         metavar="{float32,bfloat16,float16}",
         type=one_of("float32", "bfloat16", "float16"),
         help="number format of the weights (default: float32 on cpu, bfloat16 on a GPU, float16 before Ampere)",
+    )
+    group.add_argument(
+        "--vae_dtype",
+        metavar="{float32,bfloat16}",
+        type=one_of("float32", "bfloat16"),
+        default="float32",
+        help="number format of the VAE; bfloat16 takes about half the time, at 48 dB (default: %(default)s)",
+    )
+    group.add_argument(
+        "--attention",
+        metavar=f"{{auto,{','.join(KERNELS)}}}",
+        type=one_of("auto", *KERNELS),
+        default="auto",
+        help="attention kernel; auto: the fastest exact one for this GPU and length (default: %(default)s)",
+    )
+    group.add_argument(
+        "--compile",
+        metavar="{auto,on,off}",
+        type=one_of("auto", "on", "off"),
+        default="auto",
+        help="compile the transformer's blocks; auto: on a GPU, where the run is long enough (default: %(default)s)",
     )
     group.add_argument(
         "--offload",

@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.defaults import PUBLISHED, TINY
+from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import images, read
+from skyreels_v2_infer.media.files import check_file
 from skyreels_v2_infer.plan.models import ENHANCER, HUB_ID, MODELS_720P
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.plan.story import Scene, read_story
@@ -66,6 +67,13 @@ def check_shared(args: argparse.Namespace, launch: Launch) -> None:
     for name in ("use_ret_steps", "teacache_coefficients"):
         if getattr(args, name) and not args.teacache:
             raise InputError(name, None, "has no effect without --teacache")
+    if args.sigmas is not None:
+        for name in ("inference_steps", "shift"):
+            if getattr(args, name) is not None:
+                raise InputError(name, getattr(args, name), "has no effect with --sigmas, which sets the noise levels")
+    for lora in args.lora or ():
+        if not lora.path.is_dir():
+            check_file(lora.path, "lora")
     check_ranks(args, launch)
     check_enhancer(args)
     check_sizes(args)
@@ -122,6 +130,12 @@ def filled(args: argparse.Namespace) -> dict:
     """All values, with the model's defaults for flags that are not given, except height and width, see `size_of`."""
     defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
     values = dict(vars(args))
+    for name, value in PRESETS.get(args.preset, {}).items():
+        if values[name] is None:
+            values[name] = value
+    if values["solver"] is None:
+        values["solver"] = SOLVER
+    values["lora"] = tuple(values["lora"] or ())
     for field in dataclasses.fields(defaults):
         if field.name not in ("height", "width") and values.get(field.name, ...) is None:
             values[field.name] = getattr(defaults, field.name)

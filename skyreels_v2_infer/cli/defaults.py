@@ -36,6 +36,11 @@ class Defaults:
     addnoise_condition: float
 
 
+SOLVER = "unipc"
+
+# Recipes of distilled models and LoRAs, as --preset names them; flags that are given replace them.
+PRESETS = {"4steps": {"inference_steps": 4, "solver": "euler", "shift": 5.0, "guidance_scale": 1.0}}
+
 PUBLISHED = Defaults(
     height=None,  # from --resolution
     width=None,

@@ -41,6 +41,9 @@ def plan_of(
         "fps": settings.fps,
         "prompt": settings.prompt,
         "cache": cache_of(settings, config, folder),
+        "solver": settings.solver,
+        "sigmas": settings.sigmas,
+        "loras": settings.lora,
     }
     if isinstance(settings, DiffusionForcingSettings):
         shared |= {

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from skyreels_v2_infer.errors import printable
+from skyreels_v2_infer.errors import InputError, printable
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.plan import LoraPlan
+from skyreels_v2_infer.scheduler.sigmas import check_sigmas
 
 
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
@@ -77,12 +79,39 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
     return read
 
 
+def levels(text: str) -> tuple[float, ...]:
+    """Noise levels with commas between."""
+    try:
+        check_sigmas(values := tuple(number()(word) for word in text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text}: must be finite numbers with commas between") from None
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.legal}") from None
+    return values
+
+
+def lora_file(text: str) -> LoraPlan:
+    """FILE or FILE:STRENGTH."""
+    name, colon, strength = text.rpartition(":")
+    if not colon:
+        return LoraPlan(some_path(text))
+    try:
+        return LoraPlan(some_path(name), number()(strength))
+    except argparse.ArgumentTypeError:
+        if re.fullmatch(r"[-+\d.eE]*", strength):
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be a file, or a file, a colon and a finite number"
+            ) from None
+        return LoraPlan(some_path(text))  # a name with a colon in it
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     """Accepts one of `choices`; as argparse's ``choices``, with our one-line message."""
 
     def read(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+            legal = f"{', '.join(choices[:-1])} or {choices[-1]}" if choices[1:] else choices[0]
+            raise argparse.ArgumentTypeError(f"{text}: must be {legal}")
         return text
 
     return read

@@ -75,7 +75,10 @@ def flags_of(settings: dict) -> list[str]:
     for name, value in settings.items():
         if value is True:
             flags.append(f"--{name}")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], str):  # a flag that may be repeated
+            flags += [f"--{name}={one}" for one in value]
+        elif isinstance(value, list | tuple):
+            flags += [f"--{name}={','.join(map(str, value))}"] if value else []
         elif value is not False:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            flags.append(f"--{name}={text}")
+            flags.append(f"--{name}={value}")
     return flags

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.plan.story import Scene
 
 
@@ -45,8 +46,9 @@ class GenerateSettings:
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
     seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
-    teacache_coefficients: five, highest degree first; None: the model's. cfg_parallel, ulysses_degree, ring_degree:
-    None: chosen by the plan.
+    teacache_coefficients: five, highest degree first; None: the model's. sigmas: noise levels, falling, in place of
+    those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel, ulysses_degree,
+    ring_degree: None: chosen by the plan.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -68,6 +70,12 @@ class GenerateSettings:
     teacache_thresh: float = field(metadata=FRAMES)
     use_ret_steps: bool = field(metadata=FRAMES)
     teacache_coefficients: tuple[float, ...] | None = field(metadata=FRAMES)
+    solver: str = field(metadata=FRAMES)
+    sigmas: tuple[float, ...] | None = field(metadata=FRAMES)
+    lora: tuple[LoraPlan, ...] = field(metadata=FRAMES)
+    vae_dtype: str = field(metadata=FRAMES)
+    attention: str = field(metadata=MACHINE)
+    compile: str = field(metadata=MACHINE)
     use_usp: bool = field(metadata=MACHINE)
     cfg_parallel: bool | None = field(metadata=MACHINE)
     ulysses_degree: int | None = field(metadata=MACHINE)

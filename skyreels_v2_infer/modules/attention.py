@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.plan.kernels import KERNELS
 
 # torch's own kernels, each followed by those that take over where it refuses an input.
 OTHER_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -22,7 +23,6 @@ BACKENDS = {
     "math": [SDPBackend.MATH],
 }
 FA4, SAGE, DEFAULT = "fa4", "sage", "default"
-KERNELS = (FA4, *BACKENDS, SAGE)
 
 # Up to this many keys cuDNN is used beside flash-attn-4: measured on an H200 at 51,000 queries, 40 heads of 128, it
 # takes 0.99 ms for 512 keys where flash-attn-4 takes 1.45.

@@ -1,12 +1,17 @@
 """The base of the three pipelines: the model's parts, and `execute`, which makes the video of a plan."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.compiled import compile_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
@@ -17,7 +22,10 @@ from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import choose_layout
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
-from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
+from skyreels_v2_infer.scheduler import SOLVERS
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.weights.lora import Applied
 
 OUTPUT_TYPES = ("np", "pt", "latent")
 
@@ -34,12 +42,17 @@ class VideoPipeline:
         model_path: folder or hub id with all parts.
         dit_path: folder or hub id of the transformer, if it is elsewhere; `model_path` then needs none.
         device: None: CUDA if available, else the CPU. A `Placement` decides both device and dtype.
-        weight_dtype: of the transformer and the encoders; None: see `usual_dtype`. The VAE is float32.
+        weight_dtype: of the transformer and the encoders; None: see `usual_dtype`.
         use_usp: share the work with the other ranks of torch.distributed's default group, which has to exist.
         offload: keep weights in host memory, and on the device only the module that computes.
         hooks: default for `execute`.
+        vae_dtype: of the VAE.
+        loras: files and strengths, see `load_lora`.
+        loras_change: whether strengths will be set again, window by window.
+        compiled: compile the transformer's blocks, see `modules.compiled`.
 
     Attributes:
+        loras: `weights.lora.Applied`; None: no LoRA.
         device: where latents are and modules compute.
         at_work: context manager that keeps a module, and optionally its cached features, on the device while it
             computes, see `Offload`. Encoders are on the device only inside it; with `offload` all parts are. Parts
@@ -57,6 +70,10 @@ class VideoPipeline:
         use_usp: bool = False,
         offload: bool = False,
         hooks: Hooks = Hooks(),  # noqa: B008  frozen
+        vae_dtype: torch.dtype = torch.float32,
+        loras: Sequence[tuple[Path | str, float]] = (),
+        loras_change: bool = False,
+        compiled: bool = False,
     ):
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
         from skyreels_v2_infer.weights.layouts import PARTS
@@ -74,13 +91,18 @@ class VideoPipeline:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
         self._set_parts(
             get_transformer(dit, home, place.dtype),
-            get_vae(checkpoint, home),
+            get_vae(checkpoint, home, vae_dtype),
             get_text_encoder(checkpoint, host, place.dtype),
             get_image_encoder(checkpoint, host, place.dtype) if self.takes_image_channels else None,
             place.device,
         )
+        if loras:
+            self._apply_loras([(Path(path), strength) for path, strength in loras], loras_change)
+        if compiled:
+            compile_blocks(self.transformer, say)
         offloading = Offload(place.device)
         self.at_work = offloading.at_work
+        self._offloaded = offload
         if offload:
             offloading.by_blocks(self.transformer)
         self.hooks = hooks
@@ -110,6 +132,35 @@ class VideoPipeline:
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.device = device
         self.at_work: Callable[..., AbstractContextManager] = always_there
+        self.loras: Applied | None = None
+        self._offloaded = False
+
+    def load_lora(self, path: str | Path, strength: float = 1.0):
+        """Adds a LoRA to the transformer, beside those that are there -> what was matched and what was skipped.
+
+        Args:
+            path: file or folder in any of the usual key styles.
+            strength: any finite number.
+
+        Raises:
+            InputError: it does not fit the model.
+            ValueError: the transformer is offloaded already; give `loras` to the constructor.
+        """
+        if self._offloaded:
+            raise ValueError("load_lora: the transformer is offloaded; give loras to the constructor")
+        before = []
+        if self.loras is not None:
+            before = list(zip((lora.path for lora in self.loras.loras), self.loras.strengths, strict=True))
+            self.loras.remove()
+        self._apply_loras([*before, (Path(path), strength)], changeable=True)
+        return self.loras.reports[-1]
+
+    def _apply_loras(self, loras: list[tuple[Path, float]], changeable: bool) -> None:
+        from skyreels_v2_infer.weights.lora import apply
+        from skyreels_v2_infer.weights.lora_file import LoraFile
+
+        opened = [(LoraFile.open(path), strength) for path, strength in loras]
+        self.loras = apply(self.transformer, opened, changeable=changeable)
 
     def _all_ranks(self) -> Ranks:
         from skyreels_v2_infer.distributed.xdit_context_parallel import share
@@ -176,6 +227,8 @@ class VideoPipeline:
                 done = resume.latents.to(self.device)
             else:
                 drawn = noise if window.seed is None else NoiseSource(window.seed)
+                if plan.lora_strengths_change:
+                    self.loras.set_strengths(window.lora_strengths)
                 start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
                 done = self._denoise(plan, window, texts, start, drawn, inputs, hooks)
                 done = done[:, :, : window.latents - window.end_latents]
@@ -255,8 +308,7 @@ class VideoPipeline:
             return lambda x, t: self.transformer(x, t, context, around=around, **options)
 
         velocity = Guided(branch(positive), branch(negative), window.guidance_scale, hooks.ranks.branches)
-        solver = FlowUniPCMultistepScheduler()
-        solver.set_timesteps(plan.num_inference_steps, shift=plan.shift)
+        solver = SOLVERS[plan.solver](plan.sigmas)
         with hooks.progress(window.window.index, len(plan.windows), len(rows)) as advance:
 
             def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
@@ -264,7 +316,9 @@ class VideoPipeline:
                 return self._called_back(inputs.callback, row, window, latents)
 
             latents = hooks.ranks.agree(latents)
-            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row)
+            shape = tuple(latents.shape)
+            drawn = partial(noise.step, window.window.index, shape=shape)
+            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row, drawn)
         if not done.isfinite().all():  # would be decoded to black frames
             hint = "try --dtype float32, or less --guidance_scale"
             raise FloatingPointError(f"window {window.window.index + 1}: model output contains NaN or Inf; {hint}")

@@ -77,16 +77,18 @@ def denoise(
     latents: torch.Tensor,
     noised=None,
     on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    noise: Callable[[int], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Executes the rows of a schedule.
 
     Args:
         velocity: the guided model.
-        solver: a solver set to the schedule's noise levels.
+        solver: one of `SOLVERS`, with the schedule's noise levels.
         rows: from `rows_of`.
         latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
         noised: adds noise to the history in the model's input, ``(row, latents) -> latents``, see `NoisedHistory`.
         on_row: called after every row with its number and the latents; returns the latents to continue with.
+        noise: row -> fresh noise in the shape of `latents`, for stochastic solvers.
 
     Returns:
         the finished latents.
@@ -95,7 +97,8 @@ def denoise(
     for number, (t, frames) in enumerate(rows):
         x = (latents if noised is None else noised(number, latents))[:, :, :frames]
         v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
-        latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number])
+        drawn = noise(number).to(latents) if solver.stochastic else None
+        latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number], drawn)
         if on_row is not None:
             latents = on_row(number, latents)
     return latents

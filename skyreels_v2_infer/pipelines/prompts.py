@@ -68,7 +68,8 @@ class Texts:
 
     def contexts(self, window: WindowPlan) -> tuple[PromptContext, PromptContext | None]:
         """Contexts of the conditional and the unconditional pass; the latter is None without guidance."""
-        key = window.prompt, window.negative_prompt, window.is_guided
+        # Keys and values depend on the weights, and so on the strengths of LoRAs.
+        key = window.prompt, window.negative_prompt, window.is_guided, window.lora_strengths
         if self._made is None or self._made[0] != key:
             self._made = None  # frees its memory before the next contexts are computed
             negative = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.sizes import check_size
 from skyreels_v2_infer.plan.story import Scene, of_prompts, scenes_of
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule, ad_schedule
-from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
+from skyreels_v2_infer.scheduler.sigmas import check_sigmas, flow_sigmas, flow_timesteps
 from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_windows
 
 HISTORIES = ("pixel", "latent")
@@ -39,6 +40,7 @@ class WindowPlan:
         prompt, negative_prompt: None where the caller passes embeddings.
         guidance_scale: up to 1 there is only the conditional pass.
         seed: of this window's noise; None: the plan's.
+        lora_strengths: of the plan's LoRAs, in their order.
     """
 
     window: Window
@@ -50,6 +52,7 @@ class WindowPlan:
     negative_prompt: Text = None
     guidance_scale: float = 1.0
     seed: int | None = None
+    lora_strengths: tuple[float, ...] = ()
 
     @property
     def latents(self) -> int:
@@ -58,6 +61,19 @@ class WindowPlan:
     @property
     def is_guided(self) -> bool:
         return is_guided(self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """A LoRA file and its strength, any finite number; 0 changes nothing."""
+
+    path: Path
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """By which a story's scenes set its strength."""
+        return self.path.stem
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,8 @@ class Plan:
         causal_block_size: latent frames per block of block-causal attention; None: full attention.
         cache: settings of TeaCache; None: off.
         sharing: layout of the ranks; None: not known without the model.
+        solver: a name of `scheduler.SOLVERS`.
+        loras: added to the transformer's weights.
     """
 
     windows: tuple[WindowPlan, ...]
@@ -109,6 +127,8 @@ class Plan:
     causal_block_size: int | None = None
     cache: CachePlan | None = None
     sharing: Layout | None = None
+    solver: str = "unipc"
+    loras: tuple[LoraPlan, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -119,6 +139,11 @@ class Plan:
     def is_guided(self) -> bool:
         """Whether any window has an unconditional pass."""
         return any(window.is_guided for window in self.windows)
+
+    @property
+    def lora_strengths_change(self) -> bool:
+        """Whether windows differ in the strength of a LoRA."""
+        return len({window.lora_strengths for window in self.windows}) > 1
 
     @property
     def longest_history(self) -> int:
@@ -168,6 +193,9 @@ def make_plan(
     window_prompts: Sequence[str] | None = None,
     cache: CachePlan | None = None,
     sharing: Layout | None = None,
+    solver: str = "unipc",
+    sigmas: Sequence[float] | None = None,
+    loras: Sequence[LoraPlan] = (),
 ) -> Plan:
     """Settings -> plan. Without `base_num_frames` there is a single window.
 
@@ -182,7 +210,8 @@ def make_plan(
         addnoise: noise added to given latent frames in the model's input, in thousandths, 0 to below 1000.
         story: scenes in place of `prompt`; `negative_prompt`, `guidance_scale` and `seed` apply where a scene has none.
         window_prompts: in place of `prompt`, one per window; the last one holds to the end.
-        cache, sharing: see `Plan`.
+        cache, sharing, solver, loras: see `Plan`.
+        sigmas: noise levels in place of those of `num_inference_steps` and `shift`, see `check_sigmas`.
 
     Raises:
         InputError, ValueError: name the argument, its value and the nearest legal ones.
@@ -198,8 +227,8 @@ def make_plan(
     if history not in HISTORIES:
         raise InputError("history", history, f"must be {' or '.join(HISTORIES)}")
     windows = plan_windows(num_frames, base_num_frames, overlap_history, prefix_frames)
-    sigmas = flow_sigmas(num_inference_steps, shift)
-    timesteps = flow_timesteps(sigmas)
+    levels = flow_sigmas(num_inference_steps, shift) if sigmas is None else check_sigmas(sigmas)
+    timesteps = flow_timesteps(levels)
     if window_prompts is not None and len(window_prompts) > 1:
         story = of_prompts(window_prompts, windows)
     scenes = scenes_of(story, windows) if story is not None else [Scene(0, prompt)] * len(windows)
@@ -221,14 +250,15 @@ def make_plan(
                 negative_prompt if scene.negative_prompt is None else scene.negative_prompt,
                 guidance_scale if scene.guidance_scale is None else scene.guidance_scale,
                 scene.seed,
+                strengths_of(loras, scene),
             )
         )
     return Plan(
         tuple(plans),
         num_frames,
-        num_inference_steps,
+        len(levels) - 1,
         shift,
-        sigmas,
+        levels,
         overlap_history or 0,
         prefix_frames,
         height or 0,
@@ -242,4 +272,21 @@ def make_plan(
         causal_block_size if causal_attention else None,
         cache,
         sharing,
+        solver,
+        tuple(loras),
     )
+
+
+def strengths_of(loras: Sequence[LoraPlan], scene: Scene) -> tuple[float, ...]:
+    """The strength of each LoRA in a scene: the scene's own where it has one.
+
+    Raises:
+        InputError: the scene names a LoRA that is not there.
+    """
+    own = scene.lora or {}
+    names = [lora.name for lora in loras]
+    for name in own:
+        if name not in names:
+            legal = f"must be one of the --lora files' names: {', '.join(names) or 'none is given'}"
+            raise InputError("story", None, f"the scene from frame {scene.start} on has lora {name}; {legal}")
+    return tuple(float(own.get(lora.name, lora.strength)) for lora in loras)

@@ -20,6 +20,7 @@ class Scene:
         start: frame of the video; the scene begins with the first window whose new frames do not begin before it.
         prompt: description of the scene.
         negative_prompt, guidance_scale, seed: None: those of the whole video.
+        lora: strengths of LoRAs by name (file name without suffix), where they differ from the whole video's.
     """
 
     start: int
@@ -27,6 +28,7 @@ class Scene:
     negative_prompt: str | None = None
     guidance_scale: float | None = None
     seed: int | None = None
+    lora: dict[str, float] | None = None
 
 
 def read_story(text: str, fps: float) -> tuple[Scene, ...]:
@@ -102,7 +104,14 @@ def _scene(text: str, number: int, scene: object, fps: float) -> Scene:
         raise wrong("guidance_scale must be a number, at least 0 and below 1000000")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise wrong(f"seed must be a whole number from 0 to {2**63 - 1}")
-    return Scene(start, prompt, negative, None if scale is None else float(scale), seed)
+    lora = scene.get("lora")
+    if lora is not None:
+        numbers = lora.values() if isinstance(lora, dict) else [None]
+        if not all(
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6 for value in numbers
+        ):
+            raise wrong("lora must be a mapping from names of --lora files to strengths")
+    return Scene(start, prompt, negative, None if scale is None else float(scale), seed, lora)
 
 
 def of_prompts(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Scene, ...]:

@@ -19,6 +19,7 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     for field in fields_that(settings, affects=Affects.FRAMES):
         value = getattr(settings, field.name)
         identity[field.name] = fingerprint(value) if isinstance(value, Path) else value
+    identity["lora"] = [[contents(lora.path), lora.strength] for lora in settings.lora]
     identity.pop("prompts", None)
     if "story" in identity:
         identity["story"] = None if plan.scenes is None else [asdict(scene) for scene in plan.scenes]
@@ -27,6 +28,13 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     if plan.cache is not None:  # its coefficients may come from a file in the model's folder
         identity["teacache_coefficients"] = plan.cache.coefficients
     return json.loads(json.dumps(identity))  # comparable with one that was read from a file
+
+
+def contents(path: Path) -> object:
+    """A fingerprint of a file, or of every file in a folder."""
+    if path.is_file():
+        return fingerprint(path)
+    return {file.name: fingerprint(file) for file in sorted(path.iterdir()) if file.is_file()}
 
 
 def asked_for(identity: dict) -> str:
@@ -43,6 +51,6 @@ def piece_keys(settings: GenerateSettings, plan: Plan, identity: dict, settled: 
     for window in plan.windows:
         end = identity.get("end_image") if window.end_latents else None
         texts = [window.prompt, window.negative_prompt, window.seed, window.guidance_scale]
-        so_far.append([asdict(window.window), *texts, end])
+        so_far.append([asdict(window.window), *texts, end, *window.lora_strengths])
         keys.append(digest_of({"pieces": so_far}))
     return tuple(keys)

@@ -18,6 +18,7 @@ from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.plan.cost import cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.models import architecture
 from skyreels_v2_infer.plan.naming import output_stem
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 SEEDS = 2**32  # drawn seeds are below this: short enough to type
 MUCH_NOISE = 60  # --addnoise_condition above this gets a warning
+# PFLOP from which compiling saves more time than it takes: about 10 s of compiling (H200, torch 2.11) against a tenth
+# of the time of a run at 570 TFLOP/s (benchmarks/hopper.py).
+WORTH_COMPILING = 60.0
 
 
 def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
@@ -109,16 +113,24 @@ class Job:
                 self._open(plan, identity, settled_of(plan, place), source, inputs)
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
             return self.video.finish() if first else None
-        self._remark(source)
-        session = open_session(checkpoint, place, team, offload=settings.offload, check=self.check)
+        session = open_session(
+            checkpoint,
+            place,
+            team,
+            offload=settings.offload,
+            vae_dtype=settings.vae_dtype,
+            attention=settings.attention,
+            loras=settings.lora,
+            loras_change=plan.lora_strengths_change,
+            compiled=self._compiles(plan, config, place),
+            check=self.check,
+        )
+        session.load()
+        self._remark(plan, source)
         return session.make(plan, inputs, self.video)
 
     def _seed(self) -> int:
-        if self.settings.seed is not None:
-            return self.settings.seed
-        seed = secrets.randbelow(SEEDS)
-        say(f"seed {seed} (drawn; --seed {seed} makes the same video)")
-        return seed
+        return secrets.randbelow(SEEDS) if self.settings.seed is None else self.settings.seed
 
     def _place(self, plan: Plan, place: Placement | None = None, dtype: str | None = None) -> Placement:
         """Device and precision, checked against the needs of the run.
@@ -139,6 +151,15 @@ class Job:
             place.check_ring()
         place.make_current()
         return place
+
+    def _compiles(self, plan: Plan, config: dict, place: Placement) -> bool:
+        """Whether the transformer's blocks are compiled; by default where it saves more than it costs."""
+        asked = self.settings.compile
+        if asked != "auto":
+            return asked == "on"
+        if place.device.type != "cuda" or self.settings.offload:
+            return False
+        return cost_of(plan, config, weight_bytes=2).pflop >= WORTH_COMPILING
 
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
         """The plan with the enhanced prompt (--prompt_enhancer), or with the prompt of the interrupted run."""
@@ -220,8 +241,10 @@ class Job:
         if count:
             say(f"--keep_parts: {count} of {self.video.pieces} pieces are reused from a kept run")
 
-    def _remark(self, source: Source | None) -> None:
+    def _remark(self, plan: Plan, source: Source | None) -> None:
         settings = self.settings
+        if settings.seed is None:
+            say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
         noise = getattr(settings, "addnoise_condition", 0)
         if noise > MUCH_NOISE:
             say(f"--addnoise_condition {noise:g}: high; windows may not fit together (20 is usual)")

@@ -54,6 +54,7 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
         del values["prompt"]
         scenes = [{k: v for k, v in asdict(scene).items() if v is not None} for scene in plan.scenes]
         values["story"] = json.dumps(scenes)
+    values["lora"] = [f"{lora.path.absolute()}:{lora.strength:g}" for lora in plan.loras]
     values["model_id"] = model = embedded.name_of(settings.model_id)
     if model != embedded.NAME and Path(model).is_dir():
         values["model_id"] = Path(model)

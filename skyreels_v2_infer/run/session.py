@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.plan import LoraPlan, Plan
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.run.worker import Worker
@@ -35,6 +35,11 @@ class Session:
         place: device and precision.
         team: the processes that share the work.
         offload: keep weights in host memory, and on the device only the module that computes.
+        vae_dtype: of the VAE, by name.
+        attention: the requested kernel, or "auto".
+        loras: files and strengths.
+        loras_change: whether strengths differ between windows.
+        compiled: compile the transformer's blocks.
         check: called regularly; raises once the process has to stop.
     """
 
@@ -45,10 +50,22 @@ class Session:
         team: Team,
         *,
         offload: bool = False,
+        vae_dtype: str = "float32",
+        attention: str = "auto",
+        loras: Sequence[LoraPlan] = (),
+        loras_change: bool = False,
+        compiled: bool = False,
         check: Callable[[], object] = lambda: None,
     ):
-        self.checkpoint, self.place, self.team = checkpoint, place, team
-        self.offload, self.check = offload, check
+        self.checkpoint, self.place, self.team, self.check = checkpoint, place, team, check
+        self.offload, self.vae_dtype, self.compiled = offload, vae_dtype, compiled
+        self.loras, self.loras_change = loras, loras_change
+        from skyreels_v2_infer.modules.attention import choose_attention
+
+        config = checkpoint.transformer_config
+        self.attention = choose_attention(
+            place.device, place.dtype, config["dim"] // config["num_heads"], attention, say
+        )
         self.loading = 0.0  # seconds
         self._pipeline: VideoPipeline | None = None
         self._ranks: dict[Layout, Ranks] = {}
@@ -69,6 +86,7 @@ class Session:
         hooks = self._hooks(plan)
         parts = self.execute(plan, inputs, resume, hooks)
         if video is not None:
+            video.add_details(self.details())
             return self._write(parts, video, resume.latents is not None)
         for _ in parts:
             self.check()
@@ -87,6 +105,13 @@ class Session:
         window, *arrays = state
         return Resume(window, *(None if array is None else torch.from_numpy(array) for array in arrays))
 
+    def details(self) -> dict:
+        """What the manifest says of the machine's part beside device and threads, and of the LoRAs."""
+        found: dict = {"attention": str(self.attention), "compiled": self.compiled}
+        if self.loras:
+            found["loras"] = [report.as_dict() for report in self.lora_reports]
+        return found
+
     def load(self) -> None:
         """Loads the model, unless it is loaded."""
         if self._pipeline is not None:
@@ -94,18 +119,35 @@ class Session:
         from tqdm import tqdm
 
         from skyreels_v2_infer import pipelines
-        from skyreels_v2_infer.runtime import has_bfloat16
+        from skyreels_v2_infer.runtime import DTYPES, has_bfloat16
 
         kind = "Image2VideoPipeline" if self.checkpoint.is_image_to_video else "DiffusionForcingPipeline"
         model, began = self.checkpoint.model_id, time.perf_counter()
         # The bar disappears at the end, so that a checkpoint that does not fit is reported in a single line.
         with tqdm(desc=f"loading {model}", bar_format="{desc}", leave=False, disable=silent()):
-            self._pipeline = getattr(pipelines, kind)(self.checkpoint, device=self.place, offload=self.offload)
+            self._pipeline = getattr(pipelines, kind)(
+                self.checkpoint,
+                device=self.place,
+                offload=self.offload,
+                vae_dtype=DTYPES[self.vae_dtype],
+                loras=[(lora.path, lora.strength) for lora in self.loras],
+                loras_change=self.loras_change,
+                compiled=self.compiled,
+            )
         self.loading = time.perf_counter() - began
         dtype = str(self.place.dtype).removeprefix("torch.")
         say(f"loaded {model} on {self.place.device} in {dtype}, {self.loading:.1f} s")
+        if self.place.device.type == "cuda":
+            say(f"attention: {self.attention}; blocks {'compiled' if self.compiled else 'not compiled'}")
+        for report in self.lora_reports:
+            say(report.line())
         if dtype == "bfloat16" and not has_bfloat16(self.place.device):
             say("--dtype bfloat16: this GPU has no fast attention for it, only one that needs much memory; try float16")
+
+    @property
+    def lora_reports(self) -> list:
+        """What was matched of each LoRA, and what was skipped and why."""
+        return [] if self._pipeline.loras is None else self._pipeline.loras.reports
 
     def _hooks(self, plan: Plan) -> Hooks:
         from skyreels_v2_infer.modules.caches.teacache import TeaCache
@@ -121,10 +163,9 @@ class Session:
         from skyreels_v2_infer.pipelines.hooks import Ranks
 
         if layout not in self._ranks:
-            if layout.ranks == 1:
-                self._ranks[layout] = Ranks()
-                return self._ranks[layout]
             self._ranks[layout] = Ranks.of(self.team.share(layout, self.attention))
+            if layout.ranks == 1:
+                return self._ranks[layout]
             halves = "conditional and unconditional pass in parallel, " if layout.guidance == 2 else ""
             say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
         return self._ranks[layout]

@@ -47,6 +47,11 @@ class Video:
         self._began, self._frames = time.perf_counter(), 0
         self._writing = ExitStack()
         self._writer = self._look = None
+        self._details: dict = {}
+
+    def add_details(self, details: dict) -> None:
+        """Adds to the manifest what is known once the model is loaded."""
+        self._details = details
 
     def state(self) -> tuple[int, np.ndarray | None, np.ndarray | None] | None:
         """(window, its latents if it is denoised, history) to resume from; None: from the beginning."""
@@ -121,7 +126,7 @@ class Video:
         pieces = [{name: piece[name] for name in OF_A_PIECE} for piece in journal.pieces]
         lasting = self.about | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
         seconds = {"loading": loading, "total": time.perf_counter() - self._began}
-        manifest = self.about | {"pieces": pieces, "asked": asked_for(journal.identity)}
+        manifest = self.about | {"pieces": pieces, "asked": asked_for(journal.identity), "details": self._details}
         manifest |= {"seconds": rounded(seconds), "peak_memory_gib": peak_memory()}
         firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
         total = sum(piece["frames"] for piece in pieces)
