@@ -162,7 +162,7 @@ class Noise(Protocol):
         """Noise added to the history in a row of a window."""
 
     def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """The noise that a stochastic solver adds in a row."""
+        """Noise that a stochastic solver adds in a row of a window."""
 
 
 class NoiseSource:

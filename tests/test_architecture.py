@@ -40,7 +40,7 @@ FACADES = {f"{PACKAGE}.modules": "published get_transformer, get_vae, ... are in
 
 WITHOUT_TORCH = ("cli", "plan", "media")
 PLANNING_FILES = {f"{PACKAGE}.{name}" for name in ("errors", "launch", "console", "embedded")}
-PLANNING_FILES |= {f"{PACKAGE}.scheduler.{name}" for name in ("sigmas", "windows", "diffusion_forcing")}
+PLANNING_FILES |= {f"{PACKAGE}.scheduler.{name}" for name in ("sigmas", "solvers", "windows", "diffusion_forcing")}
 PLANNING_FILES |= {PACKAGE, f"{PACKAGE}.scheduler"}
 HEAVY = {"torch", "transformers", "diffusers"}
 

@@ -157,7 +157,7 @@ def _add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         type=some_text,
         help="prompts that change: a JSON or YAML list of scenes with start (a frame, or seconds as 4.5s), prompt, and "
-        "optionally negative_prompt, guidance_scale, seed; a scene takes effect where a window begins",
+        "optionally negative_prompt, guidance_scale, seed, lora; a scene takes effect where a window begins",
     )
     group.add_argument(
         "--video_path",
@@ -239,14 +239,14 @@ def _add_sampling(parser: Parser) -> None:
         metavar="{4steps}",
         type=one_of(*PRESETS),
         help="4steps: 4 steps, --solver euler, --shift 5, --guidance_scale 1, for weights and LoRAs distilled to it; "
-        "flags given as well replace its values",
+        "flags given as well override its values",
     )
     group.add_argument(
         "--lora",
         metavar="FILE[:STRENGTH]",
         type=lora_file,
         action="append",
-        help="LoRA to add to the transformer, at a strength (default: 1); may be given several times",
+        help="LoRA to apply to the transformer, with a strength (default: 1); may be given several times",
     )
     group.add_argument(
         "--seed",
@@ -381,7 +381,7 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         metavar="{float32,bfloat16}",
         type=one_of("float32", "bfloat16"),
         default="float32",
-        help="number format of the VAE; bfloat16 takes about half the time, at 48 dB (default: %(default)s)",
+        help="number format of the VAE; bfloat16 takes about half the time, at a PSNR of 48 dB (default: %(default)s)",
     )
     group.add_argument(
         "--attention",

@@ -38,7 +38,7 @@ class Defaults:
 
 SOLVER = "unipc"
 
-# Recipes of distilled models and LoRAs, as --preset names them; flags that are given replace them.
+# Values that --preset sets, for distilled models and LoRAs; flags given as well override them.
 PRESETS = {"4steps": {"inference_steps": 4, "solver": "euler", "shift": 5.0, "guidance_scale": 1.0}}
 
 PUBLISHED = Defaults(

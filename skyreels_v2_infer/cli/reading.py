@@ -80,18 +80,18 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
 
 
 def levels(text: str) -> tuple[float, ...]:
-    """Noise levels with commas between."""
+    """Converts noise levels separated by commas."""
     try:
         check_sigmas(values := tuple(number()(word) for word in text.split(",")))
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text}: must be finite numbers with commas between") from None
+        raise argparse.ArgumentTypeError(f"{text}: must be finite numbers separated by commas") from None
     except InputError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error.legal}") from None
     return values
 
 
 def lora_file(text: str) -> LoraPlan:
-    """FILE or FILE:STRENGTH."""
+    """Converts FILE or FILE:STRENGTH."""
     name, colon, strength = text.rpartition(":")
     if not colon:
         return LoraPlan(some_path(text))

@@ -136,7 +136,7 @@ class VideoPipeline:
         self._offloaded = False
 
     def load_lora(self, path: str | Path, strength: float = 1.0):
-        """Adds a LoRA to the transformer, beside those that are there -> what was matched and what was skipped.
+        """Applies a LoRA to the transformer, in addition to earlier ones -> report of matched and skipped tensors.
 
         Args:
             path: file or folder in any of the usual key styles.
@@ -144,7 +144,7 @@ class VideoPipeline:
 
         Raises:
             InputError: it does not fit the model.
-            ValueError: the transformer is offloaded already; give `loras` to the constructor.
+            ValueError: the transformer is offloaded; pass `loras` to the constructor.
         """
         if self._offloaded:
             raise ValueError("load_lora: the transformer is offloaded; give loras to the constructor")

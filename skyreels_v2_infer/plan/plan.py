@@ -72,7 +72,7 @@ class LoraPlan:
 
     @property
     def name(self) -> str:
-        """By which a story's scenes set its strength."""
+        """The file's name without suffix; scenes of a story set the strength by it."""
         return self.path.stem
 
 
@@ -106,7 +106,7 @@ class Plan:
         cache: settings of TeaCache; None: off.
         sharing: layout of the ranks; None: not known without the model.
         solver: a name of `scheduler.SOLVERS`.
-        loras: added to the transformer's weights.
+        loras: applied to the transformer's weights.
     """
 
     windows: tuple[WindowPlan, ...]
@@ -281,7 +281,7 @@ def strengths_of(loras: Sequence[LoraPlan], scene: Scene) -> tuple[float, ...]:
     """The strength of each LoRA in a scene: the scene's own where it has one.
 
     Raises:
-        InputError: the scene names a LoRA that is not there.
+        InputError: the scene names a LoRA that is not given.
     """
     own = scene.lora or {}
     names = [lora.name for lora in loras]

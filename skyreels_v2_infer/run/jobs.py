@@ -153,7 +153,7 @@ class Job:
         return place
 
     def _compiles(self, plan: Plan, config: dict, place: Placement) -> bool:
-        """Whether the transformer's blocks are compiled; by default where it saves more than it costs."""
+        """Whether to compile the transformer's blocks; by default if that saves more time than it takes."""
         asked = self.settings.compile
         if asked != "auto":
             return asked == "on"

@@ -106,7 +106,7 @@ class Session:
         return Resume(window, *(None if array is None else torch.from_numpy(array) for array in arrays))
 
     def details(self) -> dict:
-        """What the manifest says of the machine's part beside device and threads, and of the LoRAs."""
+        """Fields for the manifest: attention kernel, compilation, and a report for each LoRA."""
         found: dict = {"attention": str(self.attention), "compiled": self.compiled}
         if self.loras:
             found["loras"] = [report.as_dict() for report in self.lora_reports]
@@ -146,7 +146,7 @@ class Session:
 
     @property
     def lora_reports(self) -> list:
-        """What was matched of each LoRA, and what was skipped and why."""
+        """For each LoRA a report of matched tensors, and of skipped ones with the reason."""
         return [] if self._pipeline.loras is None else self._pipeline.loras.reports
 
     def _hooks(self, plan: Plan) -> Hooks:
