@@ -1,4 +1,4 @@
-"""--replay: the flags in a video's manifest."""
+"""--replay: a video's manifest -> the flags that made it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.comment import comment_of
 
 FORMAT = 1  # of manifests
-_CHOSEN = ("teacache_coefficients",)  # for the model and the size that the video had
-# Flags given beside --replay, and the settings of the video that they replace as well.
+_CHOSEN = ("teacache_coefficients",)  # recorded for the video's model and size
+# Flags given beside --replay -> other recorded settings that they override as well.
 REPLACED = {
     "--model_id": _CHOSEN,
     "--use_ret_steps": _CHOSEN,
@@ -25,14 +25,14 @@ REPLACED = {
     "--video_path": ("image",),
 }
 REPLAYED = frozenset(field.name for field in fields_that(DiffusionForcingSettings, replayed=True))
-FORMERLY = {"device"}  # stood among the settings in manifests of version 0.1.0; a machine's setting is not taken over
+FORMERLY = {"device"}  # recorded in manifests of version 0.1.0; ignored, since it does not change the frames
 
 
 def read_manifest(path: Path) -> dict:
     """The manifest in a file: a video, or the JSON beside one.
 
     Raises:
-        InputError: none, or not one of this program.
+        InputError: there is none, or this program did not write it.
     """
     try:
         text = path.read_text("utf-8") if path.suffix.lower() == ".json" else comment_of(path)
@@ -53,13 +53,13 @@ def read_manifest(path: Path) -> dict:
 
 
 def replayed_flags(path: Path, script: str, argv: Sequence[str]) -> list[str]:
-    """The flags that made a video, without those that `argv` replaces.
+    """The flags that made a video, without those that `argv` overrides.
 
-    Only settings that change the frames are taken: a video from elsewhere decides neither where files are written nor
+    Only settings that change the frames are taken: a file from elsewhere must not decide where files are written or
     what the machine does.
 
     Raises:
-        InputError: no manifest, or one of another script.
+        InputError: there is no manifest, or the other script wrote it.
     """
     written = read_manifest(path)
     if written["script"] != script:
@@ -70,7 +70,7 @@ def replayed_flags(path: Path, script: str, argv: Sequence[str]) -> list[str]:
 
 
 def flags_of(settings: dict) -> list[str]:
-    """Settings as a manifest has them -> a command line."""
+    """Settings of a manifest -> a command line."""
     flags = []
     for name, value in settings.items():
         if value is True:

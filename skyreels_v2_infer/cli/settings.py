@@ -1,6 +1,6 @@
-"""Frozen settings of the two scripts. Every field says what it affects.
+"""Frozen settings of the two scripts; the metadata of every field states what it affects.
 
-A run's identity, the keys of its pieces, the manifest and --replay follow from that.
+A run's identity, the keys of its pieces, the manifest and --replay are derived from that.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from skyreels_v2_infer.plan.story import Scene
 
 
 class Affects(Enum):
-    """What another value of a setting changes."""
+    """What changes with the value of a setting."""
 
     FRAMES = "the frames"
     MACHINE = "where and how fast they are computed"
-    RUN = "what happens around it: folders, resuming, messages"
+    RUN = "folders, resuming, messages"
 
 
 def _kind(affects: Affects, by_window: bool = False, replayed: bool = False) -> Mapping[str, Any]:
     """Metadata of a field.
 
     Args:
-        by_window: it can change in the course of a video, so it is part of a window's key and not of all windows'.
-        replayed: it is written into the manifest, from which the video can be made again.
+        by_window: may differ between windows, so it is part of a window's key instead of every window's.
+        replayed: recorded in the manifest and read by --replay.
     """
     return {"affects": affects, "by_window": by_window, "replayed": replayed}
 
 
 FRAMES = _kind(Affects.FRAMES, replayed=True)
 WINDOW = _kind(Affects.FRAMES, by_window=True, replayed=True)
-PREPARED = _kind(Affects.FRAMES, by_window=True)  # the manifest has what came out of it
+PREPARED = _kind(Affects.FRAMES, by_window=True)  # the manifest records its result instead
 MACHINE = _kind(Affects.MACHINE)
 RUN = _kind(Affects.RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """Settings of `generate_video.py`, checked.
+    """Validated settings of `generate_video.py`.
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
-    seed: 0..2**63-1, None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
-    teacache_coefficients: five of them, highest degree first; None: the model's own. sigmas: noise levels, falling,
-    which replace inference_steps and shift; None: those. lora: files and strengths. cfg_parallel, ulysses_degree,
-    ring_degree: None: chosen.
+    seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
+    teacache_coefficients: five, highest degree first; None: the model's. sigmas: noise levels, falling, in place of
+    those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel, ulysses_degree,
+    ring_degree: None: chosen by the plan.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -98,13 +98,13 @@ class GenerateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionForcingSettings(GenerateSettings):
-    """Settings of `generate_video_df.py`, checked.
+    """Validated settings of `generate_video_df.py`.
 
     With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1). base_num_frames and
-    overlap_history are video frames, 4n+1; overlap_history is None only where a single window is made.
-    causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise,
-    0 <= a < 1000. story: scenes, the first of which has `prompt`; None: `prompt` holds throughout. prompts: one for
-    each window, the first of which is `prompt`, the last one stays; None: there is one.
+    overlap_history are video frames, 4n+1; overlap_history is None only for a single window. causal_block_size is in
+    latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000. story:
+    scenes, the first with `prompt`; None: no story. prompts: one per window, the first is `prompt`, the last one holds
+    to the end; None: one prompt.
     """
 
     end_image: Path | None = field(metadata=WINDOW)
@@ -135,7 +135,7 @@ def replaced_parts(settings: GenerateSettings) -> dict[str, str]:
 
 
 def fields_that(settings: type | GenerateSettings, **wanted: Any) -> Iterator[Field]:
-    """Fields whose metadata have all the wanted values: affects, by_window, replayed."""
+    """Fields whose metadata (affects, by_window, replayed) equal all the `wanted` values."""
     for found in fields(settings):
         if all(found.metadata[name] == value for name, value in wanted.items()):
             yield found

@@ -1,4 +1,4 @@
-"""A run as plain data: decided once, before weights are loaded; then printed, compared and executed."""
+"""The plan of a run: plain data, made once before weights are loaded, then printed, compared and executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_wind
 
 HISTORIES = ("pixel", "latent")
 
-Text = str | tuple[str, ...] | None  # one text, one for each video of a batch, or None where embeddings are given
+Text = str | tuple[str, ...] | None  # one text, one per video of a batch, or None where embeddings are given
 
 
 def is_guided(scale: float) -> bool:
@@ -32,12 +32,12 @@ class WindowPlan:
 
     Attributes:
         window: its frames and its history.
-        held: bool ``[F]``, latent frames that are given and stay as they are: history or image in front, an end image
-            behind.
+        held: bool ``[F]``, latent frames that are given and not denoised: history or image at the beginning, an end
+            image at the end.
         schedule: the rows of the denoising loop over these F latent frames.
-        given_latents: number of held latent frames in front.
-        end_latents: 1 if the last latent frame is an end image's, which is cut off before decoding; else 0.
-        prompt, negative_prompt: None where the caller gives embeddings.
+        given_latents: number of held latent frames at the beginning.
+        end_latents: 1 if the last latent frame is that of an end image, which is cut off before decoding; else 0.
+        prompt, negative_prompt: None where the caller passes embeddings.
         guidance_scale: up to 1 there is only the conditional pass.
         seed: of this window's noise; None: the plan's.
         lora_strengths: of the plan's LoRAs, in their order.
@@ -72,7 +72,7 @@ class LoraPlan:
 
     @property
     def name(self) -> str:
-        """By which a story's scenes set its strength."""
+        """The file's name without suffix; scenes of a story set the strength by it."""
         return self.path.stem
 
 
@@ -87,26 +87,26 @@ class CachePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run makes, and how.
+    """Everything about a run that does not depend on weights.
 
     Attributes:
         windows: in order.
-        num_frames: frames that are made.
+        num_frames: new frames.
         num_inference_steps, shift: of the noise levels `sigmas`, float32 ``[N + 1]``, falling to 0.
-        overlap_history: frames of history that a window starts from, also one that a longer video would have; 0: none.
-        prefix_frames: frames of a video that is continued; 0: there is none.
+        overlap_history: frames of history of a later window, whether the video has one or not; 0: none.
+        prefix_frames: frames of a video that is continued; 0: none.
         height, width: pixels.
         fps: frames per second.
         seed: of the noise; None: not drawn yet.
         scenes: prompts that change, in order; None: one prompt for all windows.
-        addnoise: noise shown on given latent frames, in thousandths.
+        addnoise: noise added to given latent frames in the model's input, in thousandths.
         history: "pixel" or "latent", what later windows start from.
         ar_step: steps between a block of frames and the next; 0: all frames of a window are denoised together.
-        causal_block_size: latent frames of a block of block-causal attention; None: full attention.
-        cache: None: every row is computed.
-        sharing: how ranks share the work; None: not known without the model.
+        causal_block_size: latent frames per block of block-causal attention; None: full attention.
+        cache: settings of TeaCache; None: off.
+        sharing: layout of the ranks; None: not known without the model.
         solver: a name of `scheduler.SOLVERS`.
-        loras: added to the transformer's weights.
+        loras: applied to the transformer's weights.
     """
 
     windows: tuple[WindowPlan, ...]
@@ -153,7 +153,7 @@ class Plan:
 
     @property
     def longest_history(self) -> int:
-        """How many of the newest frames have to be kept."""
+        """Number of newest frames that later windows, or a longer video, may need."""
         return max(self.overlap_history, *(w.window.history_frames for w in self.windows))
 
     @property
@@ -168,7 +168,7 @@ class Plan:
         return replace(self, sharing=sharing)
 
     def with_prompt(self, prompt: str) -> Plan:
-        """The same plan with another prompt in all windows; a story has prompts of its own."""
+        """The same plan with another prompt in all windows; not for plans with scenes."""
         assert self.scenes is None
         return replace(self, windows=tuple(replace(window, prompt=prompt) for window in self.windows))
 
@@ -203,24 +203,24 @@ def make_plan(
     sigmas: Sequence[float] | None = None,
     loras: Sequence[LoraPlan] = (),
 ) -> Plan:
-    """Settings -> plan. Without `base_num_frames` there is one window, whose frames share every timestep.
+    """Settings -> plan. Without `base_num_frames` there is a single window.
 
     Args:
         num_frames, base_num_frames, overlap_history, prefix_frames: see `plan_windows`.
         num_inference_steps, shift: see `flow_sigmas`.
-        height, width: pixels, multiples of 16; not checked where they are not given.
+        height, width: pixels, multiples of 16; None: unknown, not checked.
         ar_step, causal_block_size: see `ad_schedule`.
-        causal_attention: latent frames see their own block and earlier ones only.
+        causal_attention: latent frames attend to their own block and earlier ones only.
         image: the first latent frame of the first window is given.
         end_image: one given latent frame follows those of the last window.
-        addnoise: noise shown on given latent frames, in thousandths, 0 to below 1000.
-        story: scenes in place of `prompt`; `negative_prompt`, `guidance_scale` and `seed` hold where a scene has none.
-        window_prompts: in place of `prompt`, one for each window; the last one stays.
+        addnoise: noise added to given latent frames in the model's input, in thousandths, 0 to below 1000.
+        story: scenes in place of `prompt`; `negative_prompt`, `guidance_scale` and `seed` apply where a scene has none.
+        window_prompts: in place of `prompt`, one per window; the last one holds to the end.
         cache, sharing, solver, loras: see `Plan`.
         sigmas: noise levels in place of those of `num_inference_steps` and `shift`, see `check_sigmas`.
 
     Raises:
-        ValueError: names the argument, its value and the nearest legal ones.
+        InputError, ValueError: name the argument, its value and the nearest legal ones.
     """
     if height is not None and width is not None:
         check_size(height, width)
@@ -287,7 +287,7 @@ def strengths_of(loras: Sequence[LoraPlan], scene: Scene) -> tuple[float, ...]:
     """The strength of each LoRA in a scene: the scene's own where it has one.
 
     Raises:
-        InputError: the scene names a LoRA that is not there.
+        InputError: the scene names a LoRA that is not given.
     """
     own = scene.lora or {}
     names = [lora.name for lora in loras]

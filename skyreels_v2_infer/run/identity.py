@@ -1,4 +1,4 @@
-"""What tells runs apart: settings that change the frames, the files they name, and the plan."""
+"""The identity of a run (settings that change the frames, fingerprints of input files) and the keys of its pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skyreels_v2_infer.weights.locate import Checkpoint
 
 
 def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint: Checkpoint) -> dict:
-    """Two runs of the same identity make the same video. JSON data: files are fingerprints."""
+    """JSON data, with fingerprints for files; two runs with the same identity make the same video."""
     identity: dict = {"script": script}
     for field in fields_that(settings, affects=Affects.FRAMES):
         value = getattr(settings, field.name)
@@ -26,9 +26,9 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     identity["model_id"] = weights_of(checkpoint)
     for name in PARTS.values():  # their contents are among the weights, wherever they are
         del identity[name]
-    if plan.cache is not None:  # its coefficients may be those of a file in the model's folder
+    if plan.cache is not None:  # its coefficients may come from a file in the model's folder
         identity["teacache_coefficients"] = plan.cache.coefficients
-    return json.loads(json.dumps(identity))  # as it is read back from a file
+    return json.loads(json.dumps(identity))  # comparable with one that was read from a file
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -50,7 +50,7 @@ def contents(path: Path) -> object:
 
 
 def asked_for(identity: dict) -> str:
-    """A hash of what was asked for, whatever the seed."""
+    """A hash of the identity without its seed."""
     return digest_of(identity | {"seed": None})
 
 

@@ -358,8 +358,8 @@ REFUSED_BY_BOTH = [
     ("--shift 1e999", "must be a finite number, above 0 and below 1000"),
     ("--teacache_thresh nan", "must be a finite number, at least 0"),
     ("--teacache_thresh -1", "must be a finite number, at least 0"),
-    ("--teacache_coefficients 1,2,3,4", "must be 5 finite numbers with commas between"),
-    ("--teacache_coefficients -1,2,x,4,5", "must be 5 finite numbers with commas between"),
+    ("--teacache_coefficients 1,2,3,4", "must be 5 finite numbers"),
+    ("--teacache_coefficients -1,2,x,4,5", "must be 5 finite numbers"),
     ("--fps 0", "must be a whole number from 1 to 240"),
     ("--fps 241", "must be a whole number from 1 to 240"),
     ("--fps 23.976", "must be a whole number from 1 to 240"),
@@ -377,17 +377,17 @@ REFUSED_BY_BOTH = [
     ("--image ../inputs/missing.png", "must be an existing file"),
     ("--image ../inputs", "must be a file, not a folder or a device"),
     ("--image ../inputs/text.mp4", "must be a complete picture that Pillow can read"),
-    (f"--outdir new/{'a' * 300}/b", "no name of a folder may have more than 255 bytes there"),
+    (f"--outdir new/{'a' * 300}/b", "at most 255 bytes"),
     (f"--prompt_enhancer_model {'a' * 5000} --prompt_enhancer", "is neither a folder nor the name of a model"),
-    ("--outdir ../inputs/wide.png", "must be a folder or a place for one"),
-    ("--outdir ../inputs/wide.png/deep/er", "must be a folder or a place for one"),
+    ("--outdir ../inputs/wide.png", "must be a folder"),
+    ("--outdir ../inputs/wide.png/deep/er", "must be a folder"),
 ]
 REFUSED_BY_FORCING = [
     ("--num_frames 101", "--overlap_history not given", "above --base_num_frames 97, 17 is recommended"),
     (
         "--video_path ../inputs/wide.mp4",
         "--overlap_history not given",
-        "needed to go on from a video, 17 is recommended",
+        "17 is recommended",
     ),
     ("--overlap_history 18", "--overlap_history 18", "must be 4n+1, nearest are 17 and 21"),
     ("--overlap_history 0", "--overlap_history 0", "must be 4n+1, at least 1"),
@@ -405,7 +405,7 @@ REFUSED_BY_FORCING = [
     (
         "--end_image ../inputs/wide.png --causal_attention",
         "--end_image ../inputs/wide.png",
-        "not with --causal_attention: no frame would look that far ahead",
+        "not with --causal_attention",
     ),
     (
         "--image ../inputs/wide.png --video_path ../inputs/wide.mp4 --overlap_history 17",
@@ -536,7 +536,7 @@ def test_a_prompt_that_is_no_text(folder, capsys):
         ("--num_frame 97", "--num_frame 97: unknown flag, did you mean --num_frames?"),
         ("--promt=fox", "--promt=fox: unknown flag, did you mean --prompt?"),
         ("--xyzzy", "--xyzzy: unknown flag, --help lists all"),
-        ("--image red.png fox", "fox: stands without a flag in front of it (a prompt with spaces needs quotes)"),
+        ("--image red.png fox", "fox: no flag in front of it (a prompt with spaces needs quotes)"),
     ],
 )
 def test_bad_command(parse, argv, line, folder, capsys):
