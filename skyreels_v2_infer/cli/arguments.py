@@ -93,7 +93,10 @@ def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> Generate
     args = parser.read(argv)
     try:
         if args.replay is not None:
-            args = parser.read([*replayed_flags(args.replay, parser.prog, argv), *argv])
+            written = replayed_flags(args.replay, parser.prog, argv, args.trust_replay)
+            args = parser.read([*written, *argv])
+        elif args.trust_replay:
+            raise InputError("trust_replay", None, "has no effect without --replay")
         return settle(args, Launch.from_environment())
     except InputError as error:
         parser.error(str(error))
@@ -378,6 +381,11 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         type=some_path,
         help="make a video again from the settings recorded in the mp4 or in the .json beside it; flags given as well "
         "override them. Only settings that change the frames are recorded",
+    )
+    group.add_argument(
+        "--trust_replay",
+        action="store_true",
+        help="--replay: also use the input files, addresses and unpublished models that are named there",
     )
     group.add_argument(
         "--resume",
