@@ -56,7 +56,8 @@ def main() -> None:
             expand, forward = milliseconds(layer.dequantize), milliseconds(lambda layer=layer: layer(x))
             print(
                 f"{form:14} {'as' if same else 'NOT as'} on the CPU; expand {expand:6.2f} ms, "
-                f"forward {forward:6.2f} ms, peak while expanding {peak:.2f} of the layer",
+                f"forward {forward:6.2f} ms, "
+                f"peak while expanding {peak:.2f} of the layer",
                 flush=True,
             )
 

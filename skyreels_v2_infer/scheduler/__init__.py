@@ -1,16 +1,18 @@
-"""When every frame is denoised by how much: sigmas, the solver, the schedule, the windows.
+"""Noise levels, solvers, the adaptive-difference schedule and the windows.
 
-``sigmas``, ``diffusion_forcing`` and ``windows`` plan: numpy at most. The solver computes and needs torch. So a name is
-imported when it is first used.
+``sigmas``, ``diffusion_forcing``, ``windows`` and the table of solvers import numpy at most; the solvers themselves
+need torch. So that planning works without torch, every name is imported at its first use.
 """
 
 from importlib import import_module
 
 _HOMES = {
+    "SOLVERS": "solvers",
     "FlowUniPCMultistepScheduler": "unipc",
     "Schedule": "diffusion_forcing",
     "Window": "windows",
     "ad_schedule": "diffusion_forcing",
+    "check_sigmas": "sigmas",
     "flow_sigmas": "sigmas",
     "flow_timesteps": "sigmas",
     "plan_windows": "windows",

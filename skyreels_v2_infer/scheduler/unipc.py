@@ -1,16 +1,16 @@
 """UniPC (Zhao et al. 2023, arXiv 2302.04867) for flow matching: order 2, B(h) = e^h - 1, predicting the data.
 
 With ``alpha = 1 - sigma`` and ``lambda = log(alpha / sigma)``, corrector and predictor of a step are sums of six known
-tensors. Their coefficients depend on the step alone, so they stand in a table, and frames that stand at different steps
-take them together.
+tensors. Their coefficients depend on the step alone and are tabulated, so that frames at different steps advance in one
+call.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
+from skyreels_v2_infer.scheduler.frames import coefficients, stretches
 from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
 
 
@@ -54,7 +54,7 @@ def unipc_coefficients(sigmas: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         lam = np.log1p(-sigma) - np.log(sigma)
     num_steps = len(sigma) - 1
-    orders = [min(2, k + 1) for k in range(num_steps)]  # of the last one nothing is left
+    orders = [min(2, k + 1) for k in range(num_steps)]  # `_predictor` takes order 1 for the last
     rows = []
     for k, order in enumerate(orders):
         corrector = _corrector(lam, sigma, k, orders[k - 1]) if k else (0.0, 0.0, 0.0, 0.0)
@@ -62,92 +62,39 @@ def unipc_coefficients(sigmas: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-class FlowUniPCMultistepScheduler:
-    """The solver, with the published interface for one step shared by all, and one that has a step per frame.
+class UniPC:
+    """See `SOLVERS`. Keeps, in float32, the last corrected sample and the last two data estimates of every frame.
 
-    Everything is float32. A step is an index and never looked up by its timestep, of which very long runs have
-    duplicates.
-
-    Attributes:
-        timesteps: int64 ``[n]``, what the model is told.
-        sigmas: float32 ``[n + 1]``, the noise levels; the last is 0.
+    Args:
+        sigmas: float32 ``[N + 1]``, falling to 0.
     """
 
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, **_published):
-        if num_train_timesteps != 1000:
-            raise ValueError(f"num_train_timesteps {num_train_timesteps}: the models were trained on 1000")
-        self.shift = shift
-        self.timesteps = self.sigmas = None
+    stochastic = False
 
-    def set_timesteps(self, num_inference_steps: int, device=None, shift: float | None = None) -> None:
-        """Lays out a run of `num_inference_steps` steps; also forgets the state of an earlier run.
-
-        Args:
-            num_inference_steps: at least 1.
-            device: where `timesteps` go.
-            shift: above 0, see `flow_sigmas`; None: the one given at construction.
-        """
-        sigmas = flow_sigmas(num_inference_steps, self.shift if shift is None else shift)
-        self.num_inference_steps = num_inference_steps
-        self.sigmas = torch.from_numpy(sigmas)
-        self._host_timesteps = flow_timesteps(sigmas)
-        self.timesteps = torch.from_numpy(self._host_timesteps).to(device)
+    def __init__(self, sigmas: np.ndarray):
         self._table = unipc_coefficients(sigmas).astype(np.float32)
         self._state = None
-        self._calls = 0
-
-    def step(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, return_dict: bool = True, **_published):
-        """The next step of the whole sample, as published; nothing is random here, so a `generator` has no part in it.
-
-        Args:
-            model_output: velocity at `sample`, of the same shape (any).
-            timestep: ``timesteps[k]`` at the k-th call; anything else is refused, since the solver would be misused.
-            sample: the current latents.
-
-        Returns:
-            a tuple of the next sample, or with `return_dict` an object that has it as `prev_sample`.
-        """
-        self._require_timesteps()
-        k = self._calls
-        if k >= self.num_inference_steps or int(timestep) != self._host_timesteps[k]:
-            due = f"timestep {self._host_timesteps[k]}" if k < self.num_inference_steps else "no further step"
-            raise ValueError(f"timestep {int(timestep)}: after {k} calls {due} is due; set_timesteps starts anew")
-        self._calls += 1
-        out = sample.float().clone()
-        weights = torch.from_numpy(self._table[k]).to(sample.device)
-        self._advance(model_output, out, self._state_like(out), weights, first=k == 0)
-        out = out.to(sample.dtype)
-        return StepOutput(out) if return_dict else (out,)
 
     def step_frames(
-        self, model_output: torch.Tensor, steps: np.ndarray, sample: torch.Tensor, update: np.ndarray
+        self,
+        velocity: torch.Tensor,
+        steps: np.ndarray,
+        sample: torch.Tensor,
+        update: np.ndarray,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """One step of the frames to `update`, each at its own step.
-
-        The plan is host data, so choosing frames and weights never waits for the device.
-
-        Args:
-            model_output: velocity ``[B, C, F, H, W]``; what lies behind the last frame to update may be left out.
-            steps: int ``[F]``; each frame has to take its steps in order, from 0 on.
-            sample: float32 ``[B, C, F, H, W]``, changed in place.
-            update: bool ``[F]``.
-
-        Returns:
-            `sample`.
-        """
-        self._require_timesteps()
         state = self._state_like(sample)
-        for start, end in _runs(update, steps == 0):
-            weights = torch.from_numpy(self._table[steps[start:end]].T.copy()).to(
-                sample.device, non_blocking=sample.is_cuda
-            )
-            velocity, latents, *history = (t[:, :, start:end] for t in (model_output, sample, *state))
-            self._advance(velocity, latents, history, weights[:, :, None, None], first=steps[start] == 0)
+        for start, end in stretches(update, steps == 0):
+            weights = coefficients(self._table, steps[start:end], sample)
+            now, latents, *history = (t[:, :, start:end] for t in (velocity, sample, *state))
+            self._advance(now, latents, history, weights, first=steps[start] == 0)
         return sample
 
-    def _require_timesteps(self) -> None:
-        if self.sigmas is None:
-            raise ValueError("set_timesteps: has to be called before the first step")
+    def step_whole(self, velocity: torch.Tensor, k: int, sample: torch.Tensor) -> torch.Tensor:
+        """Step `k` of a whole float32 sample of any shape, in place."""
+        weights = torch.from_numpy(self._table[k]).to(sample.device)
+        self._advance(velocity, sample, self._state_like(sample), weights, first=k == 0)
+        return sample
 
     def _state_like(self, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The last corrected sample and the last two data estimates, the newer first."""
@@ -157,7 +104,7 @@ class FlowUniPCMultistepScheduler:
 
     @staticmethod
     def _advance(velocity, sample, state, weights, first: bool) -> None:
-        """Corrects and advances `sample` and moves `state` on, all in place; weights ``[8, ...]`` broadcast."""
+        """Corrects and advances `sample` and updates `state`, all in place; weights ``[8, ...]`` broadcast."""
         corrected, newer, older = state
         sigma, c_last, c_newer, c_older, c_now, p_sample, p_now, p_newer = weights
         data = torch.addcmul(sample, velocity.float(), sigma, value=-1)
@@ -171,8 +118,68 @@ class FlowUniPCMultistepScheduler:
         newer.copy_(data)
 
 
-def _runs(update: np.ndarray, first: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches of neighbouring frames to update which all, or none of which, stand at their first step."""
-    kind = np.where(update, 1 + first, 0)
-    edges = [0, *(np.flatnonzero(np.diff(kind)) + 1), len(kind)]
-    return [(int(a), int(b)) for a, b in pairwise(edges) if kind[a]]
+class FlowUniPCMultistepScheduler:
+    """`UniPC` with the published interface: `set_timesteps`, then `step` for samples of which all is at one step.
+
+    Everything is float32. A step is an index and never looked up by its timestep, since very long runs have duplicates.
+
+    Attributes:
+        timesteps: int64 ``[N]``, what the model gets.
+        sigmas: float32 tensor ``[N + 1]``, the noise levels; the last is 0.
+    """
+
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, **_published):
+        if num_train_timesteps != 1000:
+            raise ValueError(f"num_train_timesteps {num_train_timesteps}: the models were trained on 1000")
+        self.shift = shift
+        self.timesteps = self.sigmas = self._solver = None
+
+    def set_timesteps(self, num_inference_steps: int, device=None, shift: float | None = None) -> None:
+        """Prepares a run of `num_inference_steps` steps and discards the state of an earlier run.
+
+        Args:
+            num_inference_steps: at least 1.
+            device: of `timesteps`.
+            shift: above 0, see `flow_sigmas`; None: the one given at construction.
+        """
+        sigmas = flow_sigmas(num_inference_steps, self.shift if shift is None else shift)
+        self.num_inference_steps = num_inference_steps
+        self.sigmas = torch.from_numpy(sigmas)
+        self._host_timesteps = flow_timesteps(sigmas)
+        self.timesteps = torch.from_numpy(self._host_timesteps).to(device)
+        self._solver = UniPC(sigmas)
+        self._calls = 0
+
+    def step(self, model_output: torch.Tensor, timestep, sample: torch.Tensor, return_dict: bool = True, **_published):
+        """The next step of the whole sample; UniPC is deterministic, so a `generator` is accepted and not used.
+
+        Args:
+            model_output: velocity at `sample`, of the same shape (any).
+            timestep: ``timesteps[k]`` at the k-th call.
+            sample: the current latents.
+
+        Returns:
+            a tuple of the next sample, or with `return_dict` an object that has it as `prev_sample`.
+
+        Raises:
+            ValueError: any other timestep, or a step after the last.
+        """
+        self._require_timesteps()
+        k = self._calls
+        if k >= self.num_inference_steps or int(timestep) != self._host_timesteps[k]:
+            due = f"timestep {self._host_timesteps[k]}" if k < self.num_inference_steps else "no further step"
+            raise ValueError(f"timestep {int(timestep)}: after {k} calls {due} is due; set_timesteps starts anew")
+        self._calls += 1
+        out = self._solver.step_whole(model_output, k, sample.float().clone()).to(sample.dtype)
+        return StepOutput(out) if return_dict else (out,)
+
+    def step_frames(
+        self, model_output: torch.Tensor, steps: np.ndarray, sample: torch.Tensor, update: np.ndarray
+    ) -> torch.Tensor:
+        """One step of the frames to update, each at its own step, in place; see `SOLVERS`."""
+        self._require_timesteps()
+        return self._solver.step_frames(model_output, steps, sample, update)
+
+    def _require_timesteps(self) -> None:
+        if self._solver is None:
+            raise ValueError("set_timesteps: has to be called before the first step")

@@ -11,7 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from skyreels_v2_infer.modules.quantized import Quantized, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from skyreels_v2_infer.modules.linear import OneByteLinear
+from skyreels_v2_infer.modules.quantized import (
+    BYTE_FORMATS,
+    Quantized,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from skyreels_v2_infer.weights import key_tables
 from skyreels_v2_infer.weights.layouts import refusal
 from skyreels_v2_infer.weights.stored import Weights
@@ -117,6 +124,9 @@ def load_into(
             owner, _, leaf = target.rpartition(".")
             owner = module.get_submodule(owner)
             wanted = dtype_of(target)
+            if isinstance(owner, OneByteLinear) and leaf == "weight":
+                fill_one_byte(owner, piece, device)
+                continue
             if isinstance(piece, Quantized):
                 if isinstance(owner, QuantizedLayer):
                     owner.hold(piece.to(device))
@@ -129,6 +139,18 @@ def load_into(
     module.to(device)  # buffers, which no file contains
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
     return module.eval()
+
+
+def fill_one_byte(layer: OneByteLinear, weight: torch.Tensor | Quantized, device: str | torch.device) -> None:
+    """Fills a layer that computes with one byte per weight: as stored where the file has just that, else rounded."""
+    weight = weight.to(device)
+    if isinstance(weight, Quantized):
+        rows = weight.scale is not None and weight.scale.numel() in (1, layer.out_features)
+        if rows and BYTE_FORMATS.get(weight.form) is layer.stored:
+            layer.from_scaled(weight.stored.view(layer.stored), weight.scale)
+            return
+        weight = weight.dequantize(torch.float32)
+    layer.from_dense(weight.reshape(layer.weight.shape))
 
 
 def check_finite(name: str, tensor: torch.Tensor | Quantized, weights: Weights, check_all: bool) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.modules import image_encoder, text_encoder
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder
+from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import LATENTS_MEAN, LATENTS_STD, MULTIPLIERS, WanVAE
@@ -43,6 +44,8 @@ def get_transformer(
     weight_dtype: torch.dtype = torch.bfloat16,
     config: dict | None = None,
     dequantize: bool = False,
+    quantize: str | None = None,
+    computes_on: str | torch.device | None = None,
 ) -> WanModel:
     """The diffusion transformer of a folder, file, hub id or opened checkpoint.
 
@@ -50,6 +53,8 @@ def get_transformer(
         weight_dtype: of the parameters, except those of `key_tables.KEEP_FLOAT32`, which stay float32.
         config: for a file: a config.json or arguments of `WanModel`, see `architecture.transformer_config`.
         dequantize: expand quantised weights once; by default they stay as stored and each layer expands its own.
+        quantize: compute the blocks' linear layers in this form, see `modules.linear.quantize_blocks`.
+        computes_on: the device that computes, if weights are kept on another one.
 
     Raises:
         InputError: the checkpoint cannot be used.
@@ -61,6 +66,8 @@ def get_transformer(
     check_count("num_layers", arguments["num_layers"], len(blocks), weights)
     with torch.device("meta"):
         model = WanModel(**arguments)
+    if quantize is not None:
+        quantize_blocks(model, quantize, computes_on or device)
     return load_into(model, weights, device, weight_dtype, key_tables.KEEP_FLOAT32, dequantize)
 
 

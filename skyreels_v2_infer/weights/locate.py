@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.weights.architecture import transformer_config
 from skyreels_v2_infer.weights.config import config_in, transformer_arguments
 from skyreels_v2_infer.weights.download import download_model, fetch, local_file, local_folder
@@ -104,6 +105,47 @@ class Checkpoint:
         if lacking:
             raise refusal(model_id, f"lacks {'; '.join(lacking)}")
         return cls(as_given(model_id), folder, layout, found, arguments)
+
+
+def compose(model_id: str | Path, replaced: dict[str, str | Path]) -> Checkpoint:
+    """A checkpoint with parts from elsewhere.
+
+    Args:
+        model_id: folder or hub id of all parts that are not replaced; not looked at if there are none.
+        replaced: folder, file or hub id by part (`PARTS` without the tokenizer); each is named by its flag in messages.
+
+    Raises:
+        InputError: a part is missing or unusable.
+    """
+    if not replaced:
+        return Checkpoint.open(model_id)
+    found: dict[str, Part] = {}
+    arguments: dict = {}
+    for name, path in replaced.items():
+        given = Given(path, f"{'dit' if name == 'transformer' else name}_path")
+        config = config_of_base(model_id) if name == "transformer" else None
+        part = Checkpoint.open(given, (name,), config=config)
+        found |= part.parts
+        arguments = part.transformer_config or arguments
+    lacking = [name for name in PARTS if name not in found]
+    if arguments and arguments["model_type"] != "i2v" and "image_encoder" in lacking:
+        lacking.remove("image_encoder")
+    if lacking:
+        rest = Checkpoint.open(model_id, tuple(lacking))
+        found, arguments = rest.parts | found, arguments or rest.transformer_config
+    if arguments["model_type"] != "i2v":
+        found.pop("image_encoder", None)
+    first = next(iter(found.values())).files[0]
+    return Checkpoint(as_given(model_id), first.parent, "parts", found, arguments)
+
+
+def config_of_base(model_id: str | Path) -> dict | None:
+    """What a model's own transformer says of a file that may be the same; None where it is not on this machine."""
+    try:
+        folder = local_folder(model_id)
+        return None if folder is None else config_in(folder, model_id)
+    except InputError:
+        return None
 
 
 def as_given(model_id: object) -> str:

@@ -25,6 +25,7 @@ from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
 from skyreels_v2_infer.run import jobs
+from skyreels_v2_infer.runtime import Placement
 
 HERE = Path(__file__).parent
 HEADS = {"14B": 40, "1.3B": 12}
@@ -140,6 +141,12 @@ def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
     with pytest.raises(InputError) as refused:
         jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
     assert refused.value.name == "use_usp"
+
+
+def test_a_ring_of_gpus_has_no_kernel_for_float32():
+    Placement(torch.device("cpu"), torch.float32).check_ring()
+    with pytest.raises(InputError, match="--dtype float32: "):
+        Placement(torch.device("cuda"), torch.float32).check_ring()
 
 
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -249,6 +250,24 @@ class TestWindow:
         for _ in rows:
             branch(torch.zeros(1, 1, 2, 4), None, None, lambda x: x + 1)
         assert waits == ["tolist"] and 1 < sum(branch.computed) < 20
+
+    def test_the_layers_are_on_the_device_while_decisions_are_made(self):
+        """With --offload the first forward brings them, which comes later."""
+        model, resident = parts()[0], set()
+
+        @contextmanager
+        def at_work(module, memory=None):
+            resident.update(module.parameters())
+            yield
+            resident.clear()
+
+        def window(rows, embed, agree):
+            assert {*model.time_embedding.parameters(), *model.time_projection.parameters()} <= resident
+            return lambda: None
+
+        pipeline = Text2VideoPipeline.from_parts(*parts(), hooks=Hooks(cache=SimpleNamespace(window=window)))
+        pipeline.at_work = at_work
+        pipeline(**SMALL | {"output_type": "latent", "num_frames": 5, "num_inference_steps": 1} | embeds())
 
     def test_a_decision_needs_no_more_than_one_video_of_a_batch(self):
         batch = embeds(2) | {"guidance_scale": 4.0}

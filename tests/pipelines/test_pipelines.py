@@ -23,8 +23,8 @@ from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.story import Scene
 from skyreels_v2_infer.runtime import NoiseSource
-from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
+from skyreels_v2_infer.scheduler.unipc import UniPC
 
 RUN = 1e-3  # relative, of the latents at the end of a whole run
 SHIFT, STEPS, HEIGHT, WIDTH = 5.0, 6, 48, 64
@@ -130,14 +130,14 @@ class TestAgainstDiffusers:
             ours("df"), **arguments, shift=SHIFT, causal_block_size=block, causal_attention=block > 1
         )
         assert apart(mine(generator=seeded()), peer) > RUN
-        advance = FlowUniPCMultistepScheduler._advance
+        advance = UniPC._advance
 
         def overwriting(velocity, sample, state, weights, first):
             advance(velocity, sample, state, weights, first)
             if first:
                 state[0].copy_(sample)
 
-        monkeypatch.setattr(FlowUniPCMultistepScheduler, "_advance", staticmethod(overwriting))
+        monkeypatch.setattr(UniPC, "_advance", staticmethod(overwriting))
         assert apart(mine(generator=seeded()), peer) <= RUN
 
     @pytest.mark.parametrize("addnoise", [0, 20])
