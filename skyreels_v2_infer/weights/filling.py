@@ -1,8 +1,8 @@
 """Fills a module that was built on the meta device with the tensors of files.
 
-Names and shapes are compared before any weight is read. Files are memory-mapped: on the CPU a tensor that already has
-the right dtype stays a view of its file, others are converted one at a time, so that the peak is little more than the
-size of the module. Linear layers whose weights are quantised are replaced before, see `modules.quantized`.
+Names and shapes are compared before any weight is read. Files are memory-mapped: on the CPU an aligned tensor of the
+right dtype stays a view of its file, others are copied one at a time, so that the peak is little more than the size of
+the module. Linear layers whose weights are quantised are replaced before, see `modules.quantized`.
 """
 
 import re
@@ -23,6 +23,7 @@ from skyreels_v2_infer.weights import key_tables
 from skyreels_v2_infer.weights.layouts import refusal
 from skyreels_v2_infer.weights.stored import Weights
 
+ALIGNED = 64  # bytes, as torch allocates
 EXAMPLES = 3  # tensors that a message names of each kind
 SMALL = 2**16  # tensors of up to so many numbers are checked for NaN and infinity: norms, biases, modulation
 
@@ -135,6 +136,8 @@ def load_into(
             # Copied, because a view would keep the mapping alive, with all pages that converting its neighbours has
             # touched. Converted on the device: torchrun leaves the CPU one thread.
             value = piece.reshape(getattr(owner, leaf).shape).to(device).to(wanted, copy=wanted != dtype)
+            if value.device.type == "cpu" and value.data_ptr() % ALIGNED:
+                value = value.clone()  # a view of the file; kernels for unaligned memory round sums otherwise
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     module.to(device)  # buffers, which no file contains
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])

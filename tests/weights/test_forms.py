@@ -437,7 +437,7 @@ def test_peak_memory_of_a_quantised_file(tmp_path, monkeypatch, form):
     loaded, computed = map(int, printed.split())
     assert 0.4 * size < loaded < 1.2 * size, f"{loaded / size:.2f} times the file's size"
     beside = (computed - keys_values - size) / layer
-    assert beside < 1.7, f"{beside:.2f} layers beside the file"
+    assert beside < 2, f"{beside:.2f} layers beside the file"
 
 
 def test_loading_keeps_its_tables_in_step():
