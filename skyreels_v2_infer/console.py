@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: messages on stderr, from one process of several, above the progress bars.
+"""Messages on stderr: from the first of several processes, above the progress bars.
 
 Where stderr cannot be written (a terminal that was closed, a pipe whose reader has ended, a full disk) messages are
 dropped: a video is not lost because nobody can be told about it.
@@ -55,7 +55,7 @@ def open_standard_streams() -> None:
 
 
 def say(message: str, from_any_rank: bool = False) -> None:
-    """A message for the person at the terminal, of several processes from the first; stdout is for results."""
+    """Prints a message on stderr, by default on the first rank only; stdout is for results."""
     if Launch.for_messages().rank and not from_any_rank:
         return
     if sys.stderr is None:

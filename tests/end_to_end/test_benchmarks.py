@@ -35,3 +35,13 @@ def test_gradients_in_bfloat16_are_about_those_in_float32():
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if "|" in line]
     assert [row[:2] for row in rows[2:]] == [["5", "5"], ["5", "9"], ["10", "5"], ["10", "9"]]
     assert all(1e-4 < float(row[-1]) < 0.02 for row in rows[2:])
+
+
+@pytest.mark.slow
+def test_the_gpu_s_benchmarks_run_on_a_cpu_in_small(tmp_path):
+    whole = [sys.executable, ROOT / "benchmarks" / "whole.py", "--device", "cpu", "--tiny"]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count(" s") >= 3, done.stderr
+    hopper = [sys.executable, ROOT / "benchmarks" / "hopper.py", "--out", tmp_path, "--device", "cpu", "--tiny"]
+    done = subprocess.run([*hopper, "--sections", "exact"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "results.json").is_file(), done.stdout + done.stderr

@@ -44,7 +44,7 @@ def test_beside_a_video_lies_what_made_it(made):
     assert len(about["plan"]) == 12 and 0.1 < about["peak_memory_gib"]["host"] < 4
     inside = json.loads(comment_of(made.path))
     # What differs from run to run stays outside, so that the same run gives the same file.
-    assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib"}
+    assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib", "details"}
     assert inside["settings"] == settings
 
 
@@ -69,8 +69,8 @@ def test_a_replay_says_what_has_changed(made, tmp_path):
     assert list(manifest.changed_since(made.path, settings, plan, identity)) == []
     other = identity | {"image": "0-0", "model_id": {"weights": "0-0"}}
     image, weights = manifest.changed_since(made.path, settings, plan, other)
-    assert image.endswith(f"{made.folder / 'first.png'} is not the file that it was")
-    assert weights.endswith("the weights of tiny are not what they were")
+    assert f": {made.folder / 'first.png'} has changed" in image
+    assert ": the weights of tiny have changed" in weights
     (tmp_path / "short.json").write_text('{"format": 1, "script": "generate_video_df.py", "settings": {"seed": 3}}')
     assert list(manifest.changed_since(tmp_path / "short.json", settings, plan, other)) == []  # shortened by hand
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
@@ -156,6 +156,7 @@ def test_what_a_manifest_names_is_used_only_when_it_is_trusted(tmp_path, capsys)
         line = refused(named)
         name, value = next(iter(named.items()))
         assert f"--replay {path}: " in line and f"--{name} {value}" in line and "--trust_replay" in line
+    assert "--lora 1" in refused({"lora": [1]})
     assert all(flag in refused({"image": image, "model_id": model}) for flag in ("--image", "--model_id"))
     assert "--model_id" not in refused({"image": image, "model_id": model}, "--model_id", "tiny")
     assert str(parse({"image": image, "model_id": model}, "--trust_replay").image) == image
