@@ -48,6 +48,9 @@ setup(
         "usp": XDIT,  # --use_usp
         "offload": ["accelerate", "diffusers>=0.41"],  # --offload
         "enhancer": ["accelerate"],  # --prompt_enhancer
-        "dev": ["accelerate", "diffusers>=0.41", "matplotlib", "pytest>=8", "pytest-xdist", "ruff", *XDIT],
+        "dev": [
+            *("accelerate", "diffusers>=0.41", "gguf>=0.10", "matplotlib", "pytest>=8", "pytest-xdist", "ruff"),
+            *("sentencepiece", *XDIT),
+        ],
     },
 )

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: messages on stderr, from one process of several, above the progress bars."""
+"""Messages on stderr: from the first of several processes, above the progress bars."""
 
 import sys
 
@@ -6,16 +6,16 @@ from skyreels_v2_infer.launch import Launch
 
 
 def say(message: str, from_any_rank: bool = False) -> None:
-    """A message for the person at the terminal, of several processes from the first; stdout is for results."""
+    """Prints a message on stderr, by default on the first rank only; stdout is for results."""
     if Launch.for_messages().rank and not from_any_rank:
         return
     if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above the bars, if there are any
+        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above any progress bars
     else:
         print(message, file=sys.stderr)
     sys.stderr.flush()
 
 
 def silent() -> bool:
-    """Whether progress bars would disturb: where nobody looks, and on all ranks but the first."""
+    """Whether to hide progress bars: stderr is no terminal, or this is not the first rank."""
     return not sys.stderr.isatty() or Launch.for_messages().rank > 0

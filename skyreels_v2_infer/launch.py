@@ -1,4 +1,4 @@
-"""Rank identity: which of torchrun's processes this one is, from the environment that torchrun sets."""
+"""Rank identity, from the environment variables that torchrun sets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MOST_DIGITS = 6
 
 @dataclass(frozen=True)
 class Launch:
-    """The position of this process among those of a run.
+    """Rank of this process and number of processes.
 
     Attributes:
-        rank: number among all processes, from 0.
-        local_rank: number among the processes of this machine, from 0.
+        rank: among all processes, from 0.
+        local_rank: among the processes of this machine, from 0.
         size: number of processes.
-        by_torchrun: whether the environment says so; False: the process was started by itself.
+        by_torchrun: False for a process that was not started by torchrun.
     """
 
     rank: int = 0
@@ -30,10 +30,10 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Launch:
-        """Reads RANK, LOCAL_RANK and WORLD_SIZE; a process by itself has neither of the first two.
+        """Reads RANK, LOCAL_RANK and WORLD_SIZE; a single process has neither of the first two.
 
         Raises:
-            InputError: some are missing, or the values do not fit together.
+            InputError: some are missing, or the values contradict each other.
         """
         given = {name: environ[name] for name in NAMES if environ.get(name)}
         if not given or given == {"WORLD_SIZE": "1"}:
@@ -55,7 +55,7 @@ class Launch:
 
     @classmethod
     def for_messages(cls) -> Launch:
-        """As `from_environment`, but a process by itself where that raises: so that the error can be printed."""
+        """As `from_environment`, but a single process where that raises, so that the error can be printed."""
         try:
             return cls.from_environment()
         except InputError:

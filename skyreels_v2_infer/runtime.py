@@ -1,4 +1,4 @@
-"""Where a job runs, in what precision, what of it is on the device, and where its randomness comes from."""
+"""Device and precision, offloading of weights, and sources of noise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +13,7 @@ from torch import nn
 from skyreels_v2_infer.errors import InputError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OFFLOAD_DIFFUSERS = "0.41"  # up to 0.36 a layer that runs before the first forward never comes to the device again
+OFFLOAD_DIFFUSERS = "0.41"  # up to 0.36 a layer that runs before the first forward is never moved to the device again
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,11 @@ class Placement:
 
     @classmethod
     def choose(cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> "Placement":
-        """Fills in what is None: CUDA if there is such a GPU, else the CPU; and the device's `usual_dtype`."""
+        """A placement; device None: CUDA if available, else the CPU; dtype None: the device's `usual_dtype`.
+
+        Raises:
+            InputError: the device cannot be used on this machine.
+        """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -41,7 +45,7 @@ class Placement:
         return Placement(self.device, DTYPES[dtype])
 
     def check_ring(self) -> None:
-        """Raises an `InputError` where a ring of GPUs has no attention kernel."""
+        """Raises an `InputError` if ring attention has no kernel for this device and dtype."""
         if self.device.type == "cpu":
             return
         if self.dtype == torch.float32:
@@ -50,22 +54,22 @@ class Placement:
             raise InputError("use_usp", None, "a ring needs GPUs of compute capability 8.0 or above; try --offload")
 
     def make_current(self) -> None:
-        """New streams, and what is said of memory, are of the current GPU."""
+        """Makes this GPU torch's current one: new streams and memory statistics refer to that."""
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
 
 
 def usual_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU; elsewhere bfloat16, or float16 on GPUs that are too old for it."""
+    """float32 on a CPU; elsewhere bfloat16, or float16 on GPUs without fast bfloat16."""
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if has_bfloat16(device) else torch.float16
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether attention in bfloat16 has a kernel that needs no memory for all pairs of tokens.
+    """Whether attention in bfloat16 has a kernel that does not store the matrix of all pairs of tokens.
 
-    On CUDA that is from compute capability 8.0 on; `torch.cuda.is_bf16_supported` counts emulation as well.
+    On CUDA from compute capability 8.0; `torch.cuda.is_bf16_supported` counts emulation as well.
     """
     if device.type != "cuda" or torch.version.hip:
         return True
@@ -73,13 +77,13 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def check_offload(device: torch.device) -> None:
-    """Raises an `InputError` if `Offload` lacks what it needs on a device: on a CPU nothing."""
+    """Raises an `InputError` if a package that `Offload` needs is missing or too old; a CPU needs none."""
     from packaging.version import Version
 
     if device.type == "cpu":
         return
     try:
-        version("accelerate")  # which diffusers does not ask for, but its hooks call
+        version("accelerate")  # not among diffusers' requirements, but its hooks need it
         fits = Version(version("diffusers")) >= Version(OFFLOAD_DIFFUSERS)
     except PackageNotFoundError:
         fits = False
@@ -89,12 +93,10 @@ def check_offload(device: torch.device) -> None:
 
 
 class Offload:
-    """Weights stay in the host's memory, and only those that compute now are on the device.
-
-    On a CPU there is nothing to do, and nothing is done.
+    """Keeps weights in host memory and moves those that compute to the device. Does nothing on a CPU.
 
     Args:
-        device: what computes.
+        device: where modules compute.
     """
 
     def __init__(self, device: torch.device):
@@ -102,10 +104,10 @@ class Offload:
 
     @contextmanager
     def at_work(self, module: nn.Module, memory: dict[nn.Module, torch.Tensor] | None = None) -> Iterator[None]:
-        """The module's weights are on the device inside the block. They are constant, so nothing is copied back.
+        """Context manager that keeps the module's weights on the device. They are constant, so none is copied back.
 
         Args:
-            memory: what the module remembers from one call to the next. It is brought too, and put back as it then is.
+            memory: features that the module caches between calls; moved to the device and, updated, back to the host.
         """
         if self.device.type == "cpu":
             yield
@@ -124,20 +126,20 @@ class Offload:
             memory.update({layer: past.to(torch.device("cpu")) for layer, past in memory.items()})
 
     def by_blocks(self, model: nn.Module) -> None:
-        """From now on the model's forward has one block on the device at a time, and the next one on its way.
+        """Makes the model's forward keep one block on the device at a time and transfer the next one meanwhile.
 
         Raises:
-            InputError: diffusers, which does it, or what it needs is not installed.
+            InputError: a package is missing, see `check_offload`.
         """
         check_offload(self.device)
         if self.device.type == "cpu":
             return
         from diffusers.hooks import apply_group_offloading
 
-        # Its stream is made on the current GPU, which need not be this one.
+        # diffusers creates its stream on the current GPU, which may be another one.
         current = nullcontext() if self.device.index is None else torch.cuda.device(self.device)
-        # With `record_stream` the host would not wait for a block before it frees it: it runs far ahead of the GPU, and
-        # each of the blocks it has queued by then holds memory of its own.
+        # With `record_stream` the host would not wait for a block before freeing it: it would run far ahead of the GPU,
+        # and every block that it has queued by then holds memory of its own.
         with current:
             apply_group_offloading(
                 model,
@@ -151,26 +153,29 @@ class Offload:
 
 
 class Noise(Protocol):
-    """What the pipelines draw from; both draws are float32 on the CPU or on the device of the caller's choice."""
+    """Source of noise for the pipelines: float32 tensors of `shape`, on any device."""
 
     def latents(self, window: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """The noise that a window starts from."""
+        """Initial latents of a window."""
 
     def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """The noise that a row puts on the history."""
+        """Noise added to the history in a row of a window."""
+
+    def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Noise that a stochastic solver adds in a row of a window."""
 
 
 class NoiseSource:
-    """Noise that is a function of (seed, window, purpose, row) alone.
+    """Noise that is a function of (seed, window, purpose, row).
 
-    It is drawn on the CPU, so it depends neither on the device nor on the number of ranks, and a window's noise can be
-    drawn without that of the windows before it.
+    Drawn on the CPU, so that it depends neither on the device nor on the number of ranks; a window's noise can be drawn
+    without that of earlier windows.
 
     Args:
         seed: 0 or above.
     """
 
-    LATENTS, HISTORY = 0, 1
+    LATENTS, HISTORY, STEP = 0, 1, 2
 
     def __init__(self, seed: int):
         if seed < 0:
@@ -187,9 +192,12 @@ class NoiseSource:
     def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
         return self._draw((window, self.HISTORY, row), shape)
 
+    def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw((window, self.STEP, row), shape)
+
 
 class GeneratorNoise:
-    """Noise from a caller's generator, in the order in which it is asked for."""
+    """Noise from a caller's generator, in the order of the calls, on the generator's device."""
 
     def __init__(self, generator: torch.Generator):
         self.generator = generator
@@ -201,4 +209,7 @@ class GeneratorNoise:
         return self._draw(shape)
 
     def history(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._draw(shape)
+
+    def step(self, window: int, row: int, shape: tuple[int, ...]) -> torch.Tensor:
         return self._draw(shape)

@@ -1,1 +1,1 @@
-"""argv -> frozen settings: flags, checks and defaults. Nothing here imports torch."""
+"""argv -> frozen settings -> plan: flags, validation and defaults. Imports no torch."""

@@ -1,6 +1,6 @@
 """Parsed arguments -> settings: per-model defaults and cross-flag validation, without a model.
 
-Nothing here changes the arguments; every check raises an `InputError` for a value that cannot be used.
+Nothing here changes the arguments; checks raise `InputError`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.defaults import PUBLISHED, TINY
-from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
+from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import images, read
-from skyreels_v2_infer.plan.models import ENHANCER, HUB_ID, MODELS_720P
+from skyreels_v2_infer.media.files import check_file
+from skyreels_v2_infer.plan.models import ENHANCER, HUB_FILE, HUB_ID, MODELS_720P
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.plan.story import Scene, read_story
 from skyreels_v2_infer.scheduler.windows import check_lengths, frames_of_one_more, usual_history
@@ -48,7 +49,7 @@ def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForci
     check_lengths(values["num_frames"], values["base_num_frames"], values["overlap_history"], extends)
     check_embedded_length(values, "base_num_frames")
     images = located(args, "image") | located(args, "end_image")
-    check_outdir(args.outdir)  # before the video, whose check is the one that takes time
+    check_outdir(args.outdir)  # before the video, which takes longer to check
     values |= images
     source = source_size(images["image"], args.video_path, images["end_image"])
     values["height"], values["width"] = size_of(args, source)
@@ -62,16 +63,28 @@ def fields_of(kind: type, values: dict) -> dict:
 
 
 def check_shared(args: argparse.Namespace, launch: Launch) -> None:
-    """Checks that both scripts need, before any file is looked at."""
+    """Cross-flag checks of both scripts, before any file is opened."""
     for name in ("use_ret_steps", "teacache_coefficients"):
         if getattr(args, name) and not args.teacache:
             raise InputError(name, None, "has no effect without --teacache")
+    if args.sigmas is not None:
+        for name in ("inference_steps", "shift"):
+            if getattr(args, name) is not None:
+                raise InputError(name, getattr(args, name), "has no effect with --sigmas, which sets the noise levels")
+    for lora in args.lora or ():
+        if not lora.path.is_dir():
+            check_file(lora.path, "lora")
+    for name in PARTS.values():  # a path that leads nowhere is no hub id either
+        path = getattr(args, name)
+        if path is not None and not os.path.exists(os.path.expanduser(path)) and not HUB_FILE.fullmatch(path):
+            raise InputError(name, path, "is neither a file nor a folder nor a hub id (owner/name, owner/name/file)")
     check_ranks(args, launch)
     check_enhancer(args)
     check_sizes(args)
 
 
 def check_ranks(args: argparse.Namespace, launch: Launch) -> None:
+    """--use_usp and its flags against the processes that torchrun has started."""
     if args.use_usp and not launch.by_torchrun:
         raise InputError("use_usp", None, "needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ... --use_usp")
     if not args.use_usp:
@@ -96,6 +109,7 @@ def check_enhancer(args: argparse.Namespace) -> None:
 
 
 def check_sizes(args: argparse.Namespace) -> None:
+    """--resolution or both of --height and --width, not a mixture."""
     given = [side for side in ("height", "width") if getattr(args, side) is not None]
     if len(given) == 1:
         missing = "width" if given == ["height"] else "height"
@@ -107,18 +121,25 @@ def check_sizes(args: argparse.Namespace) -> None:
 
 
 def check_conditions(args: argparse.Namespace) -> None:
+    """Images, video, story and attention that exclude each other."""
     if args.image is not None and args.video_path is not None:
-        raise InputError("image", args.image, "give either --image or --video_path: both would be the beginning")
+        raise InputError("image", args.image, "give either --image or --video_path: each begins the video")
     if args.end_image is not None and args.causal_attention:
-        raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would look that far ahead")
+        raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would attend to it")
     if args.story is not None and args.prompt is not None:
         raise InputError("story", args.story, "give either --prompt or --story")
 
 
 def filled(args: argparse.Namespace) -> dict:
-    """All values, with the model's defaults for flags that are not given; sizes are `size_of`'s."""
+    """All values, with the model's defaults for flags that are not given, except height and width, see `size_of`."""
     defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
     values = dict(vars(args))
+    for name, value in PRESETS.get(args.preset, {}).items():
+        if values[name] is None:
+            values[name] = value
+    if values["solver"] is None:
+        values["solver"] = SOLVER
+    values["lora"] = tuple(values["lora"] or ())
     for field in dataclasses.fields(defaults):
         if field.name not in ("height", "width") and values.get(field.name, ...) is None:
             values[field.name] = getattr(defaults, field.name)
@@ -130,13 +151,14 @@ def filled(args: argparse.Namespace) -> dict:
 
 
 def check_embedded_length(values: dict, name: str, hint: str = "") -> None:
-    """Windows longer than those that the embedded model was trained on would come out as noise."""
+    """Raises an `InputError` for windows longer than the embedded model was trained on: they would be noise."""
     if values["model_id"] == embedded.NAME and values[name] > TINY.base_num_frames:
         legal = f"{embedded.NAME} makes up to {TINY.base_num_frames} frames at once{hint}"
         raise InputError(name, values[name], legal)
 
 
 def placed_model(model_id: str, image_to_video: bool) -> str:
+    """A hub id or folder; the embedded model's name becomes the folder of its part."""
     return str(embedded.folder(image_to_video)) if model_id == embedded.NAME else model_id
 
 
@@ -147,23 +169,23 @@ def prompts_of(values: dict) -> dict:
     if values["story"] is not None:
         story = read_story(values["story"], values["fps"])
         given = [story[0].prompt]
-    # Languages without spaces write a whole scene as one word.
+    # Not for languages without spaces, which write a whole scene as one word.
     elif len(given) > 1 and all(len(p.split()) == 1 for p in given) and any(p.isascii() for p in given):
         legal = "one word each: a prompt with spaces needs quotes (scenes of one word are for --story)"
         raise InputError("prompt", " ".join(given), legal)
     if (story is not None or len(given) > 1) and values["prompt_enhancer"]:
-        raise InputError("prompt_enhancer", None, "writes one prompt out, not several or those of --story")
+        raise InputError("prompt_enhancer", None, "expands a single prompt; not with several prompts or --story")
     return {"prompt": given[0], "prompts": tuple(given) if len(given) > 1 else None, "story": story}
 
 
 def located(args: argparse.Namespace, name: str) -> dict[str, Path | None]:
-    """The file of a picture; one at an address is downloaded."""
+    """The file of an image flag; a URL is downloaded."""
     given = getattr(args, name)
     return {name: images.download_image(given, name) if isinstance(given, str) else given}
 
 
 def source_size(image: Path | None, video: Path | None, end_image: Path | None) -> tuple[int, int] | None:
-    """(height, width) of the file that decides whether the video is upright; None: there is none. Headers are read."""
+    """(height, width) of the file that decides on portrait or landscape; None: no file. Reads headers only."""
     sizes = []
     if image is not None:
         sizes.append(images.image_size(image, "image"))
@@ -176,7 +198,7 @@ def source_size(image: Path | None, video: Path | None, end_image: Path | None) 
 
 
 def size_of(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) of the video, upright where its source is."""
+    """(height, width) of the video, portrait if `source` (height, width) is."""
     if args.height is not None:
         return args.height, args.width
     if args.model_id == embedded.NAME and args.resolution is None:
@@ -186,17 +208,17 @@ def size_of(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[i
 
 
 def check_outdir(outdir: Path) -> None:
-    """Looks only, never creates."""
+    """Raises an `InputError` if the folder cannot be written or created; creates nothing."""
     existing = os.path.abspath(outdir)
     if set(existing) & set("\r\n"):
-        raise InputError("outdir", outdir, "must have no line break in its path, which ffmpeg would not find")
+        raise InputError("outdir", outdir, "must have no line break in its path, which ffmpeg cannot open")
     while not os.path.lexists(existing) and existing != os.path.dirname(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        raise InputError("outdir", outdir, f"must be a folder or a place for one, but {existing} is none")
+        raise InputError("outdir", outdir, f"must be a folder, but {existing} is not one")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError("outdir", outdir, f"must be writable, but {existing} is not")
     longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255  # not on Windows
     for name in Path(os.path.abspath(outdir)).relative_to(existing).parts:
         if len(os.fsencode(name)) > longest:
-            raise InputError("outdir", outdir, f"no name of a folder may have more than {longest} bytes there")
+            raise InputError("outdir", outdir, f"names of folders may have at most {longest} bytes there")

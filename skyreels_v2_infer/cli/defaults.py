@@ -16,10 +16,10 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a flag that the user does not give is worth with a model.
+    """Default values of flags for one model.
 
-    height, width: pixels, None where --resolution decides. num_frames, base_num_frames, overlap_history: video frames,
-    4n+1; overlap_history None where the user has to say it. addnoise_condition: thousandths of full noise.
+    height, width: pixels; None: from --resolution. num_frames, base_num_frames, overlap_history: video frames, 4n+1;
+    overlap_history None: required where it is needed. addnoise_condition: thousandths of full noise.
     """
 
     height: int | None
@@ -36,8 +36,13 @@ class Defaults:
     addnoise_condition: float
 
 
+SOLVER = "unipc"
+
+# Values that --preset sets, for distilled models and LoRAs; flags given as well override them.
+PRESETS = {"4steps": {"inference_steps": 4, "solver": "euler", "shift": 5.0, "guidance_scale": 1.0}}
+
 PUBLISHED = Defaults(
-    height=None,  # --resolution says it
+    height=None,  # from --resolution
     width=None,
     num_frames=97,
     fps=24,
@@ -51,7 +56,7 @@ PUBLISHED = Defaults(
     addnoise_condition=0.0,
 )
 
-# What it was trained for (docs/embedded_model.md).
+# The settings that it was trained for (docs/embedded_model.md).
 TINY = Defaults(
     height=64,
     width=64,

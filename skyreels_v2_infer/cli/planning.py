@@ -1,4 +1,4 @@
-"""Settings and a model's architecture -> the plan of a run, and whether model and settings go together."""
+"""Settings and a model's architecture -> the plan of a run; checks that they fit together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def plan_of(
     """The plan that is printed, keyed for resume and executed.
 
     Args:
-        config: of the transformer, as `WanModel` takes it; None: not known.
-        folder: the checkpoint's, if it is here; it may hold coefficients of a cache.
+        config: of the transformer, arguments of `WanModel`; None: not known.
+        folder: of the checkpoint, if it is local; it may hold TeaCache coefficients.
         video_frames: frames of settings.video_path.
         ranks: processes that share the run.
 
     Raises:
-        InputError: the settings do not go together, or not with this model.
+        InputError: the settings contradict each other or do not suit this model.
     """
     if config is not None:
         check_kind(settings, config)
@@ -41,6 +41,9 @@ def plan_of(
         "fps": settings.fps,
         "prompt": settings.prompt,
         "cache": cache_of(settings, config, folder),
+        "solver": settings.solver,
+        "sigmas": settings.sigmas,
+        "loras": settings.lora,
     }
     if isinstance(settings, DiffusionForcingSettings):
         shared |= {
@@ -84,12 +87,12 @@ def cache_of(settings: GenerateSettings, config: dict | None, folder: Path | Non
 
 
 def check_kind(settings: GenerateSettings, config: dict) -> None:
-    """Raises an `InputError` if a model is not of the kind that the settings need."""
+    """Raises an `InputError` if a model is of the wrong type for the settings."""
     image_to_video = config["model_type"] == "i2v"
     if isinstance(settings, DiffusionForcingSettings):
         if image_to_video:
-            raise InputError("model_id", settings.model_id, "is an image-to-video model; generate_video.py runs those")
+            raise InputError("model_id", settings.model_id, "is an image-to-video model; use generate_video.py")
     elif image_to_video and settings.image is None:
         raise InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
     elif settings.image is not None and not image_to_video:
-        raise InputError("image", settings.image, f"{settings.model_id} is no image-to-video model")
+        raise InputError("image", settings.image, f"{settings.model_id} is not an image-to-video model")

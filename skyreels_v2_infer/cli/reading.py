@@ -1,6 +1,6 @@
-"""How one flag is read, and how a wrong one is told: argparse, but every error is one line.
+"""Parsing flags and reporting errors: argparse, but every error is one line.
 
-The readers turn the text of a value into the value; argparse puts the flag in front of their messages.
+Functions convert the text of one value, for argparse's ``type``; argparse puts the flag in front of their messages.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from skyreels_v2_infer.errors import printable
+from skyreels_v2_infer.errors import InputError, printable
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.plan import LoraPlan
+from skyreels_v2_infer.scheduler.sigmas import check_sigmas
 
 
 def whole(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    """Converts a whole number from `low` to `high`, both included; None: no limit."""
     legal = "must be a whole number"
     if high is not None:
         legal += f", at most {high}" if low is None else f" from {low} to {high}"
@@ -38,6 +41,7 @@ def whole(low: int | None = None, high: int | None = None) -> Callable[[str], in
 
 
 def number(low: float | None = None, above: float | None = None, below: float | None = None) -> Callable[[str], float]:
+    """Converts a finite number, at least `low`, greater than `above`, less than `below`; None: no limit."""
     limits = [f"at least {low}"] if low is not None else []
     limits += [f"above {above}"] if above is not None else []
     limits += [f"below {below}"] if below is not None else []
@@ -61,7 +65,7 @@ def number(low: float | None = None, above: float | None = None, below: float | 
 
 
 def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
-    """`count` of them with commas between."""
+    """Converts `count` finite numbers separated by commas."""
 
     def read(text: str) -> tuple[float, ...]:
         try:
@@ -69,22 +73,52 @@ def numbers(count: int) -> Callable[[str], tuple[float, ...]]:
         except argparse.ArgumentTypeError:
             values = ()
         if len(values) != count:
-            raise argparse.ArgumentTypeError(f"{text}: must be {count} finite numbers with commas between")
+            raise argparse.ArgumentTypeError(f"{text}: must be {count} finite numbers separated by commas")
         return values
 
     return read
 
 
+def levels(text: str) -> tuple[float, ...]:
+    """Converts noise levels separated by commas."""
+    try:
+        check_sigmas(values := tuple(number()(word) for word in text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text}: must be finite numbers separated by commas") from None
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.legal}") from None
+    return values
+
+
+def lora_file(text: str) -> LoraPlan:
+    """Converts FILE or FILE:STRENGTH."""
+    name, colon, strength = text.rpartition(":")
+    if not colon:
+        return LoraPlan(some_path(text))
+    try:
+        return LoraPlan(some_path(name), number()(strength))
+    except argparse.ArgumentTypeError:
+        if re.fullmatch(r"[-+\d.eE]*", strength):
+            raise argparse.ArgumentTypeError(
+                f"{text}: must be a file, or a file, a colon and a finite number"
+            ) from None
+        return LoraPlan(some_path(text))  # a name with a colon in it
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
+    """Accepts one of `choices`; as argparse's ``choices``, with our one-line message."""
+
     def read(text: str) -> str:
         if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text}: must be {', '.join(choices[:-1])} or {choices[-1]}")
+            legal = f"{', '.join(choices[:-1])} or {choices[-1]}" if choices[1:] else choices[0]
+            raise argparse.ArgumentTypeError(f"{text}: must be {legal}")
         return text
 
     return read
 
 
 def any_text(text: str) -> str:
+    """A text that can be encoded; it may be empty."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -93,35 +127,38 @@ def any_text(text: str) -> str:
 
 
 def some_text(text: str) -> str:
+    """A text with something in it."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
     return any_text(text)
 
 
 def some_path(text: str) -> Path:
+    """A path, with ``~`` expanded; URLs are rejected."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
-    if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # of which Path would drop a slash
-        raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be addresses (http or https)")
-    return Path(os.path.expanduser(text))  # which no shell does for --outdir=~/videos
+    if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # Path would drop one of the slashes
+        raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be URLs (http or https)")
+    return Path(os.path.expanduser(text))  # shells do not expand --outdir=~/videos
 
 
 def some_picture(text: str) -> Path | str:
-    """A path, or the address of a picture, as text."""
+    """A path, or the URL of an image as text."""
     return text if re.match("https?://", text, re.IGNORECASE) else some_path(text)
 
 
 def device_name(text: str) -> str:
+    """A device by torch's name; whether it exists is not known without torch."""
     if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")
     return text
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but every error is one line that names the flag, the value and what would be legal.
+    """argparse, but every error is one line that names the flag, the value and the legal values.
 
     Args:
-        elsewhere: flags that this script does not have -> the script that has them.
+        elsewhere: flags that only the other script has -> its name.
     """
 
     def __init__(self, prog: str, description: str, epilog: str, elsewhere: dict[str, str]):
@@ -129,6 +166,7 @@ class Parser(argparse.ArgumentParser):
         self.elsewhere = elsewhere
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses `argv`; exits with 2 on an error."""
         args, left_over = self.parse_known_args(_joined(argv))
         if left_over:
             self.error(self._unknown(left_over, args))
@@ -144,13 +182,13 @@ class Parser(argparse.ArgumentParser):
             else:
                 message = f"{flag} {rest}"
         line = printable(message)
-        speaks = Launch.for_messages().local_rank == 0  # of several processes that were told the same
+        speaks = Launch.for_messages().local_rank == 0  # all processes of torchrun get the same command line
         self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
 
     def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:
         word = left_over[0]
         if not word.startswith("--"):
-            return f"{word}: stands without a flag in front of it (a prompt with spaces needs quotes)"
+            return f"{word}: no flag in front of it (a prompt with spaces needs quotes)"
         flag = word.partition("=")[0]
         value = f" {left_over[1]}" if left_over[1:] and not left_over[1].startswith("--") else ""
         if flag in self.elsewhere:
@@ -160,7 +198,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`--shift -inf` as `--shift=-inf`: argparse takes a value with a leading dash for a flag and would not show it."""
+    """Turns `--shift -inf` into `--shift=-inf`: argparse would take the value for a flag and not name it."""
     joined: list[str] = []
     for word in argv:
         if joined and re.fullmatch("--[a-z_]+", joined[-1]) and re.match("-[^-]", word) and word != "-h":

@@ -1,18 +1,22 @@
-"""--replay: the flags in a video's manifest."""
+"""--replay: a video's manifest -> the flags that made it."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, fields_that
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.comment import comment_of
+from skyreels_v2_infer.media.files import read_small
+from skyreels_v2_infer.plan.models import PUBLISHED
 
 FORMAT = 1  # of manifests
-_CHOSEN = ("teacache_coefficients",)  # for the model and the size that the video had
-# Flags given beside --replay, and the settings of the video that they replace as well.
+_CHOSEN = ("teacache_coefficients",)  # recorded for the video's model and size
+# Flags given beside --replay -> other recorded settings that they override as well.
 REPLACED = {
     "--model_id": _CHOSEN,
     "--use_ret_steps": _CHOSEN,
@@ -25,17 +29,19 @@ REPLACED = {
     "--video_path": ("image",),
 }
 REPLAYED = frozenset(field.name for field in fields_that(DiffusionForcingSettings, replayed=True))
-FORMERLY = {"device"}  # stood among the settings in manifests of version 0.1.0; a machine's setting is not taken over
+# Settings that name a file, a folder or an address, which a manifest from elsewhere must not choose.
+FILES = frozenset(name for name in REPLAYED if name.endswith("_path") or name in ("image", "end_image", "lora"))
+FORMERLY = {"device"}  # recorded in manifests of version 0.1.0; ignored, since it does not change the frames
 
 
 def read_manifest(path: Path) -> dict:
     """The manifest in a file: a video, or the JSON beside one.
 
     Raises:
-        InputError: none, or not one of this program.
+        InputError: there is none, or this program did not write it.
     """
     try:
-        text = path.read_text("utf-8") if path.suffix.lower() == ".json" else comment_of(path)
+        text = read_small(path).decode() if path.suffix.lower() == ".json" else comment_of(path)
         manifest = json.loads(text)
         if manifest["format"] != FORMAT or not isinstance(manifest["settings"], dict):
             raise ValueError("of another version")
@@ -46,36 +52,60 @@ def read_manifest(path: Path) -> dict:
                 raise ValueError(f"{name} cannot be {value}")
             if name not in REPLAYED | FORMERLY:
                 raise ValueError(f"{name} is not a setting that changes a video's frames")
+            if name == "story" and not str(value).lstrip().startswith("["):
+                raise ValueError("story must be a list of scenes")  # never the name of a file
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
         legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
         raise InputError("replay", path, legal) from None
     return manifest
 
 
-def replayed_flags(path: Path, script: str, argv: Sequence[str]) -> list[str]:
-    """The flags that made a video, without those that `argv` replaces.
+def replayed_flags(path: Path, script: str, argv: Sequence[str], trusted: bool = False) -> list[str]:
+    """The flags that made a video, without those that `argv` overrides.
 
-    Only settings that change the frames are taken: a video from elsewhere decides neither where files are written nor
-    what the machine does.
+    Only settings that change the frames are taken: a file from elsewhere must not decide where files are written or
+    what the machine does, nor, unless it is `trusted`, which files are read.
 
     Raises:
-        InputError: no manifest, or one of another script.
+        InputError: there is no manifest, or the other script wrote it; or it names files, an address or an unpublished
+            model without being trusted.
     """
     written = read_manifest(path)
     if written["script"] != script:
         raise InputError("replay", path, f"was made by {written['script']}")
     given = {word.partition("=")[0] for word in argv}
     replaced = FORMERLY | {name for flag, names in REPLACED.items() if flag in given for name in names}
-    return flags_of({name: value for name, value in written["settings"].items() if name not in replaced})
+    taken = {name: value for name, value in written["settings"].items() if name not in replaced}
+    foreign = [
+        f"--{name} {' '.join(value) if isinstance(value, list) else value}"
+        for name, value in taken.items()
+        if f"--{name}" not in given and reaches(name, value)
+    ]
+    if foreign and not trusted:
+        legal = f"would use {', '.join(foreign)}; give --trust_replay, or the flag itself"
+        raise InputError("replay", path, legal)
+    return flags_of(taken)
+
+
+def reaches(name: str, value: object) -> bool:
+    """Whether a setting names a file, a folder or an address, rather than what comes with the program."""
+    if name == "model_id":
+        return value != embedded.NAME and value not in PUBLISHED
+    # Of text there is only the prompts', which may speak of addresses.
+    address = isinstance(value, str) and re.match("[a-z][a-z0-9+.-]*://", value, re.IGNORECASE)
+    return (name in FILES and bool(value)) or (bool(address) and "prompt" not in name)
 
 
 def flags_of(settings: dict) -> list[str]:
-    """Settings as a manifest has them -> a command line."""
+    """Settings of a manifest -> a command line."""
     flags = []
     for name, value in settings.items():
         if value is True:
             flags.append(f"--{name}")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], str):  # a flag that may be repeated
+            flags += [f"--{name}={one}" for one in value]
+        elif isinstance(value, list | tuple):
+            flags += [f"--{name}={','.join(map(str, value))}"] if value else []
         elif value is not False:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            flags.append(f"--{name}={text}")
+            flags.append(f"--{name}={value}")
     return flags

@@ -1,6 +1,6 @@
-"""Frozen settings of the two scripts. Every field says what it affects.
+"""Frozen settings of the two scripts; the metadata of every field states what it affects.
 
-A run's identity, the keys of its pieces, the manifest and --replay follow from that.
+A run's identity, the keys of its pieces, the manifest and --replay are derived from that.
 """
 
 from __future__ import annotations
@@ -11,42 +11,44 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.plan.story import Scene
 
 
 class Affects(Enum):
-    """What another value of a setting changes."""
+    """What changes with the value of a setting."""
 
     FRAMES = "the frames"
     MACHINE = "where and how fast they are computed"
-    RUN = "what happens around it: folders, resuming, messages"
+    RUN = "folders, resuming, messages"
 
 
 def _kind(affects: Affects, by_window: bool = False, replayed: bool = False) -> Mapping[str, Any]:
     """Metadata of a field.
 
     Args:
-        by_window: it can change in the course of a video, so it is part of a window's key and not of all windows'.
-        replayed: it is written into the manifest, from which the video can be made again.
+        by_window: may differ between windows, so it is part of a window's key instead of every window's.
+        replayed: recorded in the manifest and read by --replay.
     """
     return {"affects": affects, "by_window": by_window, "replayed": replayed}
 
 
 FRAMES = _kind(Affects.FRAMES, replayed=True)
 WINDOW = _kind(Affects.FRAMES, by_window=True, replayed=True)
-PREPARED = _kind(Affects.FRAMES, by_window=True)  # the manifest has what came out of it
+PREPARED = _kind(Affects.FRAMES, by_window=True)  # the manifest records its result instead
 MACHINE = _kind(Affects.MACHINE)
 RUN = _kind(Affects.RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """Settings of `generate_video.py`, checked.
+    """Validated settings of `generate_video.py`.
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
-    seed: 0..2**63-1, None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
-    teacache_coefficients: five of them, highest degree first; None: the model's own. cfg_parallel, ulysses_degree,
-    ring_degree: None: chosen.
+    seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
+    teacache_coefficients: five, highest degree first; None: the model's. sigmas: noise levels, falling, in place of
+    those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel, ulysses_degree,
+    ring_degree: None: chosen by the plan.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -68,6 +70,18 @@ class GenerateSettings:
     teacache_thresh: float = field(metadata=FRAMES)
     use_ret_steps: bool = field(metadata=FRAMES)
     teacache_coefficients: tuple[float, ...] | None = field(metadata=FRAMES)
+    dit_path: str | None = field(metadata=FRAMES)
+    vae_path: str | None = field(metadata=FRAMES)
+    text_encoder_path: str | None = field(metadata=FRAMES)
+    image_encoder_path: str | None = field(metadata=FRAMES)
+    weights: str = field(metadata=FRAMES)
+    quantize: str | None = field(metadata=FRAMES)
+    solver: str = field(metadata=FRAMES)
+    sigmas: tuple[float, ...] | None = field(metadata=FRAMES)
+    lora: tuple[LoraPlan, ...] = field(metadata=FRAMES)
+    vae_dtype: str = field(metadata=FRAMES)
+    attention: str = field(metadata=MACHINE)
+    compile: str = field(metadata=MACHINE)
     use_usp: bool = field(metadata=MACHINE)
     cfg_parallel: bool | None = field(metadata=MACHINE)
     ulysses_degree: int | None = field(metadata=MACHINE)
@@ -84,13 +98,13 @@ class GenerateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionForcingSettings(GenerateSettings):
-    """Settings of `generate_video_df.py`, checked.
+    """Validated settings of `generate_video_df.py`.
 
     With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1). base_num_frames and
-    overlap_history are video frames, 4n+1; overlap_history is None only where a single window is made.
-    causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise,
-    0 <= a < 1000. story: scenes, the first of which has `prompt`; None: `prompt` holds throughout. prompts: one for
-    each window, the first of which is `prompt`, the last one stays; None: there is one.
+    overlap_history are video frames, 4n+1; overlap_history is None only for a single window. causal_block_size is in
+    latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000. story:
+    scenes, the first with `prompt`; None: no story. prompts: one per window, the first is `prompt`, the last one holds
+    to the end; None: one prompt.
     """
 
     end_image: Path | None = field(metadata=WINDOW)
@@ -106,8 +120,22 @@ class DiffusionForcingSettings(GenerateSettings):
     history: str = field(metadata=FRAMES)
 
 
+PARTS = {
+    "transformer": "dit_path",
+    "vae": "vae_path",
+    "text_encoder": "text_encoder_path",
+    "image_encoder": "image_encoder_path",
+}
+
+
+def replaced_parts(settings: GenerateSettings) -> dict[str, str]:
+    """The parts that do not come from model_id, and where they are."""
+    given = {part: getattr(settings, name) for part, name in PARTS.items()}
+    return {part: path for part, path in given.items() if path is not None}
+
+
 def fields_that(settings: type | GenerateSettings, **wanted: Any) -> Iterator[Field]:
-    """Fields whose metadata have all the wanted values: affects, by_window, replayed."""
+    """Fields whose metadata (affects, by_window, replayed) equal all the `wanted` values."""
     for found in fields(settings):
         if all(found.metadata[name] == value for name, value in wanted.items()):
             yield found

@@ -25,6 +25,7 @@ from skyreels_v2_infer.launch import Launch
 
 if TYPE_CHECKING:
     from skyreels_v2_infer.distributed.xdit_context_parallel import Shared
+    from skyreels_v2_infer.modules.attention import AttentionChoice
     from skyreels_v2_infer.plan.sharing import Layout
 
 STARTING = timedelta(minutes=10)  # until all ranks have found each other
@@ -58,13 +59,17 @@ class Team:
     def meet(self) -> None:
         """Waits until all ranks have called it, as long as they are alive."""
 
-    def share(self, layout: Layout) -> Shared:
-        """The operations with which a pipeline shares the work in this way; the same ones when asked again."""
-        from skyreels_v2_infer.distributed.xdit_context_parallel import ALONE
+    def share(self, layout: Layout, choice: AttentionChoice) -> Shared:
+        """The operations with which a pipeline shares the work in this way; the same ones when asked again.
+
+        Args:
+            choice: the attention kernels.
+        """
+        from skyreels_v2_infer.distributed.xdit_context_parallel import alone
 
         if layout.ranks != 1:
             raise ValueError(f"{layout}: is for {layout.ranks} ranks, there is 1")
-        return ALONE
+        return alone(choice)
 
 
 class Failures:
@@ -144,12 +149,12 @@ class RankTeam(Team):
     def _keys(meeting: int) -> tuple[str, str]:
         return f"{meeting}/arrived", f"{meeting}/complete"
 
-    def share(self, layout: Layout) -> Shared:
+    def share(self, layout: Layout, choice: AttentionChoice) -> Shared:
         from skyreels_v2_infer.distributed.xdit_context_parallel import RankGroups
 
         if self._groups is None:
             self._groups = RankGroups(self.meet, COLLECTIVE)
-        return self._groups.share(layout)
+        return self._groups.share(layout, choice)
 
 
 def own_device(device: str | None, local_rank: int) -> str | None:

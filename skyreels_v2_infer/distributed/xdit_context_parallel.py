@@ -13,7 +13,13 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence, attend, attend_with_log_sum
+from skyreels_v2_infer.modules.attention import (
+    DEFAULTS,
+    AttentionChoice,
+    WholeSequence,
+    attend,
+    attend_with_log_sum,
+)
 from skyreels_v2_infer.plan.sharing import Layout
 
 Branch = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -27,9 +33,13 @@ class SharedSequence(WholeSequence):
         layout: how the ranks share the tokens.
         group: the ranks that share them.
         attention: yunchang's, over these ranks.
+        choice: the attention kernels.
     """
 
-    def __init__(self, layout: Layout, group: dist.ProcessGroup, attention: torch.nn.Module):
+    def __init__(
+        self, layout: Layout, group: dist.ProcessGroup, attention: torch.nn.Module, choice: AttentionChoice = DEFAULTS
+    ):
+        super().__init__(choice)
         self.layout, self.group, self.attention = layout, group, attention
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,14 +57,15 @@ class SharedSequence(WholeSequence):
         return self.attention(q.contiguous(), k.contiguous(), v.contiguous())
 
 
-def _ring_step(ring: int):
+def _ring_step(ring: int, choice: AttentionChoice):
     """Attention as the engine calls it, on ``[B, L, H, E]`` -> (output, float32 log-sum-exp ``[B, H, L]``)."""
 
     def step(q, k, v, *, softmax_scale=None, **_unused):
         if ring > 1:
-            return attend_with_log_sum(q, k, v)
+            return attend_with_log_sum(q, k, v, choice)
         # Without a ring nothing is combined, so the log-sum-exp is not read.
-        return attend(q, k, v), q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+        unused = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+        return attend(q, k, v, choice), unused
 
     return step
 
@@ -121,7 +132,9 @@ class Shared:
     agree: Callable[[T], T] = agree
 
 
-ALONE = Shared(WHOLE, None, lambda value: value)
+def alone(choice: AttentionChoice = DEFAULTS) -> Shared:
+    """On one rank nothing is shared."""
+    return Shared(WholeSequence(choice), None, lambda value: value)
 
 
 class RankGroups:
@@ -135,34 +148,35 @@ class RankGroups:
     def __init__(self, meet: Callable[[], None] = lambda: None, timeout: timedelta | None = None):
         self.meet, self.timeout = meet, timeout
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {}
-        self._shared: dict[Layout, Shared] = {}
+        self._shared: dict[tuple[Layout, AttentionChoice], Shared] = {}
 
-    def share(self, layout: Layout) -> Shared:
+    def share(self, layout: Layout, choice: AttentionChoice = DEFAULTS) -> Shared:
         """What a pipeline needs to work in a layout; all ranks have to call this, in the same order.
 
         Raises:
             ValueError: there are not as many ranks as in the layout.
             ImportError: the attention engine is not installed.
         """
-        if layout not in self._shared:
-            self._shared[layout] = self._make(layout)
-        return self._shared[layout]
+        key = layout, choice
+        if key not in self._shared:
+            self._shared[key] = self._make(layout, choice)
+        return self._shared[key]
 
     def agree(self, value: T) -> T:
         """As the function `agree`, after all ranks have met."""
         self.meet()
         return agree(value)
 
-    def _make(self, layout: Layout) -> Shared:
+    def _make(self, layout: Layout, choice: AttentionChoice) -> Shared:
         rank, size = dist.get_rank(), dist.get_world_size()
         if layout.ranks != size:
             raise ValueError(f"{layout}: is for {layout.ranks} ranks, there are {size}")
         self.meet()
         parts, (branch, place) = layout.parts, divmod(rank, layout.parts)
-        sequence = WHOLE
+        sequence = WholeSequence(choice)
         if parts > 1:
             groups = [self._group(range(b * parts, (b + 1) * parts)) for b in range(layout.guidance)]
-            sequence = SharedSequence(layout, groups[branch], self._attention(layout))
+            sequence = SharedSequence(layout, groups[branch], self._attention(layout, choice), choice)
         branches = None
         if layout.guidance == 2:
             pairs = [self._group((i, i + parts)) for i in range(parts)]
@@ -176,20 +190,20 @@ class RankGroups:
             self._groups[ranks] = dist.new_group(list(ranks), timeout=self.timeout)
         return self._groups[ranks]
 
-    def _attention(self, layout: Layout) -> torch.nn.Module:
+    def _attention(self, layout: Layout, choice: AttentionChoice) -> torch.nn.Module:
         """The engine's attention; it keeps the groups that are the engine's current ones when it is made."""
         from yunchang import LongContextAttention, set_seq_parallel_pg
 
         set_seq_parallel_pg(layout.ulysses, layout.ring, dist.get_rank(), dist.get_world_size())
         # "custom" is none of its kinds, which makes it take the function; the kinds it has return no usable
         # log-sum-exp on a CPU or under cuDNN, without which a ring adds its parts up wrongly.
-        attention = LongContextAttention(attn_type="custom", attn_processor=_ring_step(layout.ring))
+        attention = LongContextAttention(attn_type="custom", attn_processor=_ring_step(layout.ring, choice))
         if self.timeout is not None:
             for group in (attention.ulysses_pg, attention.ring_pg):  # which the engine makes with torch's default
                 dist.distributed_c10d._set_pg_timeout(self.timeout, group)
         return attention
 
 
-def share(layout: Layout) -> Shared:
+def share(layout: Layout, choice: AttentionChoice = DEFAULTS) -> Shared:
     """As `RankGroups.share`, with groups of its own; for a process group that the caller has made."""
-    return RankGroups().share(layout)
+    return RankGroups().share(layout, choice)

@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from skyreels_v2_infer.media.ffmpeg import OWN_FORMATS
+
 
 def comment_of(video: Path) -> str:
     """The comment in a video's metadata.
@@ -17,7 +19,8 @@ def comment_of(video: Path) -> str:
 
     if not video.is_file():
         raise ValueError("no such file")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", f"file:{video}", "-f", "ffmetadata", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file,pipe,fd"]
+    command += ["-format_whitelist", OWN_FORMATS, "-i", f"file:{video}", "-f", "ffmetadata", "-"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     # A line break in a value has a backslash in front, as every other special character.
     found = re.search(rb"^comment=((?:\\.|[^\\\n])*)$", done.stdout, re.DOTALL | re.MULTILINE)

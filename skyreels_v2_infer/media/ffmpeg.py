@@ -45,6 +45,16 @@ PIXELS = ("-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe")
 # One line of text per frame with its timestamp; wrapped_avframe avoids copying pixels that nobody reads.
 TIMESTAMPS = ("-c:v", "wrapped_avframe", "-f", "framecrc")
 
+# The formats that are opened: containers and streams of compressed video. Left out is what ffmpeg makes pictures of
+# (text, drawings, raw memory) and what names other files or addresses (playlists, lists of files, scripts).
+VIDEO_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,gif,ogg,asf,ivf,nut,mxf,dv,rm,wtv,"
+    "h264,hevc,m4v,obu,av1,vc1,mjpeg,yuv4mpegpipe"
+)
+VIDEO_EXAMPLES = "mp4, mov, mkv, webm, avi, mpg, ts, gif, ..."
+OWN_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2"  # of the videos that are written here
+REFUSED_FORMAT = re.compile("[Nn]ot on whitelist")
+
 # Messages about ffmpeg itself, whatever the input is.
 _LACKING = re.compile(
     "Unrecognized option|Unknown encoder|Unknown bitstream filter|Bitstream filter not found|No such filter|"
@@ -62,7 +72,8 @@ def encode_arguments(height: int, width: int, fps: float, out: Path) -> list[str
 
 def join_arguments(fps: float, out: Path, metadata: Path | None = None) -> list[str]:
     """Videos listed on stdin (see `join_list`) -> `out`, without encoding again."""
-    arguments = ["-y", "-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe,fd", "-i", "-"]
+    arguments = ["-y", "-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe,fd"]
+    arguments += ["-format_whitelist", f"concat,{OWN_FORMATS}", "-i", "-"]  # the list's files as well
     if metadata is not None:
         arguments += ["-f", "ffmetadata", "-i", f"file:{metadata}", "-map", "0", "-map_metadata", "1"]
     # x264 reorders over up to two frames, but not in a video of one frame. Without the same lead everywhere the
@@ -86,7 +97,8 @@ def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = N
     # -xerror: a truncated file is an error, not a shorter video. 0:V:0: the cover picture of an audio file is no video.
     # passthrough: every frame once, whatever its timestamp. file: names may contain a colon.
     every_frame = ["-map", "0:V:0", "-fps_mode", "passthrough"]
-    arguments = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}"]
+    arguments = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS]
+    arguments += ["-i", f"file:{path}"]
     arguments += [*every_frame, "-vf", _AS_SHOWN, *output, "-"]
     if timestamps is not None:
         arguments += [*every_frame, *TIMESTAMPS, "-y", f"file:{timestamps}"]

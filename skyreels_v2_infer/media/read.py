@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.ffmpeg import PIXELS, TIMESTAMPS, Ffmpeg, decode_arguments, unusable
+from skyreels_v2_infer.media.ffmpeg import (
+    PIXELS,
+    REFUSED_FORMAT,
+    TIMESTAMPS,
+    VIDEO_EXAMPLES,
+    Ffmpeg,
+    decode_arguments,
+    unusable,
+)
 from skyreels_v2_infer.media.files import check_file
 from skyreels_v2_infer.media.images import fit
 
@@ -185,6 +193,8 @@ def _refused(ffmpeg: Ffmpeg, path: Path | str, name: str) -> Exception:
     reason = ffmpeg.reason()
     if "matches no streams" in reason:
         return InputError(name, path, "must be a video, but there is no video stream in this file")
+    if any(REFUSED_FORMAT.search(line) for line in ffmpeg.errors()):
+        return InputError(name, path, f"must be a video ({VIDEO_EXAMPLES})")
     return InputError(name, path, f"must be a complete video that ffmpeg can decode to its end, but: {reason}")
 
 

@@ -49,15 +49,18 @@ class ImageEncoder(nn.Module):
 
 
 def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict:
-    """Arguments of `CLIPVisionConfig` from the tensors of the published ``.pth`` file, which comes with no config.
+    """Arguments of `CLIPVisionConfig` from the shapes of its tensors, for files that come without a config.
+
+    Args:
+        shapes: by the names of `CLIPVisionModel`, with those of the last layer.
 
     Raises:
-        KeyError: a tensor from which a size would follow is not there.
+        KeyError: a tensor that a size follows from is missing.
     """
-    width, channels, patch, _ = shapes["visual.patch_embedding.weight"]
-    _, positions, _ = shapes["visual.pos_embedding"]
-    ffn, _ = shapes["visual.transformer.0.mlp.0.weight"]
-    layers = {int(name.split(".")[2]) for name in shapes if name.startswith("visual.transformer.")}
+    width, channels, patch, _ = shapes["embeddings.patch_embedding.weight"]
+    positions = shapes["embeddings.position_embedding.weight"][-2]  # an axis of size 1 may be in front
+    ffn, _ = shapes["encoder.layers.0.mlp.fc1.weight"]
+    layers = {int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers.")}
     return {
         "hidden_size": width,
         "intermediate_size": ffn,

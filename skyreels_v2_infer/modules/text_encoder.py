@@ -27,11 +27,11 @@ class TextEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.shared.weight.device
+        return self.model.encoder.final_layer_norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.shared.weight.dtype
+        return self.model.encoder.final_layer_norm.weight.dtype
 
     @torch.no_grad()
     def encode(self, prompts: str | list[str], text_len: int = 512) -> torch.Tensor:
@@ -63,21 +63,25 @@ class TextEncoder(nn.Module):
 
 
 def config_from_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Arguments of `UMT5Config` from the tensors of the published ``.pth`` file, which comes with no config.
+    """Arguments of `UMT5Config` from the shapes of its tensors, for files that come without a config.
+
+    Args:
+        shapes: by the names of `UMT5EncoderModel`.
 
     Raises:
-        KeyError: a tensor from which a size would follow is not there.
+        KeyError: a tensor that a size follows from is missing.
     """
-    vocab_size, width = shapes["token_embedding.weight"]
-    buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
-    inner, _ = shapes["blocks.0.attn.q.weight"]
-    ffn, _ = shapes["blocks.0.ffn.fc1.weight"]
+    attention, feed_forward = "encoder.block.0.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense"
+    vocab_size, width = shapes["shared.weight"]
+    buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
+    inner, _ = shapes[f"{attention}.q.weight"]
+    ffn, _ = shapes[f"{feed_forward}.wi_1.weight"]
     return {
         "vocab_size": vocab_size,
         "d_model": width,
         "d_kv": inner // heads,
         "d_ff": ffn,
-        "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "num_layers": 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("encoder.block.")),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
     }

@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence, attend, attend_block_causal
+from skyreels_v2_infer.modules.attention import (
+    DEFAULTS,
+    WHOLE,
+    AttentionChoice,
+    WholeSequence,
+    attend,
+    attend_block_causal,
+)
+from skyreels_v2_infer.modules.linear import project
 from skyreels_v2_infer.modules.rope import rotary_table, rotate
 
 # (tokens [B, F, S, D], time [B, F or 1, D], modulation [B, F or 1, 6, D], what runs the blocks) -> tokens
@@ -61,12 +69,14 @@ class SelfAttention(nn.Module):
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1))  # [B, L, H, E]
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, attention) -> torch.Tensor:
-        tokens = x.flatten(1, 2)  # [B, F*S, D]
-        q = rotate(self.heads(self.norm_q(self.q(tokens))), rotary)
-        k = rotate(self.heads(self.norm_k(self.k(tokens))), rotary)
-        out = attention(q, k, self.heads(self.v(tokens)))
-        return self.o(out.flatten(2)).view(x.shape)
+    def queries_keys_values(
+        self, x: torch.Tensor, rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x ``[B, F, S, D]``, rotary ``[F*S, 1, E]`` -> three ``[B, F*S, H, E]``."""
+        q, k, v = project(x.flatten(1, 2), self.q, self.k, self.v)
+        q = rotate(self.heads(self.norm_q(q)), rotary)
+        k = rotate(self.heads(self.norm_k(k)), rotary)
+        return q, k, self.heads(v)
 
 
 class CrossAttention(SelfAttention):
@@ -85,12 +95,12 @@ class CrossAttention(SelfAttention):
             pairs.append((self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))))
         return pairs
 
-    def forward(self, x: torch.Tensor, keys_values) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys_values, choice: AttentionChoice) -> torch.Tensor:
         q = self.heads(self.norm_q(self.q(x.flatten(1, 2))))
         (k, v), *image = keys_values
-        out = attend(q, k, v)
+        out = attend(q, k, v, choice)
         for k, v in image:
-            out = out + attend(q, k, v)
+            out = out + attend(q, k, v, choice)
         return self.o(out.flatten(2)).view(x.shape)
 
 
@@ -110,14 +120,35 @@ class Block(nn.Module):
         weight, bias = self.norm3.weight.float(), self.norm3.bias.float()
         return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps).to(x.dtype)
 
-    def forward(self, x, modulation, keys_values, rotary, attention) -> torch.Tensor:
-        """x ``[B, F, S, D]``; modulation float32 ``[B, F or 1, 6, D]``."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
-            m.unsqueeze(2) for m in (self.modulation.float().unsqueeze(1) + modulation).unbind(2)
-        )  # each [B, F or 1, 1, D]
-        x = gated(x, self.self_attn(modulate(x, shift_a, scale_a, self.eps), rotary, attention), gate_a)
-        x = x + self.cross_attn(self.normed_query(x), keys_values)
-        return gated(x, self.ffn(modulate(x, shift_f, scale_f, self.eps)), gate_f)
+    def modulations(self, modulation: torch.Tensor) -> list[torch.Tensor]:
+        """Shift, scale and gate of attention, then of the feed-forward; each float32 ``[B, F or 1, 1, D]``."""
+        return [m.unsqueeze(2) for m in (self.modulation.float().unsqueeze(1) + modulation).unbind(2)]
+
+    def before_attention(
+        self, x: torch.Tensor, modulation: torch.Tensor, rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shift, scale = self.modulations(modulation)[:2]
+        return self.self_attn.queries_keys_values(modulate(x, shift, scale, self.eps), rotary)
+
+    def after_attention(
+        self, x: torch.Tensor, attended: torch.Tensor, modulation: torch.Tensor, keys_values, choice: AttentionChoice
+    ) -> torch.Tensor:
+        """attended ``[B, F*S, H, E]``: what attention made of the output of `before_attention`."""
+        gate_a, shift, scale, gate_f = self.modulations(modulation)[2:]
+        x = gated(x, self.self_attn.o(attended.flatten(2)).view(x.shape), gate_a)
+        x = x + self.cross_attn(self.normed_query(x), keys_values, choice)
+        return gated(x, self.ffn(modulate(x, shift, scale, self.eps)), gate_f)
+
+    def forward(
+        self, x, modulation, keys_values, rotary, attention, choice: AttentionChoice = DEFAULTS
+    ) -> torch.Tensor:
+        """x ``[B, F, S, D]``; modulation float32 ``[B, F or 1, 6, D]``; `choice`: the kernels of cross-attention.
+
+        The two halves are what `compile_blocks` compiles; attention itself, which may be a ring over ranks or a loop
+        over blocks of frames, runs as it is.
+        """
+        q, k, v = self.before_attention(x, modulation, rotary)
+        return self.after_attention(x, attention(q, k, v), modulation, keys_values, choice)
 
 
 class Head(nn.Module):
@@ -365,7 +396,7 @@ class WanModel(nn.Module):
         frames, frame_tokens = tokens.shape[1:3]
         tokens = sequence.split(tokens)  # [B, F, S, D]
         time, modulation = self.embed_time(t.reshape(t.shape[0], -1), fps)
-        rotary = self.rotary(frames, height // ph, width // pw).view(1, frames, frame_tokens, -1)
+        rotary = self.rotary(frames, height // ph, width // pw).view(1, frames, frame_tokens, -1)  # [.., E]
         rotary = sequence.split(rotary).flatten(0, 2).unsqueeze(1)
 
         attention = sequence.attend
@@ -376,7 +407,7 @@ class WanModel(nn.Module):
 
         def run(tokens: torch.Tensor) -> torch.Tensor:
             for block, keys_values in zip(self.blocks, context.blocks, strict=True):
-                tokens = block(tokens, modulation, keys_values, rotary, attention)
+                tokens = block(tokens, modulation, keys_values, rotary, attention, sequence.choice)
             return tokens
 
         tokens = run(tokens) if around is None else around(tokens, time, modulation, run)

@@ -9,6 +9,7 @@ of the past is in one `Cache`, keyed by layer, and a layer that finds nothing th
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,24 @@ class CausalConv3d(nn.Conv3d):
         conv = causal_conv_fused if x.is_cuda or x.requires_grad else causal_conv_taps
         return conv(x, self, missing)
 
+    def activated(self, x: torch.Tensor, norm: "RMSNorm", cache: Cache) -> torch.Tensor:
+        """The same after norm and SiLU, which are written behind the frames of the past, where this layer reads them.
+
+        What `forward` would copy twice, to put the past in front and to remember the end, is copied only as far as it
+        is remembered. For layers that are 3 frames long.
+        """
+        batch, channels, frames, height, width = x.shape
+        past = self.kernel_size[0] - 1
+        size = batch, channels, past + frames, height, width
+        buffer = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        if self in cache:
+            buffer[:, :, :past] = cache[self]
+        else:
+            buffer[:, :, :past] = 0
+        norm.silu_into(x, buffer[:, :, past:])
+        cache[self] = buffer[:, :, -past:].clone()
+        return causal_conv_fused(buffer, self, 0)
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over channels."""
@@ -123,6 +142,48 @@ class RMSNorm(nn.Module):
             return y.movedim(-1, 1)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
         return (x / norm.to(x.dtype)).mul_(self.gamma * self.gamma.shape[0] ** 0.5)
+
+    def silu_into(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """Writes the SiLU of the norm of x ``[B, C, T, H, W]`` to `out`, of the same shape."""
+        torch.ops.aten.silu.out(self(x), out=out)
+
+
+def norm_silu_rows(x: torch.Tensor, gamma: torch.Tensor, out: torch.Tensor) -> None:
+    """`RMSNorm.silu_into` for pixels x and out ``[N, C]``, gamma ``[C]``; in float32, one pass where it is compiled."""
+    wide = x.float()
+    norm = wide.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+    out.copy_(F.silu(wide / norm * (gamma.float() * gamma.shape[0] ** 0.5)))
+
+
+def pixels(x: torch.Tensor) -> torch.Tensor:
+    """``[C, T, H, W]``, channels last in memory, as ``[T*H*W, C]``; no view, since guards would look at its base."""
+    return x.permute(1, 2, 3, 0).view(-1, x.shape[0]).data
+
+
+def compile_norms(vae: "WanVAE", **options) -> None:
+    """From now on norm and SiLU before a convolution are one kernel on a GPU, for every size of frames.
+
+    Args:
+        options: of `torch.compile`.
+    """
+    rows = torch.compile(norm_silu_rows, fullgraph=True, **options)
+
+    def silu_into(self: RMSNorm, x: torch.Tensor, out: torch.Tensor) -> None:
+        for source, target in zip(channels_last(x), out, strict=True):
+            source, target = pixels(source), pixels(target)
+            for tensor in (source, target):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                torch._dynamo.mark_static(tensor, 1)
+            rows(source, self.gamma.flatten(), target)
+
+    for layer in vae.modules():
+        if isinstance(layer, RMSNorm):
+            layer.silu_into = MethodType(silu_into, layer)
+
+
+def in_place_of_copies(x: torch.Tensor) -> bool:
+    """Whether norms write where convolutions read; nothing is gained on a CPU, whose convolutions run by frames."""
+    return x.is_cuda and not x.requires_grad
 
 
 class ResidualBlock(nn.Module):
@@ -140,7 +201,11 @@ class ResidualBlock(nn.Module):
         self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
-        y = run(self.residual, x, cache)
+        if in_place_of_copies(x):
+            norm, _, conv, second_norm, *_, second_conv = self.residual
+            y = second_conv.activated(conv.activated(x, norm, cache), second_norm, cache)
+        else:
+            y = run(self.residual, x, cache)
         return y.add_(run([self.shortcut], x, cache))
 
 
@@ -212,9 +277,6 @@ class Upsample(nn.Module):
         return frames_last(self.resample(frames_first(x)), x.shape[0])
 
 
-STREAMED = (CausalConv3d, ResidualBlock, Downsample, Upsample)
-
-
 def run(layers, x: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Layers one after the other; those that look into the past get the cache."""
     for layer in layers:
@@ -226,8 +288,18 @@ def middle(dim: int) -> nn.Sequential:
     return nn.Sequential(ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim))
 
 
-def head(dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(RMSNorm(dim, 3), nn.SiLU(inplace=True), CausalConv3d(dim, out_dim, 3, padding=1))
+class Head(nn.Sequential):
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__(RMSNorm(dim, 3), nn.SiLU(inplace=True), CausalConv3d(dim, out_dim, 3, padding=1))
+
+    def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
+        if in_place_of_copies(x):
+            norm, _, conv = self
+            return conv.activated(x, norm, cache)
+        return run(self, x, cache)
+
+
+STREAMED = (CausalConv3d, ResidualBlock, Downsample, Upsample, Head)
 
 
 class Encoder(nn.Module):
@@ -242,12 +314,10 @@ class Encoder(nn.Module):
                 layers.append(Downsample(out_dim, TEMPORAL_DOWNSAMPLING[stage]))
         self.downsamples = nn.Sequential(*layers)
         self.middle = middle(dims[-1])
-        self.head = nn.Sequential(
-            RMSNorm(dims[-1], 3), nn.SiLU(inplace=True), CausalConv3d(dims[-1], z_dim, 3, padding=1)
-        )
+        self.head = Head(dims[-1], z_dim)
 
     def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
-        return run([self.conv1, *self.downsamples, *self.middle, *self.head], x, cache)
+        return run([self.conv1, *self.downsamples, *self.middle, self.head], x, cache)
 
 
 class Decoder(nn.Module):
@@ -264,10 +334,10 @@ class Decoder(nn.Module):
             if stage < len(temporal):
                 layers.append(Upsample(out_dim, temporal[stage]))
         self.upsamples = nn.Sequential(*layers)
-        self.head = head(dims[-1], 3)
+        self.head = Head(dims[-1], 3)
 
     def forward(self, x: torch.Tensor, cache: Cache) -> torch.Tensor:
-        return run([self.conv1, *self.middle, *self.upsamples, *self.head], x, cache)
+        return run([self.conv1, *self.middle, *self.upsamples, self.head], x, cache)
 
 
 class WanVAE(nn.Module):

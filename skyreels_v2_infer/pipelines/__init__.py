@@ -1,4 +1,4 @@
-"""The three pipelines, the prompt enhancer and the published `resizecrop`, imported when they are first used."""
+"""The three pipelines, the prompt enhancer and the published `resizecrop`; each is imported when it is first used."""
 
 from importlib import import_module
 

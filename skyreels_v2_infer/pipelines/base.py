@@ -1,12 +1,18 @@
-"""What the three pipelines have in common: their parts, and `execute`, which makes the video of a plan."""
+"""The base of the three pipelines: the model's parts, and `execute`, which makes the video of a plan."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.compiled import compile_blocks
+from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
@@ -17,32 +23,42 @@ from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import choose_layout
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
-from skyreels_v2_infer.scheduler.unipc import FlowUniPCMultistepScheduler
+from skyreels_v2_infer.scheduler import SOLVERS
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.weights.lora import Applied
 
 OUTPUT_TYPES = ("np", "pt", "latent")
 
 
 def always_there(module: torch.nn.Module, memory: dict | None = None) -> AbstractContextManager[None]:
+    """`Offload.at_work` for modules that stay on their device."""
     return nullcontext()
 
 
 class VideoPipeline:
-    """A model's parts, and the execution of plans; a subclass plans from the published arguments.
+    """Holds a model's parts and executes plans; subclasses make plans from the published arguments.
 
     Args:
         model_path: folder or hub id with all parts.
-        dit_path: folder or hub id of the transformer, if it is another; `model_path` needs none then.
-        device: None: CUDA if there is such a GPU, else the CPU. A `Placement` decides both device and dtype.
-        weight_dtype: of the transformer and the encoders; None: float32 on the CPU, else bfloat16. The VAE is float32.
+        dit_path: folder or hub id of the transformer, if it is elsewhere; `model_path` then needs none.
+        device: None: CUDA if available, else the CPU. A `Placement` decides both device and dtype.
+        weight_dtype: of the transformer and the encoders; None: see `usual_dtype`.
         use_usp: share the work with the other ranks of torch.distributed's default group, which has to exist.
-        offload: keep weights in the host's memory, and on the device only what computes now.
-        hooks: of calls that bring none.
+        offload: keep weights in host memory, and on the device only the module that computes.
+        hooks: default for `execute`.
+        vae_dtype: of the VAE.
+        loras: files and strengths, see `load_lora`.
+        loras_change: whether strengths will be set again, window by window.
+        compiled: compile the transformer's blocks, see `modules.compiled`.
+        quantize: "fp8" or "int8", see `modules.linear.quantize_blocks`. dequantize: see `get_transformer`.
 
     Attributes:
-        device: computes; the latents are there.
-        at_work: context manager that keeps a part, and the features it caches if it does, on the device while it
-            computes, see `Offload`. Encoders, whose weights are needed for moments only, come to the device for it;
-            with `offload` all parts do. Parts of `from_parts` stay where they are.
+        loras: `weights.lora.Applied`; None: no LoRA.
+        device: where latents are and modules compute.
+        at_work: context manager that keeps a module, and optionally its cached features, on the device while it
+            computes, see `Offload`. Encoders are on the device only inside it; with `offload` all parts are. Parts
+            passed to `from_parts` are never moved.
     """
 
     takes_image_channels = False
@@ -56,6 +72,12 @@ class VideoPipeline:
         use_usp: bool = False,
         offload: bool = False,
         hooks: Hooks = Hooks(),  # noqa: B008  frozen
+        vae_dtype: torch.dtype = torch.float32,
+        loras: Sequence[tuple[Path | str, float]] = (),
+        loras_change: bool = False,
+        compiled: bool = False,
+        quantize: str | None = None,
+        dequantize: bool = False,
     ):
         from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
         from skyreels_v2_infer.weights.layouts import PARTS
@@ -71,15 +93,23 @@ class VideoPipeline:
             checkpoint, dit = Checkpoint.open(model_path, tuple(others)), Checkpoint.open(dit_path, ("transformer",))
         if dit.is_image_to_video != self.takes_image_channels:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
+        early = None if loras else quantize  # LoRAs are added to weights before these are rounded
         self._set_parts(
-            get_transformer(dit, home, place.dtype),
-            get_vae(checkpoint, home),
+            get_transformer(dit, home, place.dtype, None, dequantize, early, place.device),
+            get_vae(checkpoint, home, vae_dtype),
             get_text_encoder(checkpoint, host, place.dtype),
             get_image_encoder(checkpoint, host, place.dtype) if self.takes_image_channels else None,
             place.device,
         )
+        if loras:
+            self._apply_loras([(Path(path), strength) for path, strength in loras], loras_change)
+            if quantize is not None:
+                quantize_blocks(self.transformer, quantize, place.device)
+        if compiled:
+            compile_blocks(self.transformer, say)
         offloading = Offload(place.device)
         self.at_work = offloading.at_work
+        self._offloaded = offload
         if offload:
             offloading.by_blocks(self.transformer)
         self.hooks = hooks
@@ -88,14 +118,14 @@ class VideoPipeline:
 
     @classmethod
     def from_parts(cls, transformer, vae, text_encoder=None, image_encoder=None, hooks: Hooks = Hooks()):  # noqa: B008
-        """A pipeline of loaded parts, which stay on the devices they are on.
+        """A pipeline of loaded parts, which stay on their devices.
 
         Args:
             transformer: a `WanModel`.
             vae: a `WanVAE`.
-            text_encoder: a `TextEncoder`; not needed by calls that bring `prompt_embeds`.
+            text_encoder: a `TextEncoder`; not needed with `prompt_embeds`.
             image_encoder: an `ImageEncoder`; for image-to-video models.
-            hooks: of calls that bring none.
+            hooks: default for `execute`.
         """
         pipeline = cls.__new__(cls)
         pipeline._set_parts(transformer, vae, text_encoder, image_encoder, transformer.device)
@@ -109,12 +139,41 @@ class VideoPipeline:
         self.text_encoder, self.image_encoder = text_encoder, image_encoder
         self.device = device
         self.at_work: Callable[..., AbstractContextManager] = always_there
+        self.loras: Applied | None = None
+        self._offloaded = False
+
+    def load_lora(self, path: str | Path, strength: float = 1.0):
+        """Applies a LoRA to the transformer, in addition to earlier ones -> report of matched and skipped tensors.
+
+        Args:
+            path: file or folder in any of the usual key styles.
+            strength: any finite number.
+
+        Raises:
+            InputError: it does not fit the model.
+            ValueError: the transformer is offloaded; pass `loras` to the constructor.
+        """
+        if self._offloaded:
+            raise ValueError("load_lora: the transformer is offloaded; give loras to the constructor")
+        before = []
+        if self.loras is not None:
+            before = list(zip((lora.path for lora in self.loras.loras), self.loras.strengths, strict=True))
+            self.loras.remove()
+        self._apply_loras([*before, (Path(path), strength)], changeable=True)
+        return self.loras.reports[-1]
+
+    def _apply_loras(self, loras: list[tuple[Path, float]], changeable: bool) -> None:
+        from skyreels_v2_infer.weights.lora import apply
+        from skyreels_v2_infer.weights.lora_file import LoraFile
+
+        opened = [(LoraFile.open(path), strength) for path, strength in loras]
+        self.loras = apply(self.transformer, opened, changeable=changeable)
 
     def _all_ranks(self) -> Ranks:
         from skyreels_v2_infer.distributed.xdit_context_parallel import share
 
         size = torch.distributed.get_world_size()
-        # Whether the tokens of a frame can be split is known with the video's size; see `SharedSequence.split`.
+        # Whether a frame's tokens can be split depends on the video's size, and is checked by `SharedSequence.split`.
         return Ranks.of(share(choose_layout(size, self.transformer.num_heads, size, guided=True)))
 
     @classmethod
@@ -122,22 +181,23 @@ class VideoPipeline:
         wanted = "an image-to-video" if cls.takes_image_channels else "a text-to-video or diffusion-forcing"
         return f"{cls.__name__} needs {wanted} model, this one is of type {model_type}"
 
-    # Three ways to ask for a video: whole, frame by frame, or with the latents of every window
+    # Three ways to get a video: whole, frame by frame, or window by window with latents
 
     def __call__(self, *args, output_type: str = "np", **kwargs):
-        """The whole video; arguments as for `generate`, results as for `collect`."""
+        """Makes the whole video; arguments as for `generate`, results as for `collect`."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type {output_type!r}: must be one of {', '.join(OUTPUT_TYPES)}")
-        # Published code wraps the call in autocast, which would lower what has to be float32, the VAE above all.
+        # Published code wraps the call in autocast, which would lower the precision of what has to be float32, such as
+        # the VAE.
         with torch.autocast(self.device.type, enabled=False):
             return collect(self.generate(*args, **kwargs), output_type)
 
     def stream(self, *args, **kwargs) -> Iterator[np.ndarray]:
-        """The frames of one video, uint8 ``[t, H, W, 3]``, as they are finished; arguments as for `generate`."""
+        """Yields the frames of one video, uint8 ``[t, H, W, 3]``, once decoded; arguments as for `generate`."""
         return without_autocast(frames_of(self.generate(*args, **kwargs)), self.device.type)
 
     def generate(self, *args, **kwargs) -> Iterator[Finished]:
-        """Plans from the published arguments, then executes; yields what is finished, window by window."""
+        """Makes a plan from the published arguments and executes it; yields one `Finished` per window."""
         raise NotImplementedError
 
     # The execution of a plan
@@ -146,14 +206,14 @@ class VideoPipeline:
     def execute(
         self, plan: Plan, inputs: Inputs, resume: Resume | None = None, hooks: Hooks | None = None
     ) -> Iterator[Finished]:
-        """Makes the windows of a plan and yields each when it is denoised.
+        """Makes the windows of a plan and yields each once it is denoised.
 
-        A later window starts when the frames of the one before have been decoded, by the caller or else here.
+        The next window starts after all frames of the one before are decoded, by the caller or else here.
 
         Args:
             plan: its seed must be set, unless `inputs` has a generator.
-            inputs: pixels that the plan says are given.
-            resume: state of an interrupted run; windows before its own do not come again.
+            inputs: the images and frames that the plan uses.
+            resume: state of an interrupted run; earlier windows are skipped.
             hooks: None: the pipeline's.
 
         Raises:
@@ -174,13 +234,15 @@ class VideoPipeline:
                 done = resume.latents.to(self.device)
             else:
                 drawn = noise if window.seed is None else NoiseSource(window.seed)
+                if plan.lora_strengths_change:
+                    self.loras.set_strengths(window.lora_strengths)
                 start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
                 done = self._denoise(plan, window, texts, start, drawn, inputs, hooks)
                 done = done[:, :, : window.latents - window.end_latents]
             pieces = history.decode(window, done)
             yield Finished(done[:, :, window.window.history_latents :], pieces, index, done, history)
             if window is not plan.windows[-1]:
-                for _ in pieces:  # frames that the caller did not read are decoded here: the history needs them
+                for _ in pieces:  # decodes unread frames so that the history is complete
                     pass
 
     def _history(self, plan: Plan, codec: Codec) -> PixelHistory | LatentHistory:
@@ -190,7 +252,7 @@ class VideoPipeline:
         return LatentHistory(codec, max(self.vae.decoder_memory, plan.most_history_latents), pixels)
 
     def _noise(self, plan: Plan, inputs: Inputs, ranks: Ranks) -> Noise:
-        """The caller's generator, or noise from the plan's seed; without either, from a seed of torch's generator."""
+        """Noise from the caller's generator, or from the plan's seed, or from a seed drawn by torch."""
         if inputs.generator is not None:
             return GeneratorNoise(inputs.generator)
         if plan.seed is None:
@@ -200,7 +262,7 @@ class VideoPipeline:
     def _start(
         self, plan: Plan, window: WindowPlan, batch: int, noise: Noise, inputs: Inputs, history, codec: Codec
     ) -> torch.Tensor:
-        """Latents that a window starts from, float32 ``[B, 16, F, H/8, W/8]``: noise, and what is given around it."""
+        """Initial latents of a window, float32 ``[B, 16, F, H/8, W/8]``: noise, with given frames at either end."""
         frames = window.latents - window.end_latents
         shape = latent_shape(batch, self.vae.z_dim, frames, plan.height, plan.width)
         latents = inputs.latents if window.window.index == 0 else None
@@ -208,7 +270,7 @@ class VideoPipeline:
             latents = noise.latents(window.window.index, shape)
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents {list(latents.shape)}: must be {list(shape)} for these settings")
-        latents = latents.to(self.device, torch.float32, copy=True)  # given ones will be written into it
+        latents = latents.to(self.device, torch.float32, copy=True)  # given latents are written into the copy
         given = history.given(window)
         if given is None and window.given_latents:
             given = codec.encode(to_video(inputs.image[None], self.device))
@@ -220,11 +282,11 @@ class VideoPipeline:
         return latents
 
     def _image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor | None:
-        """What an image-to-video model sees beside the noise; None for other models."""
+        """Mask and image latents ``[1, 20, F, H/8, W/8]``, inputs of image-to-video models; None for other models."""
         return None
 
     def _image_features(self, inputs: Inputs) -> torch.Tensor | None:
-        """What an image-to-video model's cross attention sees beside the text; None for other models."""
+        """Features ``[1, tokens, img_dim]`` for an image-to-video model's cross attention; None for other models."""
         return None
 
     def _denoise(
@@ -253,8 +315,7 @@ class VideoPipeline:
             return lambda x, t: self.transformer(x, t, context, around=around, **options)
 
         velocity = Guided(branch(positive), branch(negative), window.guidance_scale, hooks.ranks.branches)
-        solver = FlowUniPCMultistepScheduler()
-        solver.set_timesteps(plan.num_inference_steps, shift=plan.shift)
+        solver = SOLVERS[plan.solver](plan.sigmas)
         with hooks.progress(window.window.index, len(plan.windows), len(rows)) as advance:
 
             def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
@@ -262,35 +323,37 @@ class VideoPipeline:
                 return self._called_back(inputs.callback, row, window, latents)
 
             latents = hooks.ranks.agree(latents)
-            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row)
-        if not done.isfinite().all():  # it would become a black picture
+            shape = tuple(latents.shape)
+            drawn = partial(noise.step, window.window.index, shape=shape)
+            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row, drawn)
+        if not done.isfinite().all():  # would be decoded to black frames
             hint = "try --dtype float32, or less --guidance_scale"
             raise FloatingPointError(f"window {window.window.index + 1}: model output contains NaN or Inf; {hint}")
         return done
 
     def _cached(self, rows: list[Row], fps: torch.Tensor | None, hooks: Hooks) -> Callable:
-        """Makes, for one guidance branch, what wraps the transformer's blocks; None for nothing."""
+        """Returns a function that makes the wrapper of the block stack for one pass of guidance, or None."""
         if hooks.cache is None:
             return lambda: None
         fps = None if fps is None else fps[:1]
-        with self.at_work(self.transformer.time_layers):  # before the first forward, which brings them otherwise
+        with self.at_work(self.transformer.time_layers):  # they are needed before the first forward
             return hooks.cache.window(rows, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
 
     def _called_back(self, callback, row: int, window: WindowPlan, latents: torch.Tensor) -> torch.Tensor:
         if callback is None:
             return latents
-        shown = {"latents": latents.clone()}  # the solver continues in place
+        shown = {"latents": latents.clone()}  # a copy, since the solver works in place
         replaced = (callback(self, row, torch.from_numpy(window.schedule.timesteps[row]), shown) or {}).get("latents")
         if replaced is None:
             return latents
         if replaced.shape != latents.shape:
             legal = f"must return latents {list(latents.shape)}"
             raise ValueError(f"callback_on_step_end: returned {list(replaced.shape)}, {legal}")
-        return replaced.to(latents)  # in whatever precision the caller computed them
+        return replaced.to(latents)  # the callback may return another precision or device
 
 
 def collect(finished: Iterator[Finished], output_type: str):
-    """A whole video in the form that the caller asked for.
+    """A whole video in the requested form.
 
     Returns:
         "np": a list of uint8 ``[F, H, W, 3]``, one for each prompt; "pt": float32 ``[B, F, 3, H, W]`` in 0..1;
@@ -305,7 +368,7 @@ def collect(finished: Iterator[Finished], output_type: str):
 
 
 def without_autocast(items: Iterator, device_type: str) -> Iterator:
-    """The same items, computed without autocast; the consumer keeps its own."""
+    """Yields the items, each computed without autocast; the consumer's own autocast stays active."""
     nothing = object()
     while True:
         with torch.autocast(device_type, enabled=False):
@@ -316,7 +379,7 @@ def without_autocast(items: Iterator, device_type: str) -> Iterator:
 
 
 def frames_of(finished: Iterator[Finished]) -> Iterator[np.ndarray]:
-    """uint8 ``[t, H, W, 3]`` of the first prompt's video, as soon as they are decoded."""
+    """Yields frames of the first prompt's video, uint8 ``[t, H, W, 3]``, once they are decoded."""
     for part in finished:
         for piece in part.pieces:
             yield to_frames(piece[:1])[0]

@@ -1,4 +1,4 @@
-"""What the model is given beside text: images, a prefix, history; as latents, as channels, as features.
+"""Conditioning on images, a video to continue and history: conversions, input channels, noised history.
 
 Frames are uint8 ``[T, H, W, 3]``, videos float32 ``[1, 3, T, H, W]`` in -1..1.
 """
@@ -23,12 +23,12 @@ def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def to_frames(video: torch.Tensor) -> np.ndarray:
-    """float ``[B, 3, T, H, W]`` in -1..1 -> uint8 ``[B, T, H, W, 3]``, rounded to the nearest."""
+    """float ``[B, 3, T, H, W]`` in -1..1 -> uint8 ``[B, T, H, W, 3]``, rounded to nearest."""
     return to_levels(video).cpu().numpy()
 
 
 def to_levels(video: torch.Tensor) -> torch.Tensor:
-    """As `to_frames`, on the video's device."""
+    """As `to_frames`, but a tensor on the video's device."""
     levels = video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1)
 
@@ -43,7 +43,7 @@ def image_video(image, height: int, width: int, device: torch.device) -> torch.T
 
 
 def as_picture(image: Image.Image | np.ndarray, name: str = "image") -> Image.Image:
-    """A PIL image in RGB, as it is shown, of a PIL image or of uint8 ``[H, W, 3]``."""
+    """An upright RGB PIL image, from a PIL image or uint8 ``[H, W, 3]``; ValueError for anything else."""
     if isinstance(image, Image.Image):
         return as_shown(image)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -53,25 +53,25 @@ def as_picture(image: Image.Image | np.ndarray, name: str = "image") -> Image.Im
 
 
 def resizecrop(image: Image.Image, th: int, tw: int) -> Image.Image:
-    """An image scaled to cover height x width and cropped at the centre; the pipelines do it by themselves."""
+    """An image scaled to cover height `th` x width `tw` and cropped at the centre; pipelines do this themselves."""
     return Image.fromarray(fit(as_picture(image), th, tw))
 
 
 def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """What an image-to-video model sees beside the noise: float32 ``[B, 20, F, H/8, W/8]``.
+    """Input channels of an image-to-video model in addition to the noise: float32 ``[B, 20, F, H/8, W/8]``.
 
-    Four channels of mask, 1 on the first latent frame, and sixteen of the latents of the image followed by gray.
+    Four channels of mask, 1 on the first latent frame, and sixteen of latents of the image followed by gray frames.
 
     Args:
         image: ``[B, 3, 1, H, W]``.
-        num_frames: of the whole video, 4n+1.
+        num_frames: length of the video, 4n+1.
     """
     gray = image.new_zeros(len(image), 3, num_frames - 1, *image.shape[3:])
     return with_mask(vae.encode(torch.cat([image, gray], dim=2)))
 
 
 def with_mask(latents: torch.Tensor) -> torch.Tensor:
-    """``[B, 16, F, H, W]`` -> ``[B, 20, F, H, W]``: in front the mask, 1 on the first latent frame, which is given."""
+    """``[B, 16, F, H, W]`` -> ``[B, 20, F, H, W]``: prepends the mask, 1 on the given first latent frame."""
     mask = latents.new_zeros(latents.shape[0], TEMPORAL_STRIDE, *latents.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, latents], dim=1)
@@ -83,15 +83,15 @@ def latent_shape(batch: int, channels: int, latents: int, height: int, width: in
 
 
 class NoisedHistory:
-    """Shows the model the frames in front with a little noise, so that small faults in them do not grow.
+    """Adds a little noise to the given leading frames in the model's input, so that artifacts do not accumulate.
 
-    SkyReels-V2, section 3.4: generated history differs from the clean data of training. Only what the model sees is
-    noised; the latents themselves stay as they are.
+    SkyReels-V2, section 3.4: generated history differs from the clean data of training. Only the model's input is
+    noised; the latents themselves are unchanged.
 
     Args:
-        noise: where the noise comes from, fresh for every row.
+        noise: source of the noise, drawn anew for every row.
         window: index of the window.
-        latents: how many latent frames in front are noised.
+        latents: number of leading latent frames that are noised.
         level: thousandths, 0..1000; also the timestep of these frames.
     """
 
@@ -107,7 +107,7 @@ class NoisedHistory:
         return x
 
 
-# A video to continue: its path, or its frames, uint8 ``[T, H, W, 3]`` or one by one as `as_picture` takes them
+# A video to continue: its path, or its frames, uint8 ``[T, H, W, 3]`` or a sequence of images for `as_picture`
 Prefix = str | Path | np.ndarray | Sequence[Image.Image | np.ndarray]
 PREFIX_CHUNK = 16  # frames of a prefix in a piece
 

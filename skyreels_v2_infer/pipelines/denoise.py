@@ -1,4 +1,4 @@
-"""Guidance, and the only denoising loop."""
+"""Guidance, and the denoising loop that all tasks share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,11 +39,11 @@ class Guided:
 
 
 class Row(NamedTuple):
-    """What the model computes in one row.
+    """The model's input in one row.
 
     Attributes:
         timesteps: float32 ``[1]`` where all frames share one, else ``[frames]``, on the latents' device.
-        frames: leading latent frames that are computed.
+        frames: number of leading latent frames that are computed.
     """
 
     timesteps: torch.Tensor
@@ -51,12 +51,12 @@ class Row(NamedTuple):
 
 
 def rows_of(schedule: Schedule, device: torch.device, block_frames: int | None = None, noised=None) -> list[Row]:
-    """The rows of a schedule as the model sees them.
+    """The rows of a schedule as model inputs.
 
     Args:
-        block_frames: latent frames of a block of block-causal attention, if the model has it; blocks that have not
-            begun are then left out.
-        noised: history that is shown with noise, see `NoisedHistory`; it has a timestep of its own.
+        block_frames: latent frames per block of block-causal attention, where blocks that have not begun are left out;
+            None: full attention.
+        noised: see `NoisedHistory`; its frames get the timestep of their noise.
     """
     host = schedule.timesteps.astype(np.float32)
     if noised is not None:
@@ -77,16 +77,18 @@ def denoise(
     latents: torch.Tensor,
     noised=None,
     on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    noise: Callable[[int], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Executes the rows of a schedule.
 
     Args:
         velocity: the guided model.
-        solver: a solver that has the schedule's noise levels.
+        solver: one of `SOLVERS`, with the schedule's noise levels.
         rows: from `rows_of`.
         latents: float32 ``[B, C, F, H, W]``: noise where the schedule updates, given latents elsewhere.
-        noised: adds noise to the history that the model sees, ``(row, latents) -> latents``, see `NoisedHistory`.
-        on_row: called with every finished row; returns the latents to continue with.
+        noised: adds noise to the history in the model's input, ``(row, latents) -> latents``, see `NoisedHistory`.
+        on_row: called after every row with its number and the latents; returns the latents to continue with.
+        noise: row -> fresh noise in the shape of `latents`, for stochastic solvers.
 
     Returns:
         the finished latents.
@@ -95,7 +97,8 @@ def denoise(
     for number, (t, frames) in enumerate(rows):
         x = (latents if noised is None else noised(number, latents))[:, :, :frames]
         v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
-        latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number])
+        drawn = noise(number).to(latents) if solver.stochastic else None
+        latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number], drawn)
         if on_row is not None:
             latents = on_row(number, latents)
     return latents

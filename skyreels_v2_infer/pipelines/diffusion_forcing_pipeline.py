@@ -1,4 +1,4 @@
-"""Diffusion forcing: windows that continue one another, an image or a video, towards an end image."""
+"""Diffusion forcing: videos of any length in windows, from text, an image or a video, optionally to an end image."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -49,36 +49,36 @@ class DiffusionForcingPipeline(VideoPipeline):
         story: Sequence[Scene] | None = None,
         history: str = "pixel",
     ) -> Iterator[Finished]:
-        """Plans a video, checks the arguments, and yields what is finished, window by window.
+        """Validates the arguments, makes a plan, and yields one `Finished` per window.
 
         Args:
-            prompt, negative_prompt: text, or a text for each of several videos of one call.
-            image: PIL image or uint8 ``[H, W, 3]`` that the video begins with.
-            end_image: the same, that the video runs towards; it is not itself a frame of the video.
+            prompt, negative_prompt: a text, or a list with one text per video.
+            image: PIL image or uint8 ``[H, W, 3]``, the first frame of the video.
+            end_image: the same, image that the video leads up to; not itself a frame of the video.
             height, width: in pixels, multiples of 16; images and videos are scaled to cover and cropped at the centre.
-            num_frames: 4n+1, None: 97; with a prefix, the frames to add to it, a multiple of 4, None: what one window
-                adds.
+            num_frames: 4n+1, None: 97; with a prefix the number of new frames, a multiple of 4, None: one window's.
             num_inference_steps: steps of every frame, at least 1.
             shift: above 0; higher spends more steps at high noise.
-            guidance_scale: up to 1 is no guidance, and half the work.
-            generator: draws the noise: a window's latents, then row by row what is put on its history. Without one,
-                noise is a function of `seed` (None: a new one), window and row.
-            overlap_history: frames of the past that a window goes on from, 4n+1, below `base_num_frames`.
-            addnoise_condition: noise shown on given frames, in thousandths, 0 to below 1000; 20 is recommended.
+            guidance_scale: up to 1 disables guidance and halves the work.
+            generator: draws the noise: a window's latents, then row by row the noise on its history. None: noise is a
+                function of `seed` (None: drawn at random), window and row.
+            overlap_history: last frames that the next window continues, 4n+1, below `base_num_frames`.
+            addnoise_condition: noise added to given frames in the model's input, in thousandths, 0 to below 1000; 20 is
+                recommended.
             base_num_frames: frames of a window, 4n+1.
-            ar_step: steps that a block is behind the block before it; 0 denoises all frames together.
-            causal_block_size: latent frames in a block; None: what `set_ar_attention` has set, else 1.
-            fps: told to models that know about it.
-            causal_attention: a block sees itself and earlier blocks only.
+            ar_step: steps by which a block lags behind the block before it; 0 denoises all frames together.
+            causal_block_size: latent frames per block; None: as set by `set_ar_attention`, else 1.
+            fps: an input of models with `inject_sample_info`.
+            causal_attention: blocks attend to themselves and to earlier blocks only.
             prompt_embeds, negative_prompt_embeds: text embeddings ``[B, L, text_dim]`` in place of text.
             latents: initial noise of the first window ``[B, 16, F, height/8, width/8]``.
             callback_on_step_end: ``(pipeline, row, timesteps [F], {"latents": ...}) -> dict or None``; latents in the
                 dict replace those of the run.
-            prefix_video: path of a video, or its frames (see `Prefix`), to go on from; its frames come first.
-            resume: where a run that was stopped goes on; what it has made does not come again.
+            prefix_video: video to continue: its path or its frames (see `Prefix`); its frames come first.
+            resume: state of an interrupted run.
             story: scenes in place of `prompt`; each begins with a window.
-            history: "pixel": a window goes on from decoded frames, which are encoded again. "latent": from latents, and
-                the whole video is decoded in one stream.
+            history: "pixel": a window continues decoded frames, which are encoded again. "latent": it continues
+                latents, and the whole video is decoded in one stream.
 
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
@@ -136,7 +136,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         """A video followed by `num_frames` new frames; arguments as for `generate`, results as for a call.
 
         Args:
-            prefix_video_path: path of the video, or its frames, uint8 ``[T, H, W, 3]`` or a list of pictures; at least
-                `overlap_history`.
+            prefix_video_path: path of the video, or its frames, uint8 ``[T, H, W, 3]`` or a list of images; at least
+                `overlap_history` frames.
         """
         return self(*args, prefix_video=prefix_video_path, **kwargs)

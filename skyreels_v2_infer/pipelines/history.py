@@ -1,4 +1,4 @@
-"""What a window starts from: the newest frames or latents that are finished; and the state from which a run resumes."""
+"""History between windows, in pixels or latents; what pipelines yield, and the state from which a run resumes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from skyreels_v2_infer.plan.plan import WindowPlan
 
 
 class Codec:
-    """The VAE, resident on its device while it computes.
+    """The VAE with its placement: on the device while it computes.
 
     Args:
         at_work: see `VideoPipeline`.
-        device: where latents go.
+        device: of the videos and latents.
     """
 
     def __init__(self, vae: WanVAE, at_work: Callable[..., AbstractContextManager], device: torch.device):
@@ -32,10 +32,11 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, skip: int, memory: dict | None = None) -> Iterator[torch.Tensor]:
-        """The frames of latents ``[B, 16, F, H/8, W/8]`` behind the first `skip`, piece by piece.
+        """Yields the frames of latents ``[B, 16, F, H/8, W/8]`` after the first `skip`, float32 ``[B, 3, t, H, W]``.
 
         Args:
-            memory: features of earlier latents, which these follow; changed in place. None: these begin a video.
+            memory: the decoder's cached features of the latents before these; updated in place. None: these begin a
+                video.
         """
         with self.at_work(self.vae, memory):
             for piece in self.vae.decode_stream(latents, memory):
@@ -46,7 +47,7 @@ class Codec:
 
 
 class Newest:
-    """The newest items of a growing tensor, on the CPU, at least `keep` along axis 2 and little more."""
+    """The newest frames or latents, on the CPU: at least `keep` along axis 2, and at most one piece more."""
 
     def __init__(self, keep: int):
         self.keep = keep
@@ -63,6 +64,7 @@ class Newest:
             self.length -= self.pieces.popleft().shape[2]
 
     def add_in_front(self, piece: torch.Tensor) -> None:
+        """Prepends ``[B, C, t, H, W]``."""
         self.pieces.appendleft(piece)
         self.length += piece.shape[2]
 
@@ -71,7 +73,7 @@ class Newest:
         return self.all()[:, :, -count:]
 
     def all(self) -> torch.Tensor:
-        """Everything that is kept ``[B, C, t, H, W]``."""
+        """All kept pieces ``[B, C, t, H, W]``."""
         return torch.cat(list(self.pieces), dim=2)
 
 
@@ -80,7 +82,7 @@ class PixelHistory:
 
     Args:
         codec: the VAE.
-        keep: how many frames later windows need at the most; 0: none.
+        keep: largest number of frames that a later window needs; 0: none.
     """
 
     def __init__(self, codec: Codec, keep: int):
@@ -91,22 +93,26 @@ class PixelHistory:
         self.frames.add(frames)
 
     def given(self, window: WindowPlan) -> torch.Tensor | None:
-        """Latents that a window starts from ``[B, 16, F, H/8, W/8]``; None: it has no history."""
+        """The history of a window as latents ``[B, 16, F, H/8, W/8]``; None: it has no history."""
         count = window.window.history_frames
         return self.codec.encode(self.frames.newest(count)) if count else None
 
     def decode(self, window: WindowPlan, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The new frames of a window's latents, history included, piece by piece; kept as they pass."""
+        """Yields the new frames of a window piece by piece, and keeps the newest.
+
+        Args:
+            latents: of the whole window, its history included.
+        """
         for piece in self.codec.decode(latents, window.window.history_frames):
             self.frames.add(piece)
             yield piece
 
     def state(self) -> torch.Tensor | None:
-        """What `restore` needs; None where no window follows."""
+        """State for `restore`; None where no window follows."""
         return self.frames.all() if self.frames.keep else None
 
     def restore(self, state: torch.Tensor, done: Sequence[WindowPlan]) -> None:
-        """As if the windows that are done had been made by this process."""
+        """Restores the history after the windows `done`, as if this process had made them."""
         self.frames.add(state)
 
 
@@ -115,8 +121,8 @@ class LatentHistory:
 
     Args:
         codec: the VAE.
-        keep: how many latent frames later windows, or a decoder that has lost its features, need at the most.
-        prefix: history of the first window, which continues a video of which there are no latents.
+        keep: largest number of latent frames that a later window, or the decoder after resuming, needs.
+        prefix: history of the first window, which continues the frames of a video.
     """
 
     def __init__(self, codec: Codec, keep: int, prefix: PixelHistory):
@@ -147,8 +153,8 @@ class LatentHistory:
     def restore(self, state: torch.Tensor, done: Sequence[WindowPlan]) -> None:
         """As `PixelHistory.restore`.
 
-        The decoder runs once more over as many windows as its output depends on, each as a whole, so that its features
-        are the same to the bit.
+        The decoder runs again over as many windows as its output depends on, in the same pieces, so that its cached
+        features are bit-identical.
         """
         lengths = [w.latents - w.end_latents - (w.window.history_latents if w.window.index else 0) for w in done]
         while state.shape[2] and lengths:
@@ -162,15 +168,15 @@ class LatentHistory:
 
 @dataclass(frozen=True)
 class Finished:
-    """A part of the video that is finished: a window, or the video before the first one.
+    """A finished part of the video: a window, or the video that is continued.
 
     Attributes:
-        latents: float32 ``[B, 16, F, H/8, W/8]`` of the new frames, an image in front included; None for the video
-            before.
+        latents: float32 ``[B, 16, F, H/8, W/8]`` of the new frames, including a first image; None for the video that is
+            continued.
         pieces: its new frames, float32 ``[B, 3, t, H, W]`` in -1..1, decoded while iterated over.
-        window: index of the window; None for the video before.
-        whole: float32 ``[B, 16, F, H/8, W/8]``, what is decoded: the history's latents and the new ones.
-        history: covers this part once `pieces` are exhausted.
+        window: index of the window; None for the video that is continued.
+        whole: float32 ``[B, 16, F, H/8, W/8]``, input of the decoder: the history's latents and the new ones.
+        history: includes this part once `pieces` is exhausted.
     """
 
     latents: torch.Tensor | None
@@ -185,9 +191,9 @@ class Resume:
     """State from which a run resumes.
 
     Attributes:
-        window: index of the first window that is made.
-        latents: `Finished.whole` of that window, if it was denoised already.
-        history: `state()` of the history before that window; None before the first one.
+        window: index of the first window to make.
+        latents: `Finished.whole` of that window, if it is denoised already.
+        history: `state()` of the history before that window; None before the first window.
     """
 
     window: int = 0

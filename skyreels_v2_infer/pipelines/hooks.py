@@ -1,4 +1,4 @@
-"""Callables that a run passes into a pipeline, which knows neither caches nor ranks nor progress bars."""
+"""Callables that a run passes into a pipeline; the pipeline itself knows no caches, ranks or progress bars."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[
 
 @dataclass(frozen=True)
 class Ranks:
-    """How several ranks share the computation; by default the identity, on one rank.
+    """Operations with which ranks share the computation; the defaults are for a single rank.
 
     Attributes:
-        sequence: splits tokens over ranks, joins them, and attends to those of all ranks.
+        sequence: splits tokens over ranks, joins them, and attends to the tokens of all ranks.
         branches: runs the conditional and the unconditional pass.
-        agree: rank 0's tensor, on all ranks.
-        agree_context: rank 0's prompt context, on all ranks.
+        agree: replaces a tensor by rank 0's.
+        agree_context: replaces a prompt context by rank 0's.
     """
 
     sequence: WholeSequence = WHOLE
@@ -41,16 +41,16 @@ class Ranks:
 
     @classmethod
     def of(cls, shared) -> Ranks:
-        """Those of `xdit_context_parallel.share`."""
+        """From the `Shared` of `xdit_context_parallel.share`."""
         return cls(shared.sequence, shared.branches or both_branches, shared.agree, shared.agree)
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What surrounds the computation of one run.
+    """Hooks of one run.
 
     Attributes:
-        progress: shows how far a window is.
+        progress: context manager around the rows of a window, see `Progress`.
         cache: decides once per window which rows run the transformer's blocks (`TeaCache`); None: all do.
         ranks: see `Ranks`.
     """

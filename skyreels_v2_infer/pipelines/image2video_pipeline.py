@@ -1,4 +1,4 @@
-"""Image to video: one window, in which the model sees the image beside the noise."""
+"""Image to video: one window; the image is an input of the model in addition to the noise."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ __all__ = ["Image2VideoPipeline", "resizecrop"]  # published code imports both f
 
 
 class Image2VideoPipeline(VideoPipeline):
-    """Videos that begin with an image, with an image-to-video model."""
+    """Makes videos that begin with an image, with an image-to-video model."""
 
     takes_image_channels = True
 
@@ -40,12 +40,12 @@ class Image2VideoPipeline(VideoPipeline):
         fps: int = 24,
         resume: Resume | None = None,
     ) -> Iterator[Finished]:
-        """Plans a video, checks the arguments, and yields its one window.
+        """Validates the arguments, makes a plan, and yields its single window.
 
         Args:
             image: PIL image or uint8 ``[H, W, 3]``; scaled to cover height x width and cropped at the centre.
 
-        The other arguments and what is raised are as in `Text2VideoPipeline.generate`.
+        Other arguments and errors: see `Text2VideoPipeline.generate`.
         """
         check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         plan = make_plan(
@@ -72,7 +72,7 @@ class Image2VideoPipeline(VideoPipeline):
 
     def _image_features(self, inputs: Inputs) -> torch.Tensor:
         if self.image_encoder is None:
-            raise ValueError("image_encoder: this pipeline has none, and cannot see the image")
+            raise ValueError("image_encoder: this pipeline has none, but needs one for the image")
         with self.at_work(self.image_encoder):
             return self.image_encoder.encode(to_video(inputs.image[None], self.device)[:, :, 0])
 

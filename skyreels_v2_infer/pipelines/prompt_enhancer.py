@@ -1,9 +1,9 @@
-"""Short prompts written out by a language model, as the captions were that SkyReels-V2 learnt from.
+"""Expands short prompts with a language model into captions like those that SkyReels-V2 was trained on.
 
-The model's captions (SkyReels-V2, section 3.1) name the shot, the subject with its looks, what happens in which order,
-the surroundings, the light, and how the camera moves; the instruction asks for these.
+Those captions (SkyReels-V2, section 3.1) describe the shot, the subject's appearance, actions and their order, the
+surroundings, the light and the camera movement; the instruction asks for these.
 
-Alone: ``python skyreels_v2_infer/pipelines/prompt_enhancer.py --prompt "A dog in the park"`` prints the result.
+``python skyreels_v2_infer/pipelines/prompt_enhancer.py --prompt "A dog in the park"`` prints the result.
 """
 
 import argparse
@@ -12,16 +12,16 @@ import re
 import sys
 from pathlib import Path
 
-if not __package__:  # started as a file, from a folder where the package need not be installed
+if not __package__:  # run as a script; the package may not be installed
     sys.path[0] = str(Path(__file__).parents[2])
 
 from skyreels_v2_infer.errors import InputError, first_line
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-32B-Instruct"
-MOST_TOKENS = 400  # of an answer; with the words below it stays within the 512 tokens that the video models read
+MOST_TOKENS = 400  # of an answer; together with MOST_WORDS it stays within the video models' 512 tokens
 MOST_WORDS = 220
 FEWEST_WORDS = 5
-FEWEST_DIFFERENT = 0.25  # share of different words; below it the answer goes in circles
+FEWEST_DIFFERENT = 0.25  # share of distinct words; below it the answer repeats itself
 
 INSTRUCTION = """\
 You turn a short idea for a video into the caption that a careful viewer of the finished video would write.
@@ -41,11 +41,11 @@ language, translate it."""
 
 
 class PromptEnhancer:
-    """A language model that writes prompts out.
+    """A language model that expands prompts.
 
     Args:
-        model_name: a chat model of transformers, as a hub id or a folder.
-        device_map: where transformers puts it; "auto" spreads it over all GPUs, and the rest over the host's memory.
+        model_name: a chat model for transformers, as a hub id or a folder.
+        device_map: see transformers; "auto" fills all GPUs, then host memory.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -57,7 +57,7 @@ class PromptEnhancer:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(model_name)
             self.model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto", device_map=device_map).eval()
-        except Exception as error:  # missing, damaged, of no kind that transformers knows: each raises its own
+        except Exception as error:  # missing, damaged or unknown models raise exceptions of many types
             reason = f"cannot be loaded ({first_line(error, 150)})"
             raise InputError("prompt_enhancer_model", model_name, reason) from error
         if self.tokenizer.chat_template is None:
@@ -66,9 +66,9 @@ class PromptEnhancer:
             )
 
     def __call__(self, prompt: str) -> str:
-        """The prompt written out, in one paragraph; the prompt as it is where nothing usable was answered.
+        """The expanded prompt, one paragraph; the prompt unchanged if the answer is unusable.
 
-        The likeliest words are taken, so that the same prompt always becomes the same.
+        Decoding is greedy, so the same prompt always gives the same result.
         """
         import torch
 
@@ -94,12 +94,12 @@ class PromptEnhancer:
         talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
         try:
             return self.tokenizer.apply_chat_template(talk, **how)
-        except TemplateError:  # some models know no system role
+        except TemplateError:  # some models have no system role
             talk = [{"role": "user", "content": f"{INSTRUCTION}\n\n{prompt}"}]
             return self.tokenizer.apply_chat_template(talk, **how)
 
     def free(self) -> None:
-        """Gives the memory back; the enhancer cannot be used any more."""
+        """Frees the model's memory; the enhancer cannot be used afterwards."""
         import torch
 
         del self.model
@@ -109,7 +109,7 @@ class PromptEnhancer:
 
 
 def cleaned(answer: str) -> str | None:
-    """The caption in an answer, in whole sentences, without thoughts, title and quotation marks, or None."""
+    """The caption in an answer: whole sentences, without reasoning, title and quotation marks; None if unusable."""
     text = re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.DOTALL)
     text = re.sub(r"```\w*|\*\*|^#+ .*$", " ", text, flags=re.MULTILINE)
     # "Here is the caption:", "Caption:" and the like, at the beginning of a line of its own or of the first sentence
@@ -123,7 +123,7 @@ def cleaned(answer: str) -> str | None:
     words = text.split()
     if len(words) > MOST_WORDS:
         words, text = words[:MOST_WORDS], " ".join(words[:MOST_WORDS])
-    # An answer that was cut off ends with its last whole sentence, if there is one.
+    # A truncated answer is cut after its last whole sentence, if there is one.
     if text and text[-1] not in ".!?。！？":
         ends = [match.end() for match in re.finditer(r"[.!?。！？](?=\s|$|[\"”’])", text)]
         text = text[: ends[-1]] if ends else text
@@ -131,7 +131,7 @@ def cleaned(answer: str) -> str | None:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be a caption: enough words, made of letters, that do not go in circles."""
+    """Whether a text can be a caption: enough words, mostly letters, not repetitive."""
     letters = sum(c.isalpha() for c in text)
     words = text.lower().split()
     if "\N{REPLACEMENT CHARACTER}" in text or letters < 0.6 * len(text.replace(" ", "")):
@@ -142,8 +142,8 @@ def is_text(text: str) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write a short prompt out, as --prompt_enhancer does.")
-    parser.add_argument("--prompt", required=True, help="the idea, in any language")
+    parser = argparse.ArgumentParser(description="Expand a short prompt, as --prompt_enhancer does.")
+    parser.add_argument("--prompt", required=True, help="short description, in any language")
     parser.add_argument(
         "--prompt_enhancer_model", metavar="ID", default=DEFAULT_MODEL, help="chat model (default: %(default)s)"
     )

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class Texts:
-    """The embeddings of all texts of a run, and the contexts of the window at hand.
+    """The embeddings of all texts of a run, and the prompt contexts of the current window.
 
-    Embeddings are small and kept; keys and values for every block are not (0.4 GB a prompt for the 14B), so they are
-    made again when the prompts change.
+    Embeddings are small and kept. Keys and values of every block are not (0.4 GB per prompt for the 14B) and are
+    computed again when the prompts change.
 
     Args:
-        pipeline: has the encoders and the transformer.
-        plan, inputs, resume: only texts of windows that are still to be denoised are encoded.
-        ranks: contexts become rank 0's on all ranks.
+        pipeline: provides the encoders and the transformer.
+        plan, inputs, resume: only texts of windows that still have to be denoised are encoded.
+        ranks: all ranks use rank 0's contexts.
 
     Attributes:
         batch: number of videos of the run.
@@ -67,10 +67,11 @@ class Texts:
         return self.inputs.negative_prompt_embeds.to(self.pipeline.device)
 
     def contexts(self, window: WindowPlan) -> tuple[PromptContext, PromptContext | None]:
-        """Prompt and negative prompt as the transformer's blocks read them; the latter None without guidance."""
-        key = window.prompt, window.negative_prompt, window.is_guided
+        """Contexts of the conditional and the unconditional pass; the latter is None without guidance."""
+        # Keys and values depend on the weights, and so on the strengths of LoRAs.
+        key = window.prompt, window.negative_prompt, window.is_guided, window.lora_strengths
         if self._made is None or self._made[0] != key:
-            self._made = None  # its memory is free before the next is made
+            self._made = None  # frees its memory before the next contexts are computed
             negative = None
             if window.is_guided:
                 negative = self._negative(window)

@@ -1,4 +1,4 @@
-"""Text to video: one window, in which all frames share every timestep."""
+"""Text to video: one window, in which all frames share each timestep."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from skyreels_v2_infer.plan.plan import make_plan
 
 
 class Text2VideoPipeline(VideoPipeline):
-    """Videos from text, with a text-to-video (or diffusion-forcing) model."""
+    """Makes videos from text, with a text-to-video or diffusion-forcing model."""
 
     def generate(
         self,
@@ -33,16 +33,16 @@ class Text2VideoPipeline(VideoPipeline):
         fps: int = 24,
         resume: Resume | None = None,
     ) -> Iterator[Finished]:
-        """Plans a video, checks the arguments, and yields its one window.
+        """Validates the arguments, makes a plan, and yields its single window.
 
         Args:
-            prompt, negative_prompt: text, or a text for each of several videos of one call.
+            prompt, negative_prompt: a text, or a list with one text per video.
             height, width: in pixels, multiples of 16.
             num_frames: 4n+1.
             num_inference_steps: at least 1.
-            guidance_scale: up to 1 is no guidance, and half the work.
+            guidance_scale: up to 1 disables guidance and halves the work.
             shift: above 0; higher spends more steps at high noise.
-            generator: draws the noise; without one it is a function of `seed` alone (None: a new one).
+            generator: draws the noise; None: noise is a function of `seed` (None: drawn at random).
             prompt_embeds, negative_prompt_embeds: text embeddings ``[B, L, text_dim]`` in place of text.
             latents: initial noise ``[B, 16, n+1, height/8, width/8]``.
             callback_on_step_end: ``(pipeline, step, timesteps, {"latents": ...}) -> dict or None``; latents in the

@@ -1,1 +1,1 @@
-"""Settings -> plan: what is made, in which windows, from which prompts, at which cost. Nothing here imports torch."""
+"""The plan of a run: windows, schedule, prompts, cost, layout of the ranks, and how it is printed. Imports no torch."""

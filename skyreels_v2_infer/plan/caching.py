@@ -1,4 +1,4 @@
-"""TeaCache's polynomials: the published ones and those that a checkpoint brings along."""
+"""TeaCache's polynomials: the published ones and those in a checkpoint's folder."""
 
 import json
 import math
@@ -11,7 +11,8 @@ CALIBRATE = "skyreels_v2_infer.run.calibrate"  # the command that fits a polynom
 DEGREE = 4  # of all polynomials
 FILE = "teacache.json"  # in a checkpoint's folder: {"coefficients": [...], "ret_steps_coefficients": [...]}
 
-# By width for text, by the size of the video for images; highest degree first. Published for Wan 2.1, built alike.
+# By width for text, by the size of the video for images; highest degree first. Published for Wan 2.1, which has the
+# same architecture.
 COEFFICIENTS = {
     ("t2v", 1536): (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01),
     ("t2v", 5120): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
@@ -30,15 +31,15 @@ PUBLISHED_WIDTHS = (1536, 5120)
 
 
 def choose_coefficients(config: dict, folder: Path, height: int, width: int, use_ret_steps: bool) -> tuple[float, ...]:
-    """The polynomial for a checkpoint: its own, if it has a `FILE`, or the published one for its architecture and task.
+    """The polynomial for a checkpoint: the one in its `FILE`, else the published one for its architecture and task.
 
     Args:
         config: of the transformer (`Checkpoint.transformer_config`).
-        folder: the checkpoint's.
-        height, width: of the video, in pixels; image-to-video models have a polynomial for 540P and one for 720P.
+        folder: of the checkpoint.
+        height, width: of the video, in pixels; image-to-video models have one polynomial for 540P and one for 720P.
 
     Raises:
-        InputError: there is none; lists the known ones.
+        InputError: no polynomial is known; lists the known ones.
     """
     name = "ret_steps_coefficients" if use_ret_steps else "coefficients"
     if (folder / FILE).is_file():
@@ -53,7 +54,7 @@ def choose_coefficients(config: dict, folder: Path, height: int, width: int, use
     if config["dim"] in PUBLISHED_WIDTHS:
         key = (kind, config["dim"]) if kind == "t2v" else (kind, "720P" if height * width > PIXELS_720P else "540P")
         return (RET_STEPS_COEFFICIENTS if use_ret_steps else COEFFICIENTS)[key]
-    fitting = "" if kind == "i2v" else f"fit some with python -m {CALIBRATE}, or "  # which takes no pictures
+    fitting = "" if kind == "i2v" else f"fit some with python -m {CALIBRATE}, or "  # it does not take images
     raise InputError(
         "teacache",
         None,

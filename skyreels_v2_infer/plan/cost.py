@@ -1,7 +1,4 @@
-"""What a plan costs: arithmetic of the transformer, and the most memory; numbers alone, no torch.
-
-N tokens of a window, S tokens of a frame, D model width, M text tokens.
-"""
+"""The cost of a plan: arithmetic of the transformer and peak memory, computed from the architecture alone."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,15 +8,15 @@ from skyreels_v2_infer.plan.sizes import SIZE_MULTIPLE
 
 GIB = 2**30
 TEXT_ENCODER = 5_680_910_336  # parameters of umT5-xxl's encoder
-IMAGE_ENCODER = 611_086_080  # of CLIP's vision tower without its last layer, which is not used
-VAE = 126_892_531
+IMAGE_ENCODER = 611_086_080  # parameters of CLIP's vision tower without its last layer, which is not used
+VAE = 126_892_531  # parameters
 IMAGE_TOKENS = 257
 VAE_CHANNELS = 96  # at full resolution, where its activations are largest
-VAE_FRAMES = 51  # of that size, in float32, live at once while it decodes, what it remembers among them
+VAE_FRAMES = 51  # float32 frames of that size that are live at once during decoding, cached features included
 
 
 def parameters(config: dict) -> int:
-    """Of a transformer; `config` as `WanModel` takes it."""
+    """Number of parameters of a transformer; `config`: arguments of `WanModel`."""
     d, f, layers = config["dim"], config["ffn_dim"], config["num_layers"]
     image = config["model_type"] == "i2v"
     text, freq, out = config.get("text_dim", 4096), config.get("freq_dim", 256), config.get("out_dim", 16)
@@ -43,11 +40,12 @@ def parameters(config: dict) -> int:
 
 
 def forward_flop(config: dict, frames: int, frame_tokens: int, block_frames: int | None = None) -> float:
-    """Operations of one forward, two for each multiplication with its addition.
+    """Floating-point operations of one forward; a multiply-add counts as two.
 
     Args:
         frames: latent frames.
-        block_frames: of a block of causal attention, which leaves out the blocks after it; None: all see all.
+        frame_tokens: tokens per latent frame.
+        block_frames: latent frames per block of block-causal attention; None: full attention.
     """
     d, f, layers = config["dim"], config["ffn_dim"], config["num_layers"]
     tokens = frames * frame_tokens
@@ -62,12 +60,12 @@ def forward_flop(config: dict, frames: int, frame_tokens: int, block_frames: int
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole run.
+    """Cost of a whole run.
 
     Attributes:
         tokens: of the longest window.
-        pflop: of the transformer in all forwards, in 10**15 operations.
-        weights_gib, activations_gib: estimates of what is on the device at the most, at the same time.
+        pflop: operations of all forwards of the transformer, in 10**15.
+        weights_gib, activations_gib: estimated peak memory of the device, at the same moment.
     """
 
     tokens: int
@@ -77,11 +75,12 @@ class Cost:
 
 
 def forwards(plan: Plan) -> list[int]:
-    """For each window the calls of the transformer."""
+    """Number of forwards of the transformer, for each window."""
     return [len(window.schedule) * (1 + window.is_guided) for window in plan.windows]
 
 
 def frame_tokens(height: int, width: int) -> int:
+    """Tokens of a latent frame; height and width in pixels."""
     return (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
 
 
@@ -90,13 +89,14 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
 
     Args:
         config: of the transformer.
-        weight_bytes: of a number of the transformer and the encoders; the VAE has 4.
-        offload: only what computes is on the device. Without, transformer and VAE are, and the encoders for a moment.
-        on_cpu: the device is the CPU, where all weights are anyway.
+        weight_bytes: bytes per parameter of the transformer and the encoders; the VAE has 4.
+        offload: only the module that computes is on the device. Otherwise transformer and VAE stay there, and the
+            encoders only while they compute.
+        on_cpu: the device is the CPU, which holds all weights throughout.
     """
     size = frame_tokens(plan.height, plan.width)
     tokens = max(window.latents for window in plan.windows) * size
-    reached = Counter()  # frames of a forward
+    reached = Counter()  # latent frames of a forward -> number of such forwards
     for window in plan.windows:
         for reach in window.schedule.reach(plan.causal_block_size).tolist():
             reached[reach] += 1 + window.is_guided
@@ -107,12 +107,12 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
     if on_cpu:
         peak = Stage(sum(parts.values()), max(stream, decoder))
     else:
-        block = parts["transformer"] / config["num_layers"]  # the rest of the transformer is about one block more
+        block = parts["transformer"] / config["num_layers"]  # layers outside of blocks are about one block more
         both = parts["transformer"] + parts["vae"]
         stages = (
-            Stage((0 if offload else both) + parts["encoders"], 0),  # the text
-            Stage(3 * block if offload else both, stream),  # a step
-            Stage(parts["vae"] if offload else both, decoder),  # the frames
+            Stage((0 if offload else both) + parts["encoders"], 0),  # encoding texts
+            Stage(3 * block if offload else both, stream),  # denoising
+            Stage(parts["vae"] if offload else both, decoder),  # decoding
         )
         peak = max(stages, key=lambda stage: stage.total)
     return Cost(tokens, flop / 1e15, round(peak.weights / GIB, 1), round(peak.activations / GIB, 1))
@@ -120,7 +120,7 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
 
 @dataclass(frozen=True)
 class Stage:
-    """Bytes on the device while one stage of a run computes; one follows the other."""
+    """Bytes on the device during one stage of a run."""
 
     weights: float
     activations: float
@@ -131,7 +131,7 @@ class Stage:
 
 
 def part_bytes(config: dict, weight_bytes: int) -> dict[str, float]:
-    """Bytes of a model's parts; encoders of models smaller than the published ones are not counted."""
+    """Bytes of a model's parts; encoders and VAE of models smaller than the published ones count as 0."""
     published = config.get("text_dim", 4096) == 4096
     encoders = TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")
     return {
@@ -142,11 +142,10 @@ def part_bytes(config: dict, weight_bytes: int) -> dict[str, float]:
 
 
 def stream_bytes(config: dict, tokens: int, weight_bytes: int, guided: bool) -> float:
-    """Bytes of activations in a step.
+    """Bytes of activations in a denoising step.
 
-    In a block: the residual stream, its normalised form in float32 and the wide middle of the feed-forward, and a fifth
-    for what is smaller (measured by what torch allocates for 14B models). Beside the blocks: keys and values of the
-    prompts.
+    Inside a block: the residual stream, its float32 normalisation, the feed-forward's hidden activations, and 20 % for
+    smaller tensors (measured from torch's allocations for 14B models). Outside: keys and values of the prompts.
     """
     d = config["dim"]
     block = 1.2 * tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)

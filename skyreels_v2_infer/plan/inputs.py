@@ -1,4 +1,4 @@
-"""What a plan is executed with: pixels that were decoded and fitted once, and what only a Python caller can give."""
+"""Inputs for executing a plan: decoded and fitted pixels, and what only Python callers can pass."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Inputs:
     Attributes:
         image, end_image: ``[H, W, 3]``.
         prefix: the newest frames of the video that is continued ``[T, H, W, 3]``, at least as many as the plan's first
-            window takes as history.
+            window uses as history.
         prompt_embeds, negative_prompt_embeds: text embeddings ``[B, L, text_dim]`` in place of the plan's prompts.
         latents: initial noise of the first window ``[B, 16, F, H/8, W/8]``.
-        generator: draws all noise, in the order in which it is needed, in place of the plan's seed.
+        generator: draws all noise, in the order in which it is needed; used in place of the plan's seed.
         callback: ``(pipeline, row, timesteps [F], {"latents": ...}) -> dict or None``, called after every row; latents
             in the dict replace those of the run.
     """

@@ -1,11 +1,12 @@
-"""Published models: their ids on the hub, what they are built like, and the size that they were trained at."""
+"""Published models: their ids on the hub, their architecture, and the size that they were trained at."""
 
 import re
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-ENHANCER = "Qwen/Qwen2.5-32B-Instruct"  # chat model that writes prompts out by default
+HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w. -]+)+")  # a model, or a file in one: owner/name/path/to/file
+ENHANCER = "Qwen/Qwen2.5-32B-Instruct"  # default chat model of --prompt_enhancer
 
-# Published models by what their names say; see `architecture`.
+# Sizes, by the part of a model's name; see `architecture`.
 SIZES = {
     "14B": {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40},
     "1.3B": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},
@@ -22,7 +23,7 @@ PUBLISHED = {
 
 
 def architecture(model_id: str) -> dict | None:
-    """`WanModel`'s arguments for a published model, by its full name on the hub; None: it is none of them."""
+    """Arguments of `WanModel` for a published model, by its full hub id; None: not a published model."""
     if model_id not in PUBLISHED:
         return None
     kind, size = PUBLISHED[model_id]
@@ -32,7 +33,7 @@ def architecture(model_id: str) -> dict | None:
     return config
 
 
-# The published models that were trained at 720P; a local folder's name says nothing.
+# Hub ids of the models trained at 720P. The name of a local folder is not interpreted.
 MODELS_720P = frozenset(
     f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}" for kind in ("DF", "T2V", "I2V") for layout in ("", "-Diffusers")
 )

@@ -6,10 +6,10 @@ import zlib
 
 
 def output_stem(prompt: str, seed: int | str) -> str:
-    """A file name without extension, at most 60 characters of ``a-z 0-9 - _``, that tells the prompt and the seed.
+    """A file name without extension, from prompt and seed: at most 60 characters of ``a-z 0-9 - _``.
 
-    A prompt without such letters is told from others by a number made from it. Ends in ``_seed``, so that it is neither
-    a name that Windows reserves nor one that ends in a dot.
+    A prompt without such letters is represented by its checksum. The name ends in ``_seed``, so it is neither reserved
+    on Windows nor does it end in a dot.
     """
     # Compatibility decomposition keeps the letters of "naïve" and of full-width Latin.
     letters = "".join(c for c in unicodedata.normalize("NFKD", prompt.lower()) if not unicodedata.combining(c))

@@ -1,9 +1,10 @@
-"""A run as plain data: decided once, before weights are loaded; then printed, compared and executed."""
+"""The plan of a run: plain data, made once before weights are loaded, then printed, compared and executed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,12 +13,12 @@ from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.sizes import check_size
 from skyreels_v2_infer.plan.story import Scene, of_prompts, scenes_of
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule, ad_schedule
-from skyreels_v2_infer.scheduler.sigmas import flow_sigmas, flow_timesteps
+from skyreels_v2_infer.scheduler.sigmas import check_sigmas, flow_sigmas, flow_timesteps
 from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_windows
 
 HISTORIES = ("pixel", "latent")
 
-Text = str | tuple[str, ...] | None  # one text, one for each video of a batch, or None where embeddings are given
+Text = str | tuple[str, ...] | None  # one text, one per video of a batch, or None where embeddings are given
 
 
 def is_guided(scale: float) -> bool:
@@ -31,14 +32,15 @@ class WindowPlan:
 
     Attributes:
         window: its frames and its history.
-        held: bool ``[F]``, latent frames that are given and stay as they are: history or image in front, an end image
-            behind.
+        held: bool ``[F]``, latent frames that are given and not denoised: history or image at the beginning, an end
+            image at the end.
         schedule: the rows of the denoising loop over these F latent frames.
-        given_latents: number of held latent frames in front.
-        end_latents: 1 if the last latent frame is an end image's, which is cut off before decoding; else 0.
-        prompt, negative_prompt: None where the caller gives embeddings.
+        given_latents: number of held latent frames at the beginning.
+        end_latents: 1 if the last latent frame is that of an end image, which is cut off before decoding; else 0.
+        prompt, negative_prompt: None where the caller passes embeddings.
         guidance_scale: up to 1 there is only the conditional pass.
         seed: of this window's noise; None: the plan's.
+        lora_strengths: of the plan's LoRAs, in their order.
     """
 
     window: Window
@@ -50,6 +52,7 @@ class WindowPlan:
     negative_prompt: Text = None
     guidance_scale: float = 1.0
     seed: int | None = None
+    lora_strengths: tuple[float, ...] = ()
 
     @property
     def latents(self) -> int:
@@ -58,6 +61,19 @@ class WindowPlan:
     @property
     def is_guided(self) -> bool:
         return is_guided(self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """A LoRA file and its strength, any finite number; 0 changes nothing."""
+
+    path: Path
+    strength: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix; scenes of a story set the strength by it."""
+        return self.path.stem
 
 
 @dataclass(frozen=True)
@@ -71,24 +87,26 @@ class CachePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run makes, and how.
+    """Everything about a run that does not depend on weights.
 
     Attributes:
         windows: in order.
-        num_frames: frames that are made.
+        num_frames: new frames.
         num_inference_steps, shift: of the noise levels `sigmas`, float32 ``[N + 1]``, falling to 0.
-        overlap_history: frames of history that a window starts from, also one that a longer video would have; 0: none.
-        prefix_frames: frames of a video that is continued; 0: there is none.
+        overlap_history: frames of history of a later window, whether the video has one or not; 0: none.
+        prefix_frames: frames of a video that is continued; 0: none.
         height, width: pixels.
         fps: frames per second.
         seed: of the noise; None: not drawn yet.
         scenes: prompts that change, in order; None: one prompt for all windows.
-        addnoise: noise shown on given latent frames, in thousandths.
+        addnoise: noise added to given latent frames in the model's input, in thousandths.
         history: "pixel" or "latent", what later windows start from.
         ar_step: steps between a block of frames and the next; 0: all frames of a window are denoised together.
-        causal_block_size: latent frames of a block of block-causal attention; None: full attention.
-        cache: None: every row is computed.
-        sharing: how ranks share the work; None: not known without the model.
+        causal_block_size: latent frames per block of block-causal attention; None: full attention.
+        cache: settings of TeaCache; None: off.
+        sharing: layout of the ranks; None: not known without the model.
+        solver: a name of `scheduler.SOLVERS`.
+        loras: applied to the transformer's weights.
     """
 
     windows: tuple[WindowPlan, ...]
@@ -109,6 +127,8 @@ class Plan:
     causal_block_size: int | None = None
     cache: CachePlan | None = None
     sharing: Layout | None = None
+    solver: str = "unipc"
+    loras: tuple[LoraPlan, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -121,8 +141,19 @@ class Plan:
         return any(window.is_guided for window in self.windows)
 
     @property
+    def first_loras(self) -> tuple[LoraPlan, ...]:
+        """The LoRAs at the strengths of the first window."""
+        pairs = zip(self.loras, self.windows[0].lora_strengths, strict=True)
+        return tuple(replace(lora, strength=strength) for lora, strength in pairs)
+
+    @property
+    def lora_strengths_change(self) -> bool:
+        """Whether windows differ in the strength of a LoRA."""
+        return len({window.lora_strengths for window in self.windows}) > 1
+
+    @property
     def longest_history(self) -> int:
-        """How many of the newest frames have to be kept."""
+        """Number of newest frames that later windows, or a longer video, may need."""
         return max(self.overlap_history, *(w.window.history_frames for w in self.windows))
 
     @property
@@ -137,7 +168,7 @@ class Plan:
         return replace(self, sharing=sharing)
 
     def with_prompt(self, prompt: str) -> Plan:
-        """The same plan with another prompt in all windows; a story has prompts of its own."""
+        """The same plan with another prompt in all windows; not for plans with scenes."""
         assert self.scenes is None
         return replace(self, windows=tuple(replace(window, prompt=prompt) for window in self.windows))
 
@@ -168,24 +199,28 @@ def make_plan(
     window_prompts: Sequence[str] | None = None,
     cache: CachePlan | None = None,
     sharing: Layout | None = None,
+    solver: str = "unipc",
+    sigmas: Sequence[float] | None = None,
+    loras: Sequence[LoraPlan] = (),
 ) -> Plan:
-    """Settings -> plan. Without `base_num_frames` there is one window, whose frames share every timestep.
+    """Settings -> plan. Without `base_num_frames` there is a single window.
 
     Args:
         num_frames, base_num_frames, overlap_history, prefix_frames: see `plan_windows`.
         num_inference_steps, shift: see `flow_sigmas`.
-        height, width: pixels, multiples of 16; not checked where they are not given.
+        height, width: pixels, multiples of 16; None: unknown, not checked.
         ar_step, causal_block_size: see `ad_schedule`.
-        causal_attention: latent frames see their own block and earlier ones only.
+        causal_attention: latent frames attend to their own block and earlier ones only.
         image: the first latent frame of the first window is given.
         end_image: one given latent frame follows those of the last window.
-        addnoise: noise shown on given latent frames, in thousandths, 0 to below 1000.
-        story: scenes in place of `prompt`; `negative_prompt`, `guidance_scale` and `seed` hold where a scene has none.
-        window_prompts: in place of `prompt`, one for each window; the last one stays.
-        cache, sharing: see `Plan`.
+        addnoise: noise added to given latent frames in the model's input, in thousandths, 0 to below 1000.
+        story: scenes in place of `prompt`; `negative_prompt`, `guidance_scale` and `seed` apply where a scene has none.
+        window_prompts: in place of `prompt`, one per window; the last one holds to the end.
+        cache, sharing, solver, loras: see `Plan`.
+        sigmas: noise levels in place of those of `num_inference_steps` and `shift`, see `check_sigmas`.
 
     Raises:
-        ValueError: names the argument, its value and the nearest legal ones.
+        InputError, ValueError: name the argument, its value and the nearest legal ones.
     """
     if height is not None and width is not None:
         check_size(height, width)
@@ -198,8 +233,8 @@ def make_plan(
     if history not in HISTORIES:
         raise InputError("history", history, f"must be {' or '.join(HISTORIES)}")
     windows = plan_windows(num_frames, base_num_frames, overlap_history, prefix_frames)
-    sigmas = flow_sigmas(num_inference_steps, shift)
-    timesteps = flow_timesteps(sigmas)
+    levels = flow_sigmas(num_inference_steps, shift) if sigmas is None else check_sigmas(sigmas)
+    timesteps = flow_timesteps(levels)
     if window_prompts is not None and len(window_prompts) > 1:
         story = of_prompts(window_prompts, windows)
     scenes = scenes_of(story, windows) if story is not None else [Scene(0, prompt)] * len(windows)
@@ -221,14 +256,15 @@ def make_plan(
                 negative_prompt if scene.negative_prompt is None else scene.negative_prompt,
                 guidance_scale if scene.guidance_scale is None else scene.guidance_scale,
                 scene.seed,
+                strengths_of(loras, scene),
             )
         )
     return Plan(
         tuple(plans),
         num_frames,
-        num_inference_steps,
+        len(levels) - 1,
         shift,
-        sigmas,
+        levels,
         overlap_history or 0,
         prefix_frames,
         height or 0,
@@ -242,4 +278,21 @@ def make_plan(
         causal_block_size if causal_attention else None,
         cache,
         sharing,
+        solver,
+        tuple(loras),
     )
+
+
+def strengths_of(loras: Sequence[LoraPlan], scene: Scene) -> tuple[float, ...]:
+    """The strength of each LoRA in a scene: the scene's own where it has one.
+
+    Raises:
+        InputError: the scene names a LoRA that is not given.
+    """
+    own = scene.lora or {}
+    names = [lora.name for lora in loras]
+    for name in own:
+        if name not in names:
+            legal = f"must be one of the --lora files' names: {', '.join(names) or 'none is given'}"
+            raise InputError("story", None, f"the scene from frame {scene.start} on has lora {name}; {legal}")
+    return tuple(float(own.get(lora.name, lora.strength)) for lora in loras)

@@ -1,4 +1,4 @@
-"""Prompts as the text encoder reads them: cleaned, and cut where they are longer than the model takes."""
+"""Prompts as the text encoder reads them: normalised, and truncated at the model's limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from skyreels_v2_infer.plan.plan import Plan
 
-TEXT_LEN = 512  # tokens that a model takes if its config does not say it
-SHOWN = 60  # characters of what is cut off
+TEXT_LEN = 512  # a model's limit in tokens if its config has none
+SHOWN = 60  # characters of the truncated part in a message
 
 
 def clean(prompt: str) -> str:
-    """A prompt as the model saw text in training: broken Unicode repaired, HTML entities resolved, single spaces.
+    """A prompt normalised as in training: broken Unicode repaired, HTML entities resolved, single spaces.
 
     Entities are resolved twice because text from the web often has them escaped twice (``&amp;quot;``).
     """
@@ -23,16 +23,16 @@ def clean(prompt: str) -> str:
 
 
 def cut_lines(plan: Plan, tokenizer: Path, config: dict) -> list[str]:
-    """A line for every text of a plan that is longer than the model takes: how many tokens are cut, and which words.
+    """A line for every text of a plan above the model's limit: how many tokens are cut off, and the words.
 
     Args:
-        tokenizer: folder with a tokenizer.json; without one nothing is said.
+        tokenizer: folder with a tokenizer.json; without that file there are no lines.
         config: of the transformer.
     """
     length = config.get("text_len", TEXT_LEN)
     named = [("prompt", window.prompt) for window in plan.windows]
     named += [("negative_prompt", window.negative_prompt) for window in plan.windows if window.is_guided]
-    # A token has a byte at least, so that short texts need no tokenizer.
+    # A token has at least one byte, so short texts need no tokenizer.
     long = [
         (name, text) for name, text in dict.fromkeys(named) if isinstance(text, str) and len(text.encode()) > length
     ]
@@ -48,7 +48,7 @@ def cut_lines(plan: Plan, tokenizer: Path, config: dict) -> list[str]:
         words = clean(text)
         tokens = reader.encode(words)
         if len(tokens.ids) > length:
-            # The last token that is read is the one that ends every text.
+            # The last token that the model reads is the end-of-text token.
             rest = words[tokens.offsets[length - 1][0] :].strip()
             rest = rest if len(rest) <= SHOWN else f"{rest[: SHOWN - 3]}..."
             count = f"{len(tokens.ids) - length} of {len(tokens.ids)} tokens are cut off"

@@ -1,21 +1,21 @@
-"""How ranks share the work on a video: numbers only, chosen before torch is imported.
+"""The layout of the ranks that share a video: numbers only, chosen before torch is imported.
 
 A rank belongs to one of `guidance` groups, each of which computes one pass of guidance (conditional or unconditional).
 Within a group the tokens of every latent frame are split over ``ulysses x ring`` ranks. Ulysses (DeepSpeed-Ulysses,
-Jacobs et al. 2023) exchanges tokens for heads around attention, so it has to divide the heads; ring (Liu et al. 2023)
-passes keys and values around.
+Jacobs et al. 2023) exchanges tokens for heads around attention, so its degree has to divide the number of heads; ring
+(Liu et al. 2023) passes keys and values around.
 """
 
 from dataclasses import dataclass
 
 from skyreels_v2_infer.errors import InputError
 
-MOST_RANKS = 64  # up to which messages list legal numbers
+MOST_RANKS = 64  # largest number of ranks that messages list
 
 
 @dataclass(frozen=True)
 class Layout:
-    """guidance: 2 where each pass of guidance has ranks of its own, else 1. ulysses, ring: degrees, at least 1."""
+    """guidance: 2 if each pass of guidance has its own ranks, else 1. ulysses, ring: degrees, at least 1."""
 
     guidance: int = 1
     ulysses: int = 1
@@ -23,7 +23,7 @@ class Layout:
 
     @property
     def parts(self) -> int:
-        """Number of parts of the tokens of a frame."""
+        """Number of parts that the tokens of a frame are split into."""
         return self.ulysses * self.ring
 
     @property
@@ -32,7 +32,7 @@ class Layout:
 
 
 def layouts(ranks: int, heads: int, frame_tokens: int, guided: bool) -> list[Layout]:
-    """All legal ones, the best first: passes side by side, which exchange least, then the highest Ulysses degree."""
+    """All legal layouts, best first: parallel passes (least communication), then the highest Ulysses degree."""
     legal = []
     for guidance in (2, 1) if guided else (1,):
         parts, rest = divmod(ranks, guidance)
@@ -46,10 +46,10 @@ def layouts(ranks: int, heads: int, frame_tokens: int, guided: bool) -> list[Lay
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the flags ask of a layout; None: anything.
+    """The layout that the flags request; None: any.
 
     Attributes:
-        cfg_parallel: whether each pass of guidance has ranks of its own.
+        cfg_parallel: whether each pass of guidance has its own ranks.
         ulysses, ring: degrees.
     """
 
@@ -63,7 +63,7 @@ class Wanted:
         return all(wish in (None, is_so) for wish, is_so in zip(asked, has, strict=True))
 
     def flags(self) -> list[tuple[str, int | None, "Wanted"]]:
-        """For each flag that was given its name, its value (None for a switch) and what it alone asks for."""
+        """For each given flag its name, its value (None for a switch), and the request of that flag alone."""
         each = [
             ("cfg_parallel", None, Wanted(cfg_parallel=self.cfg_parallel)),
             ("ulysses_degree", self.ulysses, Wanted(ulysses=self.ulysses)),
@@ -83,21 +83,21 @@ def legal_counts(heads: int, frame_tokens: int, guided: bool, wanted: Wanted) ->
 
 
 def choose_layout(ranks: int, heads: int, frame_tokens: int, guided: bool, wanted: Wanted = Wanted()) -> Layout:
-    """The best legal layout that is as asked for; for one rank, too.
+    """The best legal layout that `wanted` allows, also for a single rank.
 
     Args:
         ranks: number of processes.
         heads: of the transformer's attention.
         frame_tokens: tokens of a latent frame: height / 16 x width / 16 of the video.
         guided: whether there are two passes of guidance.
-        wanted: by default each pass has ranks of its own where the number of ranks allows it.
+        wanted: by default each pass has its own ranks where their number is even.
 
     Raises:
-        InputError: there is none; names the flag that cannot be followed (use_usp if already the number of ranks is
+        InputError: there is none; names the flag that cannot be satisfied (use_usp if the number of ranks itself is
             illegal) and the legal numbers of processes.
     """
     if wanted.cfg_parallel and not guided:
-        raise InputError("cfg_parallel", None, "needs two branches of guidance; --guidance_scale up to 1 has one")
+        raise InputError("cfg_parallel", None, "needs two passes of guidance; --guidance_scale up to 1 has one")
     legal = layouts(ranks, heads, frame_tokens, guided)
     for layout in legal:
         if wanted.allows(layout):

@@ -1,4 +1,4 @@
-"""A plan for reading: as data for --dry_run json, and as a table."""
+"""What --dry_run prints: a plan as JSON data, and as a table."""
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
@@ -21,14 +21,14 @@ def describe(
     on_cpu: bool = False,
     wanted: Wanted = Wanted(),  # noqa: B008  frozen
 ) -> dict:
-    """A plan as plain data; what only the model would tell is None.
+    """A plan and its cost as plain data; values that depend on an unknown model are None.
 
     Args:
         config: of the transformer; None: not known.
         model, output: names of the model and of the video.
         dtype: of the weights.
         offload, on_cpu: see `cost_of`.
-        wanted: the layout that is asked for.
+        wanted: the requested layout.
     """
     about = {
         "model": model,
@@ -77,7 +77,7 @@ def describe(
 
 
 def table(about: dict) -> str:
-    """The same as a table."""
+    """The result of `describe`, and optionally `cut` (lines about truncated prompts), as a table."""
     seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
     frames = f"{about['num_frames']} frames"
     if about["prefix_frames"]:

@@ -1,14 +1,14 @@
-"""Which sizes of video there are."""
+"""Legal sizes of a video."""
 
 from skyreels_v2_infer.errors import InputError
 
 RESOLUTIONS = {"540P": (544, 960), "720P": (720, 1280)}  # height, width
 SIZE_MULTIPLE = 16  # 8 in the VAE, 2 in the patches of the transformer
-LARGEST = 16384  # of which H.264 knows no more
+LARGEST = 16384  # H.264's limit
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises an `InputError` that names the side, its value and the nearest sizes that the models can make."""
+    """Raises an `InputError` that names the side, its value and the nearest legal ones."""
     for name, value in (("height", height), ("width", width)):
         if value < SIZE_MULTIPLE:
             raise InputError(name, value, f"must be a multiple of {SIZE_MULTIPLE}, at least {SIZE_MULTIPLE}")

@@ -1,4 +1,4 @@
-"""Stories: prompts that change in the course of a long video, at the edges between its windows."""
+"""Stories: prompts that change in the course of a long video, where its windows begin."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from skyreels_v2_infer.scheduler.windows import Window
 
 @dataclass(frozen=True)
 class Scene:
-    """What holds from a frame on, until another scene begins.
+    """Prompt and settings from a frame on, until the next scene begins.
 
     Attributes:
         start: frame of the video; the scene begins with the first window whose new frames do not begin before it.
-        prompt: the scene, in words.
-        negative_prompt, guidance_scale, seed: those of the whole video, if None.
+        prompt: description of the scene.
+        negative_prompt, guidance_scale, seed: None: those of the whole video.
+        lora: strengths of LoRAs by name (file name without suffix), where they differ from the whole video's.
     """
 
     start: int
@@ -27,10 +28,11 @@ class Scene:
     negative_prompt: str | None = None
     guidance_scale: float | None = None
     seed: int | None = None
+    lora: dict[str, float] | None = None
 
 
 def read_story(text: str, fps: float) -> tuple[Scene, ...]:
-    """The scenes in a file (.json, .yaml or .yml), or in JSON itself.
+    """The scenes in a file (.json, .yaml or .yml) or in a JSON text.
 
     Args:
         text: a path, or a JSON list.
@@ -48,13 +50,13 @@ def read_story(text: str, fps: float) -> tuple[Scene, ...]:
 
             scenes = yaml.safe_load(path.read_text("utf-8"))
         else:
-            scenes = json.loads(path.read_text("utf-8-sig"))  # as Windows' editors write it
+            scenes = json.loads(path.read_text("utf-8-sig"))  # Windows editors write a byte order mark
     except (OSError, ValueError) as error:
         raise _refused(text, f"cannot be read ({first_line(error, 100)})") from None
     except ImportError:
         raise _refused(text, "needs PyYAML: pip install pyyaml; or write it as JSON") from None
-    except Exception as error:  # PyYAML's errors have no common base among Python's own
-        raise _refused(text, f"is no YAML ({first_line(error, 100)})") from None
+    except Exception as error:  # PyYAML's errors share no base class with Python's
+        raise _refused(text, f"is not valid YAML ({first_line(error, 100)})") from None
     if not isinstance(scenes, list) or not scenes:
         raise _refused(text, "must be a list of scenes, each with start and prompt")
     story = tuple(_scene(text, number, scene, fps) for number, scene in enumerate(scenes, start=1))
@@ -102,11 +104,18 @@ def _scene(text: str, number: int, scene: object, fps: float) -> Scene:
         raise wrong("guidance_scale must be a number, at least 0 and below 1000000")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise wrong(f"seed must be a whole number from 0 to {2**63 - 1}")
-    return Scene(start, prompt, negative, None if scale is None else float(scale), seed)
+    lora = scene.get("lora")
+    if lora is not None:
+        numbers = lora.values() if isinstance(lora, dict) else [None]
+        if not all(
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6 for value in numbers
+        ):
+            raise wrong("lora must be a mapping from names of --lora files to strengths")
+    return Scene(start, prompt, negative, None if scale is None else float(scale), seed, lora)
 
 
 def of_prompts(prompts: Sequence[str], windows: Sequence[Window]) -> tuple[Scene, ...]:
-    """A prompt for each window; the last one stays to the end.
+    """One scene per prompt, each beginning with a window; the last one holds to the end.
 
     Raises:
         InputError: there are more prompts than windows.
@@ -123,7 +132,7 @@ def scenes_of(story: Sequence[Scene], windows: Sequence[Window]) -> list[Scene]:
     """The scene of each window.
 
     Raises:
-        InputError: no window begins while a scene holds; names where windows begin.
+        InputError: no window begins within a scene; names the frames where windows begin.
     """
     chosen = [[scene for scene in story if scene.start <= window.first_frame][-1] for window in windows]
     for scene in story:

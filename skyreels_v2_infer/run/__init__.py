@@ -1,1 +1,1 @@
-"""One command from settings to a finished file: session, journal, manifest, signals and exit codes."""
+"""A command from argv to the finished file: job, session, journal, manifest, signals and exit codes."""

@@ -17,8 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(
         prog=f"python -m {__spec__.name}",
-        description="Fit TeaCache's coefficients to a text-to-video or diffusion-forcing checkpoint: runs some prompts "
-        f"without a cache, and writes {FILE} into the checkpoint's folder (or elsewhere).",
+        description="Fit TeaCache's coefficients to a text-to-video or diffusion-forcing checkpoint: runs prompts "
+        f"without a cache, and writes {FILE} into the checkpoint's folder (or to --out).",
     )
     parser.add_argument("--model_id", required=True, help="a folder, a published model or tiny")
     parser.add_argument("--prompt", nargs="+", default=["a swan on a lake", "a red kite over the dunes"])
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     settings = parse_generate([f"--{name}={value}" for name, value in ({"model_id": args.model_id} | given).items()])
-    if settings.inference_steps < DEGREE + 2:  # each but the first is a point
+    if settings.inference_steps < DEGREE + 2:  # every step but the first gives a point for the fit
         parser.error(f"--inference_steps {settings.inference_steps}: must be at least {DEGREE + 2}")
     try:
         checkpoint = Checkpoint.open(settings.model_id)
         out = args.out or checkpoint.folder / FILE
-        if not os.access(out.parent, os.W_OK):  # known before the work, not after it
+        if not os.access(out.parent, os.W_OK):  # checked before the work, not after it
             parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
         recording = Recording()
         hooks = Hooks(partial(show_rows, lambda: None), recording)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-SAMPLES, SAMPLE = 256, 2**14  # how many samples of a file make its fingerprint; bytes of each
+SAMPLES, SAMPLE = 256, 2**14  # a fingerprint covers this many samples of a file, of this many bytes each
 BLOCK = 2**20  # bytes read at a time
 # Flags that not every system has. A file of a run is never reached through a symbolic link, and opening a pipe must
 # not wait for its other end.
@@ -26,7 +26,7 @@ NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | get
 
 
 def fingerprint(path: Path) -> str:
-    """Size and checksum of samples of a file: fast, and different for files that differ in any likely way."""
+    """Size and checksum of samples of a file: fast, and different for files that are likely to be confused."""
     size = path.stat().st_size
     value = 0
     with path.open("rb") as file:
@@ -117,7 +117,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     with naming_folder(path.parent):
         try:
-            part.unlink(missing_ok=True)  # never written through a link that somebody has put there
+            part.unlink(missing_ok=True)  # never write through a link that another user created
             with part.open("xb") as file:
                 write(file)
                 file.flush()

@@ -1,6 +1,6 @@
-"""What the files in a run's folder say, whoever works on the run: whether they are intact, what they are worth.
+"""Reading a run's folder: whether its files are intact, and how far the run is.
 
-Nothing here needs the folder's lock but `remove_beginning`. Imports no torch.
+Only `remove_beginning` needs the folder's lock. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from skyreels_v2_infer.run.record import JOINED, LOCK, NAME, DamagedError, Recor
 if TYPE_CHECKING:
     import numpy as np
 
-PATIENCE = 0.3  # seconds for a lock to become free: a process that only looks at a run holds it for less
+PATIENCE = 0.3  # seconds to wait for a lock: a process that only inspects a run holds it for less
 
 
 def published(folder: Path, record: Record) -> Path | None:
-    """The run's finished video, if it was interrupted after the video got its name."""
+    """The finished video of a run that was interrupted after publishing it; None: not published."""
     if record.output is None:
         return None
     path, joined = folder.parent / record.output, folder / JOINED
@@ -30,7 +30,7 @@ def published(folder: Path, record: Record) -> Path | None:
         return None
     if joined.exists():
         return path if path.samefile(joined) else None
-    with suppress(InputError):  # without a manifest nothing says that it is another run's
+    with suppress(InputError):  # without a manifest nothing contradicts that the video is this run's
         return path if read_manifest(path.with_suffix(".json")).get("plan") == record.info.keys[-1] else None
     return path
 
@@ -63,7 +63,7 @@ def is_mp4(path: Path) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises DamagedError if a symbolic link is in a run's folder: a run makes none, and one may lead anywhere."""
+    """Raises DamagedError if a run's folder contains a symbolic link: a run makes none, and it may lead anywhere."""
     for path in folder.iterdir():
         if path.is_symlink():
             raise DamagedError(path, "a symbolic link")
@@ -73,7 +73,7 @@ def read_state(path: Path) -> np.ndarray | None:
     """A floating-point array of a run; None if there is none.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: it is not as it was written.
     """
     try:
         array = read_array(path)
@@ -95,7 +95,7 @@ def frames_in(path: Path) -> int:
 
 
 def stays_locked(folder: Path) -> bool:
-    """Whether a process works in a run's folder, rather than holding the lock for a moment to look or tidy up."""
+    """Whether a process works in a run's folder, rather than holding its lock briefly to inspect or remove it."""
     deadline = time.monotonic() + PATIENCE
     while is_locked(folder / LOCK):
         if time.monotonic() > deadline:
@@ -105,7 +105,7 @@ def stays_locked(folder: Path) -> bool:
 
 
 def remove_beginning(folder: Path) -> None:
-    """Removes the folder of a run that had hardly begun, or is all but gone; any other folder stays."""
+    """Removes a run's folder if nothing but the lock and an unfinished run.json is in it."""
     with suppress(OSError):
         paths = list(folder.iterdir())
         if all(path.name in (LOCK, f".{NAME}.part") for path in paths):

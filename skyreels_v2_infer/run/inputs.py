@@ -1,4 +1,4 @@
-"""Pictures and videos of a run: each is decoded and fitted once, before anything heavy is loaded."""
+"""Images and videos of a run: each is decoded and fitted once, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Source:
     """The video that is continued.
 
     Attributes:
-        frames: how many it has. fps: its mean rate; 0: not known.
-        look: its statistics and ends.
-        segment: the video at the size and rate of the result; None where only its frames were counted.
+        frames: number of its frames.
+        fps: its mean rate; 0: not known.
+        look: its statistics, first and last frame.
+        segment: the video encoded at the size and rate of the result; None if its frames were only counted.
     """
 
     frames: int
@@ -36,14 +37,14 @@ class Source:
 def read_inputs(
     settings: GenerateSettings, spool: Path | None, check: Callable[[], object]
 ) -> tuple[Inputs, Source | None]:
-    """What the settings name, fitted to the video's size.
+    """Decodes the files that the settings name and fits them to the video's size.
 
     Args:
-        spool: folder for the frames of a video that is continued, encoded for the result; None: they are only counted.
-        check: called now and then; raises when the process is to end.
+        spool: folder for the `Source.segment` of a video that is continued; None: its frames are only counted.
+        check: called regularly; raises once the process has to stop.
 
     Raises:
-        InputError: a file cannot be used; exit code 2.
+        InputError: a file is missing, damaged, or changes while it is read.
     """
     size = settings.height, settings.width
     images = {

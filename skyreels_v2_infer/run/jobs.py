@@ -1,4 +1,4 @@
-"""One job: from settings to a finished video. What needs no weights is checked first."""
+"""One job: from settings to a finished video. Everything that can fail without weights is checked before they load."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
-from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.plan.cost import cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.models import architecture
 from skyreels_v2_infer.plan.naming import output_stem
@@ -33,44 +34,68 @@ from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.layouts import Given
+from skyreels_v2_infer.weights.locate import Checkpoint, compose, config_of_base, read_transformer_config
 from skyreels_v2_infer.weights.verify import check_files
 
 if TYPE_CHECKING:
     from skyreels_v2_infer.runtime import Placement
 
-SEEDS = 2**32  # a drawn seed is below this: short enough to be typed again
-MUCH_NOISE = 60
+SEEDS = 2**32  # drawn seeds are below this: short enough to type
+MUCH_NOISE = 60  # --addnoise_condition above this gets a warning
+# PFLOP from which compiling saves more time than it takes: about 10 s of compiling (H200, torch 2.11) against a tenth
+# of the time of a run at 570 TFLOP/s (benchmarks/hopper.py).
+WORTH_COMPILING = 60.0
 
 
 def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
-    """The transformer's arguments and the model's folder, as far as they are known without a download."""
-    folder = local_folder(settings.model_id)
+    """The transformer's arguments and the model's folder; None where a download would be needed."""
+    folder = known_folder(settings)
+    if settings.dit_path is not None:
+        return config_of_file(settings) if Path(settings.dit_path).exists() else None, folder
     config = architecture(settings.model_id)
     if config is None and folder is not None:
         config = read_transformer_config(settings.model_id)
     return config, folder
 
 
+def known_folder(settings: GenerateSettings) -> Path | None:
+    """The model's folder; None where it has to be downloaded, or where all its parts are from elsewhere."""
+    if {"transformer", "vae", "text_encoder"} <= replaced_parts(settings).keys():
+        return Path(settings.dit_path).parent
+    return local_folder(settings.model_id)
+
+
+def config_of_file(settings: GenerateSettings) -> dict:
+    """The transformer's arguments from --dit_path."""
+    given = Given(settings.dit_path, "dit_path")
+    return Checkpoint.open(given, ("transformer",), config=config_of_base(settings.model_id)).transformer_config
+
+
+def config_of(settings: GenerateSettings) -> dict:
+    """The transformer's arguments; small files of the model are downloaded if need be."""
+    return read_transformer_config(settings.model_id) if settings.dit_path is None else config_of_file(settings)
+
+
 class Job:
-    """One command on its way to a video.
+    """One command that makes one video.
 
     Args:
         script: name of the script, for messages and the manifest.
-        check: called now and then; raises when the process is to end.
+        check: called regularly; raises once the process has to stop.
     """
 
     def __init__(self, script: str, settings: GenerateSettings, check: Callable[[], object]):
         self.script, self.settings, self.check = script, settings, check
         self.video: Video | None = None
-        self._made: list[Path] = []  # folders that did not exist before, the innermost first
+        self._made: list[Path] = []  # folders that this run created, the innermost first
 
     def left(self) -> str:
-        """What is kept if the run ends now, for a message."""
+        """For messages: what survives if the run stops here."""
         return "no video was written" if self.video is None else self.video.left()
 
     def close(self) -> None:
-        """Lets go of the files; created folders that are empty are removed."""
+        """Closes the journal, and removes folders that this run created and that are empty."""
         if self.video is not None:
             self.video.journal.close()
         for folder in self._made:
@@ -78,20 +103,20 @@ class Job:
                 folder.rmdir()
 
     def run(self, team: Team, open_session: Callable[..., Session] = Session) -> Path | None:
-        """Makes the video -> its path; None on other ranks than the first."""
+        """Makes the video -> its path; None on all ranks but the first."""
         settings, first = self.settings, not team.rank
         if first:
             check_ffmpeg(reading=getattr(settings, "video_path", None) is not None)  # not after the first window
-        with team.first_rank_first():  # which downloads what is missing; the others find it there
-            config = read_transformer_config(settings.model_id)
+        with team.first_rank_first():  # downloads what is missing, before the others look for it
+            config = config_of(settings)
         with tempfile.TemporaryDirectory() as spool:
             inputs, source = team.same(read_inputs(settings, Path(spool), self.check) if first else None)
-            folder = local_folder(settings.model_id)
+            folder = known_folder(settings)
             with team.first_rank_first():  # which alone reports what all would find wrong
                 plan = plan_of(settings, config, folder, source.frames if source else 0, team.size)
                 check_packages(plan)
                 place = self._place(plan) if folder is None else None  # before gigabytes are fetched
-                checkpoint = Checkpoint.open(settings.model_id)
+                checkpoint = compose(settings.model_id, replaced_parts(settings))
             if first:
                 check_files(checkpoint)
                 for line in cut_lines(plan, checkpoint.parts["tokenizer"].files[0], config):
@@ -107,23 +132,34 @@ class Job:
             plan = self._with_prompt(plan, place, team, found)
             if first:
                 self._open(plan, identity, settled_of(plan, place), source, inputs)
-        if team.same(first and self.video.is_complete):  # by pieces of a kept run
+        if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
             return self.video.finish() if first else None
-        self._remark(source)
-        session = open_session(checkpoint, place, team, offload=settings.offload, check=self.check)
+        session = open_session(
+            checkpoint,
+            place,
+            team,
+            offload=settings.offload,
+            vae_dtype=settings.vae_dtype,
+            attention=settings.attention,
+            loras=plan.first_loras,
+            loras_change=plan.lora_strengths_change,
+            compiled=self._compiles(plan, config, place),
+            quantize=settings.quantize,
+            dequantize=settings.weights == "dequantize",
+            check=self.check,
+        )
+        session.load()
+        self._remark(plan, source)
         return session.make(plan, inputs, self.video)
 
     def _seed(self) -> int:
-        if self.settings.seed is not None:
-            return self.settings.seed
-        seed = secrets.randbelow(SEEDS)
-        say(f"seed {seed} (drawn; --seed {seed} makes the same video)")
-        return seed
+        return secrets.randbelow(SEEDS) if self.settings.seed is None else self.settings.seed
 
     def _place(self, plan: Plan, place: Placement | None = None, dtype: str | None = None) -> Placement:
-        """Device and precision, checked against what the run needs; `place` if they were chosen before.
+        """Device and precision, checked against the needs of the run.
 
         Args:
+            place: from an earlier call.
             dtype: of an interrupted run; None: the settings'.
         """
         from skyreels_v2_infer.runtime import Placement, check_offload
@@ -139,8 +175,17 @@ class Job:
         place.make_current()
         return place
 
+    def _compiles(self, plan: Plan, config: dict, place: Placement) -> bool:
+        """Whether to compile the transformer's blocks; by default if that saves more time than it takes."""
+        asked = self.settings.compile
+        if asked != "auto":
+            return asked == "on"
+        if place.device.type != "cuda" or self.settings.offload:
+            return False
+        return cost_of(plan, config, weight_bytes=2).pflop >= WORTH_COMPILING
+
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
-        """The plan with the prompt written out, if that was asked for, or as an interrupted run has it."""
+        """The plan with the enhanced prompt (--prompt_enhancer), or with the prompt of the interrupted run."""
         if plan.scenes is not None:
             return plan
         if found is not None:
@@ -150,7 +195,7 @@ class Job:
         return plan.with_prompt(team.same(None if team.rank else enhanced(self.settings, place)))
 
     def _find(self, plan: Plan, identity: dict) -> dict | None:
-        """For --resume: the interrupted run, opened, or the path of the finished video; None: there is neither."""
+        """For --resume: opens the interrupted run, or finds the finished video; None if there is neither."""
         settings = self.settings
         stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
         refused = journal = None
@@ -167,16 +212,16 @@ class Job:
             found = {"seed": plan.seed, "prompt": settled["prompt"], "dtype": settled["dtype"]}
             return found | {"complete": self.video.is_complete}
         path = manifest.finished(settings.outdir, stem, asked_for(identity), settings.seed)
-        if path is not None:  # repeating a finished command must not make the video again
+        if path is not None:  # a finished command with --resume does not make the video again
             say("--resume: this video is finished")
             return {"path": path}
         if refused is not None:
             raise refused
-        say(f"--resume: nothing to resume in {settings.outdir}; this run begins with the first frame")
+        say(f"--resume: nothing to resume in {settings.outdir}; starting a new run")
         return None
 
     def _open(self, plan: Plan, identity: dict, settled: dict, source: Source | None, inputs: Inputs) -> None:
-        """The files of the video, before weights are loaded: no other process begins the same meanwhile."""
+        """Opens the video's files, before weights are loaded, so that no other process starts the same run."""
         if self.settings.replay is not None:
             for line in manifest.changed_since(self.settings.replay, self.settings, plan, identity):
                 say(line)
@@ -211,31 +256,33 @@ class Job:
         self.video = Video(journal, about, plan, not self.settings.no_preview)
 
     def _adopt(self, plan: Plan) -> None:
-        """For --keep_parts: the pieces of a kept run that this run has, too."""
-        by_latents = plan.history == "latent"  # but for the first window, which continues a video's frames
+        """For --keep_parts: reuses the pieces that this run shares with a kept one."""
+        by_latents = plan.history == "latent"  # except the first window, which continues the frames of a video
         windows = [window.window for window in plan.windows]
         history = [w.history_latents if by_latents and w.index else w.history_frames for w in windows]
         count = adopt_pieces(self.video.journal, [0] * self.video.prefix + history)
         if count:
-            say(f"--keep_parts: {count} of {self.video.pieces} pieces are those of a run that was kept")
+            say(f"--keep_parts: {count} of {self.video.pieces} pieces are reused from a kept run")
 
-    def _remark(self, source: Source | None) -> None:
+    def _remark(self, plan: Plan, source: Source | None) -> None:
         settings = self.settings
+        if settings.seed is None:
+            say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
         noise = getattr(settings, "addnoise_condition", 0)
         if noise > MUCH_NOISE:
-            say(f"--addnoise_condition {noise:g}: much; windows may not fit together (20 is usual)")
+            say(f"--addnoise_condition {noise:g}: high; windows may not fit together (20 is usual)")
         if source is not None and source.fps and abs(source.fps / settings.fps - 1) > 0.01:
-            say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all will play at the new rate")
+            say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all of it will play at the new rate")
 
 
 def check_packages(plan: Plan) -> None:
-    """Raises an `InputError` where tokens are to be split, but the package for it is not installed."""
+    """Raises an `InputError` if the plan splits tokens over ranks and yunchang is not installed."""
     if plan.sharing is not None and plan.sharing.parts > 1 and find_spec("yunchang") is None:
         raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
 
 
 def settled_of(plan: Plan, place: Placement) -> dict:
-    """What the run chose of what was left open, and what the last bits of the frames depend on."""
+    """What the run has chosen where settings were None, and what affects the last bits of the frames."""
     import torch
 
     dtype = str(place.dtype).removeprefix("torch.")
@@ -244,7 +291,7 @@ def settled_of(plan: Plan, place: Placement) -> dict:
 
 
 def as_history(plan: Plan, inputs: Inputs):
-    """The newest frames of a video that is continued, as later windows read them: float32 ``[1, 3, t, H, W]``."""
+    """The newest frames of the video to continue, as a history: float32 ``[1, 3, t, H, W]`` in -1..1."""
     import torch
 
     from skyreels_v2_infer.pipelines.conditioning import to_video
@@ -253,7 +300,7 @@ def as_history(plan: Plan, inputs: Inputs):
 
 
 def enhanced(settings: GenerateSettings, place: Placement) -> str:
-    """The prompt written out; the language model is gone again afterwards."""
+    """The prompt expanded by the language model, which is freed afterwards."""
     import transformers
 
     from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
@@ -264,20 +311,20 @@ def enhanced(settings: GenerateSettings, place: Placement) -> str:
     prompt = enhancer(settings.prompt)
     enhancer.free()
     say(f"prompt: {settings.prompt}")
-    unusable = "not enhanced: the language model had no usable answer"
+    unusable = "not enhanced: the language model gave no usable answer"
     say(unusable if prompt == settings.prompt else f"enhanced: {prompt}")
     return prompt
 
 
 def dry_run(settings: GenerateSettings, ranks: int, check: Callable[[], object]) -> str:
-    """What --dry_run prints: the plan that would be executed, and its cost. Needs no weights and no torch."""
+    """The output of --dry_run: the plan that would be executed, and its cost. Needs no weights and no torch."""
     _, source = read_inputs(settings, None, check)
     about = described(settings, source.frames if source else 0, ranks)
     return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
 
 
 def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1) -> dict:
-    """The plan of the settings and its cost, as far as they are known without a download."""
+    """The plan and its cost, as far as they are known without a download."""
     config, folder = known_config(settings)
     plan = plan_of(settings, config, folder, video_frames, ranks)
     seed = "SEED" if settings.seed is None else settings.seed
@@ -293,7 +340,7 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
     )
     about["cut"] = []
     if folder is not None and config is not None:
-        with suppress(InputError):  # without a tokenizer the run will say so
+        with suppress(InputError):  # a missing tokenizer is reported by the run itself
             tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
             about["cut"] = cut_lines(plan, tokenizer, config)
     return about

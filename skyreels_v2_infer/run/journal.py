@@ -1,17 +1,17 @@
 """The folder of an unfinished run: state for resuming after any interruption.
 
-A run makes its video in pieces, one for a prefix and one for each window. Its folder, beside where the video will be,
-holds
+A run makes its video in pieces, one for a video that is continued and one for each window. Its folder, in the output
+folder, holds
 
-- ``run.json``: what the run makes (settings, files, seed), by which it is found again, and the finished pieces, each
-  with the checksum of its segment; a piece counts once it is listed here, so this file is replaced last;
+- ``run.json``: the run's identity (settings, files, seed), and the finished pieces, each with the checksum of its
+  segment; a piece counts once it is listed here, so this file is replaced last;
 - ``segment-0000.mp4``, ...: the pieces, each a playable video;
-- ``history-0001.npy``: the last frames before the piece of that number, with which its window continues;
+- ``history-0001.npy``: the history that the window of that piece starts from;
 - ``latents-0001.npy``: a window that is denoised but not decoded yet;
-- ``ends-0000.png``, ...: the first and the last frame of each piece, small, for the preview;
+- ``ends-0000.png``, ...: thumbnails of the first and the last frame of each piece, for the preview;
 - ``lock``: locked by the process that works on the run.
 
-Every file is written under another name first. Imports no torch.
+Every file is written under another name first, then renamed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -88,15 +88,15 @@ class Journal:
 
     @classmethod
     def begin(cls, outdir: Path, info: RunInfo, alone: bool = False) -> Journal:
-        """Makes the folder of a new run, beside any others.
+        """Creates the folder of a new run, beside any others.
 
         Args:
-            outdir: where the video will be.
+            outdir: folder of the finished video.
             info: what the run makes.
-            alone: refuse if another process is making the same.
+            alone: refuse if another process works on the same run.
 
         Raises:
-            BusyError: another process is.
+            BusyError: another process works on it.
             OSError: the folder cannot be written; the message names it.
         """
         for number in itertools.count(1):
@@ -104,7 +104,7 @@ class Journal:
             try:
                 folder.mkdir()
                 lock = take_lock(folder / LOCK)
-            except (FileExistsError, FileNotFoundError):  # taken, or removed at once by `resume_run`
+            except (FileExistsError, FileNotFoundError):  # exists, or was removed at once by `resume_run`
                 if not outdir.is_dir():
                     raise
                 if alone and stays_locked(folder):
@@ -124,7 +124,7 @@ class Journal:
 
     @classmethod
     def reopen(cls, folder: Path, lock: int, record: Record) -> Journal:
-        """The journal of a run that was interrupted; removes what was being written at that time.
+        """The journal of an interrupted run; removes files that were being written when it stopped.
 
         Args:
             lock: of the folder; the journal closes it.
@@ -136,7 +136,7 @@ class Journal:
         refuse_links(folder)
         journal = cls(folder, lock, record)
         journal._give_back_name()
-        if published(folder, record) is not None:  # only the folder is left to remove
+        if published(folder, record) is not None:  # complete, except that the folder was not removed
             return journal
         for number in range(len(record.pieces)):
             for path in damaged_files(folder, number, record):
@@ -165,7 +165,7 @@ class Journal:
 
     @property
     def plan(self) -> str:
-        """The last key: it differs between any two runs whose windows, settings or files differ."""
+        """The last key; it differs between any two runs with different windows, settings or files."""
         return self.info.keys[-1]
 
     @property
@@ -195,16 +195,16 @@ class Journal:
 
     def discard(self) -> None:
         """Removes the folder."""
-        # run.json goes last: until then a resumed run knows that the video has its name.
-        found = self.folder.iterdir() if self.folder.is_dir() else ()  # a person may have removed it
+        # run.json is removed last: as long as it exists, a resumed run knows that the video is published.
+        found = self.folder.iterdir() if self.folder.is_dir() else ()  # the user may have removed it
         for path in sorted(found, key=lambda path: path.name == NAME):
-            if path.is_dir() and not path.is_symlink():  # a file server's
+            if path.is_dir() and not path.is_symlink():  # created by a file server
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != LOCK:
                 path.unlink()
         remove_beginning(self.folder)
         self._unlock()
-        if os.name == "nt":  # where the lock's file cannot be removed while it is open
+        if os.name == "nt":  # Windows cannot remove the lock's file while it is open
             remove_beginning(self.folder)
 
     def _unlock(self) -> None:
@@ -230,7 +230,7 @@ class Journal:
         return self.folder / history_name(self._number)
 
     def state(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(latents of the current window if it is denoised, last frames before it); None where there are none.
+        """(latents of the current window if it is denoised, history before it); None where there are none.
 
         Raises:
             DamagedError: a file is missing or not as it was written.
@@ -240,21 +240,18 @@ class Journal:
         return read_state(self._latents), read_state(self._history)
 
     def keep_latents(self, latents: np.ndarray) -> None:
-        """Writes the current window, denoised but not decoded."""
+        """Stores the latents of the current window before it is decoded."""
         write_array(self._latents, latents)
 
     @contextmanager
     def segment(self, height: int, width: int, fps: float) -> Iterator[VideoWriter]:
-        """Context manager that writes the frames of the current piece; its `path` is for `done`."""
+        """Context manager whose writer takes the frames of the current piece; pass the writer's `path` to `done`."""
         self._segment.unlink(missing_ok=True)
         with VideoWriter(self.folder, self._segment.stem, height, width, fps) as writer:
             yield writer
 
     def place(self, path: Path) -> Path:
-        """Moves a finished video here as the segment of the current piece -> its new path, for `done`.
-
-        For a piece that was encoded elsewhere, on this or on another file system.
-        """
+        """Moves a video, also from another file system, here as the segment of the current piece -> path for `done`."""
         move_whole(path, self._segment)
         return self._segment
 
@@ -263,8 +260,8 @@ class Journal:
 
         Args:
             path: its segment, written by `segment` or moved here by `place`.
-            history: the last frames (or latents), for the next window; None if no window follows.
-            about: what the manifest says of the piece: `record.MEASURED`.
+            history: newest frames (or latents) for the next window; None if no window follows.
+            about: fields of the piece in the manifest, `record.MEASURED`.
             ends: its first and last frame, see `preview.pair`.
 
         Raises:
@@ -274,7 +271,7 @@ class Journal:
             raise ValueError(f"{path}: the segment of this piece must be {self._segment}")
         used = (self._latents,) if self.keep else (self._latents, self._history)
         ends_path = self.folder / ends_name(self._number)
-        # Syncs the folder as well: the segment has its name on the disk before run.json lists it.
+        # Syncs the folder as well, so that the segment's name is on the disk before run.json lists it.
         write_whole(ends_path, lambda file: ends.save(file, format="PNG"))
         sums = {"checksum": checksum(path), "ends_checksum": checksum(ends_path)}
         self.pieces.append({"name": path.name, **sums, **about})
@@ -289,7 +286,7 @@ class Journal:
             unneeded.unlink(missing_ok=True)
 
     def extend(self, pieces: Sequence[dict]) -> None:
-        """Records pieces of another run as finished; their files must be in the folder already."""
+        """Records pieces of another run as finished; their files must already be in the folder."""
         sync_folder(self.folder)
         self._record.pieces = [*self.pieces, *pieces]
         self._write()
@@ -309,7 +306,7 @@ class Journal:
         write_record(self.folder, self._record)
 
     def _known_names(self) -> set[str]:
-        """Files that a resumed run uses. All others were being written or removed when it was interrupted."""
+        """Files that a resumed run uses; all others were being written or removed when it was interrupted."""
         done = range(self._number)
         known = {NAME, LOCK, JOINED, self._latents.name, self._history.name}
         known |= {name(number) for number in done for name in (segment_name, ends_name)}
@@ -322,12 +319,12 @@ class Journal:
     ) -> Path:
         """Joins the segments without re-encoding under the first free name ``stem.mp4``, ``stem-2.mp4``, ...
 
-        The folder is removed afterwards unless it is to be kept.
+        The folder is removed afterwards unless the run is kept.
 
         Args:
             manifest: written beside the video as JSON.
             lasting: the part of it that is written into the video.
-            preview: makes the picture beside the video from `ends`; None for no picture.
+            preview: makes the preview from `ends`; None: no preview.
 
         Raises:
             OSError: a file cannot be written; the message names the folder.
@@ -339,7 +336,7 @@ class Journal:
             join_videos(segments, self._joined, self.info.fps, self._metadata)
             path = publish(self._joined, self.folder.parent, self.info.stem, self._announce, (".json", ".png"))
         if not path.with_suffix(".json").exists():
-            # Syncs the output folder as well: the video has its name on the disk before its pieces are removed.
+            # Syncs the output folder as well, so that the video's name is on the disk before its pieces are removed.
             write_whole(path.with_suffix(".json"), lambda file: file.write(text_of(manifest).encode()))
         if preview is not None and not path.with_suffix(".png").exists():
             page = preview(self.ends)
@@ -349,7 +346,7 @@ class Journal:
                 extra.unlink(missing_ok=True)
             self.close()
         else:
-            with suppress(OSError):  # the video is complete; the next --resume removes what is left of the folder
+            with suppress(OSError):  # the video is complete; the next --resume removes the rest of the folder
                 self.discard()
         return path
 

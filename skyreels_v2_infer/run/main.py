@@ -1,4 +1,4 @@
-"""A script as a process: argv, signals, exit codes, and what goes to stdout."""
+"""The process of a script: argv, signals, exit codes and stdout."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def main(
     argv: Sequence[str] | None = None,
     open_session: Callable[..., Session] = Session,
 ) -> int:
-    """Runs a script and returns its exit code: 0 done, 1 failed while running, 2 refused, 130 or 143 interrupted.
+    """Runs a script and returns its exit code: 0 done, 1 failed, 2 invalid input, 130 or 143 interrupted.
 
     Args:
         prog: name of the script in messages.
-        parse: argv -> settings; exits with 2 by itself.
-        argv: arguments; None: the process's own.
-        open_session: makes the session that makes the video.
+        parse: argv -> settings; exits with 2 on invalid arguments.
+        argv: arguments; None: those of the process.
+        open_session: constructor of the session.
     """
-    if sys.stderr is None:  # closed; tracebacks and libraries would write to stdout then
+    if sys.stderr is None:  # closed: tracebacks and libraries would write to stdout
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     code = _run(prog, parse, argv, open_session)
     if code and Launch.for_messages().size > 1:
-        # Ending properly would wait on a GPU for ranks that wait for this one.
+        # A regular exit would wait on a GPU for ranks that wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -60,7 +60,7 @@ def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: C
             launch = Launch.from_environment()
             if settings.dry_run:
                 return DONE if launch.rank else tell(prog, dry_run(settings, launch.size, interrupts.check))
-            if launch.rank:  # nothing to tidy up here, and Python would not see the signal while it waits for others
+            if launch.rank:  # nothing to clean up, and Python handlers do not run while this rank waits for others
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if launch.size > 1:
                 settings = replace(settings, device=own_device(settings.device, launch.local_rank))
@@ -73,7 +73,7 @@ def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: C
             with assembled(launch, settings.device, lost) as team:
                 try:
                     path = job.run(team, open_session)
-                    team.meet()  # the first rank still decodes and writes when the others are done
+                    team.meet()  # the first rank decodes and writes longer than the others compute
                 finally:
                     job.close()
     except InputError as error:
@@ -81,23 +81,23 @@ def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: C
         return REFUSED
     except SilencedError:
         if job is not None:
-            say(f"{prog}: {job.left()}")  # only the first rank is heard
+            say(f"{prog}: {job.left()}")  # printed by the first rank only
         return interrupts.code or FAILED
     except KeyboardInterrupt:
         say(f"{prog}: interrupted; {'no video was written' if job is None else job.left()}")
         return interrupts.code or INTERRUPTED
     except Exception as error:
         if not isinstance(error, FORESEEN) and not OUT_OF_MEMORY.search(str(error)):
-            traceback.print_exc()  # nobody's disk or memory: a defect of ours, which its report needs
+            traceback.print_exc()  # neither disk nor memory: a bug, whose report needs the traceback
         left = "no video was written" if job is None else job.left()
-        left = "" if Launch.for_messages().rank else f"; {left}"  # which only the first rank knows
+        left = "" if Launch.for_messages().rank else f"; {left}"  # known to the first rank only
         say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}{left}", from_any_rank=True)
         return FAILED
     return DONE if path is None else tell(prog, path)
 
 
 def tell(prog: str, result: Path | str) -> int:
-    """Prints the result, names of files as they are; where it cannot be printed, a video is still there."""
+    """Prints the result on stdout -> exit code. If it cannot be printed, a message names the finished video."""
     line = f"{result}\n"
     try:
         if sys.stdout is None:
@@ -110,7 +110,7 @@ def tell(prog: str, result: Path | str) -> int:
         sys.stdout.flush()
     except OSError as error:
         if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
         complete = f", but the video is complete: {result}" if isinstance(result, Path) else ""
         say(f"{prog}: stdout cannot be written ({error.strerror}){complete}")
         return FAILED
@@ -118,7 +118,7 @@ def tell(prog: str, result: Path | str) -> int:
 
 
 def as_bytes(line: str) -> bytes:
-    """Names of files as they are; what a prompt has beyond the locale's letters is written out."""
+    """The line as bytes: file names unchanged; characters of a prompt that the locale cannot encode are escaped."""
     try:
         return os.fsencode(line)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""How a video was made, written beside it and into it; --replay makes it again from that."""
+"""The manifest: how a video was made, written beside it and into it, and read by --replay and --resume."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from skyreels_v2_infer import __version__, embedded
 from skyreels_v2_infer.cli.replay import FORMAT, read_manifest
-from skyreels_v2_infer.cli.settings import GenerateSettings, fields_that
+from skyreels_v2_infer.cli.settings import PARTS, GenerateSettings, fields_that
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.plan import Plan
 
-INPUTS = ("image", "end_image", "video_path")  # files, of which the manifest has fingerprints
+INPUTS = ("image", "end_image", "video_path")  # files whose fingerprints are recorded
 
 
 def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict, settled: dict, key: str) -> dict:
-    """The part of a manifest that is the same whenever the same video is made.
+    """The part of a manifest that is the same for every run that makes the same video.
 
     Args:
         settled: prompt, device, dtype and threads as the run uses them.
@@ -34,7 +34,7 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
         "settings": settings_of(settings, plan, choices(plan, settled)),
         "weights": identity["model_id"],
         "inputs": {name: identity[name] for name in INPUTS if identity.get(name)},
-        # Sums are rounded otherwise on another device or with another number of threads.
+        # Sums are rounded differently on another device or with another number of threads.
         "machine": {name: settled[name] for name in ("device", "threads") if name in settled},
         "versions": versions(),
         "plan": key,
@@ -42,10 +42,10 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
 
 
 def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = None) -> dict:
-    """Flags and values that make the same video, as JSON has them; paths are absolute.
+    """Flags and values that make the same video, as JSON data; paths are absolute.
 
     Args:
-        chosen: by the run, where the settings leave it open.
+        chosen: values that the run chose where settings are None.
     """
     names = [field.name for field in fields_that(settings, replayed=True)]
     values = {name: (chosen or {}).get(name, getattr(settings, name)) for name in names}
@@ -54,6 +54,10 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
         del values["prompt"]
         scenes = [{k: v for k, v in asdict(scene).items() if v is not None} for scene in plan.scenes]
         values["story"] = json.dumps(scenes)
+    for name in PARTS.values():
+        if values.get(name) is not None and Path(values[name]).exists():
+            values[name] = Path(values[name])
+    values["lora"] = [f"{lora.path.absolute()}:{lora.strength:g}" for lora in plan.loras]
     values["model_id"] = model = embedded.name_of(settings.model_id)
     if model != embedded.NAME and Path(model).is_dir():
         values["model_id"] = Path(model)
@@ -61,7 +65,7 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
 
 
 def choices(plan: Plan, settled: dict) -> dict:
-    """What a run chose where the settings left it open."""
+    """Values that a run chose where settings were None."""
     chosen = {"seed": plan.seed, "dtype": settled["dtype"], "prompt": settled["prompt"]}
     if plan.cache is not None:
         chosen["teacache_coefficients"] = plan.cache.coefficients
@@ -69,7 +73,7 @@ def choices(plan: Plan, settled: dict) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that the frames depend on."""
+    """Versions of everything that the frames depend on."""
     import imageio_ffmpeg
 
     found = {"skyreels_v2_infer": __version__, "python": platform.python_version()}
@@ -82,7 +86,7 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory() -> dict[str, float]:
-    """The peak of this process so far, in GiB: of the host, and of the GPU if one is in use."""
+    """Peak memory of this process so far, in GiB: of the host, and of the GPU if one is in use."""
     found = {}
     with suppress(ImportError):  # not on Windows
         import resource
@@ -100,11 +104,11 @@ def rounded(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def text_of(manifest: dict) -> str:
-    return json.dumps(manifest, indent=1)  # all ASCII: a path may contain bytes that are no UTF-8
+    return json.dumps(manifest, indent=1)  # ASCII only: a path may contain bytes that are not UTF-8
 
 
 def changed_since(path: Path, settings: GenerateSettings, plan: Plan, identity: dict) -> Iterator[str]:
-    """A line for each file that the video in `path` was made of and that has changed since.
+    """A line for each input file of the video in `path` that has changed since.
 
     Args:
         identity: of the run, with fingerprints of files and weights.
@@ -112,9 +116,9 @@ def changed_since(path: Path, settings: GenerateSettings, plan: Plan, identity: 
     written, now = read_manifest(path), settings_of(settings, plan)
     for name, was in written.get("inputs", {}).items():
         if name in now and now[name] == written["settings"].get(name) and identity[name] != was:
-            yield f"--replay {path}: {now[name]} is not the file that it was"
+            yield f"--replay {path}: {now[name]} has changed since"
     if now["model_id"] == written["settings"].get("model_id") and identity["model_id"] != written.get("weights"):
-        yield f"--replay {path}: the weights of {now['model_id']} are not what they were"
+        yield f"--replay {path}: the weights of {now['model_id']} have changed since"
 
 
 def other_machine(path: Path, settled: dict) -> str | None:
@@ -131,12 +135,12 @@ def other_machine(path: Path, settled: dict) -> str | None:
 
 
 def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | None:
-    """A video that was made already by the same command, from the same files and weights; None: there is none.
+    """A finished video of the same command, files and weights; None: there is none.
 
     Args:
-        stem: what its name begins with.
-        asked: hash of what was asked for, whatever the seed.
-        seed: None: any fits.
+        stem: beginning of its name.
+        asked: see `asked_for`.
+        seed: None: any.
     """
     for path in sorted(outdir.glob(f"{glob.escape(stem)}*.json")):
         try:

@@ -1,7 +1,7 @@
-"""run.json: what one run makes and which of its pieces are done, read from a folder that others may write to.
+"""run.json: the identity of a run and its finished pieces, read from a folder that others may write to.
 
-Nothing in it is trusted: every name must be one that the run itself would choose, so that no path leads out of the
-folder; every value must have the expected type and a sane size. Imports no torch.
+Its content is not trusted: every name must be one that the run itself would choose, so that no path leads out of the
+folder; every value must have the expected type and a plausible size. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from skyreels_v2_infer.run.files import open_regular, write_whole
 FORMAT = 2  # of a run's files
 NAME, LOCK, JOINED = "run.json", "lock", "joined.mp4"
 SUFFIX = ".parts"  # of a run's folder
-# What a piece says of itself for the manifest, beside its names and checksums.
+# Fields of a piece that the manifest repeats.
 MEASURED = ("frames", "seconds", "brightness", "saturation", "seam")
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_BYTES = 2**26  # of a run.json; a run of 10,000 windows takes about 4 MB
@@ -39,16 +39,16 @@ class DamagedError(InputError):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run makes; fixed when it begins.
+    """Identity and choices of a run; fixed when it begins.
 
     Attributes:
         stem: file name of the video without extension.
         identity: settings and fingerprints of files that determine the frames, as JSON holds them, with ``prompt`` and
             ``seed`` among them; two runs of the same identity make the same video.
-        settled: prompt, device and dtype as they are used, after whatever was left open has been chosen.
+        settled: prompt, device, dtype and threads as the run uses them.
         fps: frames per second.
         keys: one per piece; two runs with the same key make the same piece and the same pieces before it.
-        keep: whether the folder stays when the video is finished, for other runs to take pieces from.
+        keep: whether the folder stays when the video is finished, so that other runs can reuse its pieces.
     """
 
     stem: str
@@ -60,7 +60,7 @@ class RunInfo:
 
     @property
     def folder_stem(self) -> str:
-        """Name of the run's folder, without the number that tells equal runs apart, and without suffix."""
+        """Name of the run's folder, without suffix and without the number that distinguishes equal runs."""
         return f"{self.stem}-{digest_of(self.identity)}"
 
 
@@ -71,7 +71,7 @@ class Record:
     Attributes:
         info: what the run makes.
         pieces: per finished piece a dict: ``name`` of the segment, ``checksum``, ``ends_checksum``, and `MEASURED`.
-        output: file name of the video, written before the video gets it; None before that.
+        output: file name of the video, recorded just before the video is published; None before that.
     """
 
     info: RunInfo
@@ -80,7 +80,7 @@ class Record:
 
 
 def digest_of(identity: dict) -> str:
-    """12 hexadecimal digits that tell identities apart."""
+    """12 hexadecimal digits of a hash of the identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -110,7 +110,7 @@ def write_record(folder: Path, record: Record) -> None:
     """Replaces the run.json of a folder.
 
     Raises:
-        ValueError: `read_record` would refuse the record: an error of the caller.
+        ValueError: `read_record` would reject the record; a bug of the caller.
         OSError: it cannot be written.
     """
     content = {"format": FORMAT, **asdict(record.info), "pieces": record.pieces, "output": record.output}
@@ -123,7 +123,7 @@ def read_record(folder: Path) -> Record:
     """The record in a run's folder.
 
     Raises:
-        FileNotFoundError, PermissionError: there is none, or it belongs to somebody else.
+        FileNotFoundError, PermissionError: there is none, or it belongs to another user.
         DamagedError: it is not what `write_record` wrote for this folder.
     """
     path = folder / NAME
@@ -166,6 +166,7 @@ def parse(content: object, folder_name: str) -> Record:
 
 
 def parse_info(found: dict) -> RunInfo:
+    """The `RunInfo` in its fields as JSON holds them; ValueError if one is invalid."""
     stem, identity, settled = found["stem"], found["identity"], found["settled"]
     keys, fps = found["keys"], found["fps"]
     require(isinstance(stem, str) and re.fullmatch(r"[^/\\\0]+", stem), "stem: must be a plain file name")
@@ -182,6 +183,7 @@ def parse_info(found: dict) -> RunInfo:
 
 
 def require_piece(piece: object, number: int) -> None:
+    """Raises ValueError unless this is the valid record of the piece with this number."""
     name = f"piece {number}"
     require(isinstance(piece, dict), f"{name}: must be an object")
     require(piece.get("name") == segment_name(number), f"{name}: name must be {segment_name(number)}")
@@ -208,7 +210,7 @@ def is_number(value: object) -> bool:
 
 
 def require_plain(value: object, depth: int = 0) -> None:
-    """ValueError for what is nested too deeply, and for numbers that no setting has."""
+    """Raises ValueError for data that is nested too deeply, and for numbers that no setting has."""
     require(depth <= MOST_NESTED, "nested too deeply")
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
@@ -220,5 +222,6 @@ def require_plain(value: object, depth: int = 0) -> None:
 
 
 def require(holds: object, reason: str) -> None:
+    """Raises ValueError(reason) unless `holds`."""
     if not holds:
         raise ValueError(reason)

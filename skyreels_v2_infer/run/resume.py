@@ -1,6 +1,6 @@
-"""Runs in the output folder that a new one can use: the interrupted one to resume, a kept one to take pieces from.
+"""Finding runs in the output folder: the interrupted one to resume, and a kept one to reuse pieces of.
 
-Runs are told apart by reading; only one that is about to be used is locked. Imports no torch.
+Runs are identified by reading; only one that is about to be used is locked. Imports no torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from skyreels_v2_infer.run.record import (
 )
 
 FOLDER = re.compile(rf".+-[0-9a-f]{{12}}(-[0-9]+)?{re.escape(SUFFIX)}", re.DOTALL)
-OTHER_VIDEO = {"script", "prompt", "seed"}  # runs that differ in one of these do not concern each other
+OTHER_VIDEO = {"script", "prompt", "seed"}  # runs that differ in one of these are unrelated
 SHOWN = 60  # characters of a setting in a message
 
 
@@ -65,15 +65,15 @@ def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> J
     """Opens the interrupted run of this identity; None if there is none of this prompt and seed.
 
     Args:
-        outdir: where the video will be.
-        stem: file name of the video without extension; without a seed, what it begins with.
-        identity: see `RunInfo`; a seed of None fits any.
+        outdir: folder of the finished video.
+        stem: file name of the video without extension; without a seed, the beginning of it.
+        identity: see `RunInfo`; a seed of None matches any.
         keep: the folder stays when the video is finished.
 
     Raises:
         BusyError: another process is working on the run.
         DamagedError: one of its files is missing or not as it was written.
-        InputError: the runs of this prompt and seed have other settings, which the message names.
+        InputError: the interrupted runs of this prompt and seed have other settings; names the differences.
     """
     sightings = [classify(folder, stem, identity) for folder in run_folders(outdir, stem, identity["seed"])]
     matches = [found for found in sightings if isinstance(found, Match)]
@@ -84,7 +84,7 @@ def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> J
         return opened
     if damaged:
         raise damaged[0]
-    # A run that goes on is left alone, whatever its settings.
+    # A run that another process works on is ignored, whatever its settings.
     different = [found for found in sightings if isinstance(found, Different) and not is_locked(found.folder / LOCK)]
     if different:
         raise other_settings(min(different, key=lambda found: len(found.changed)), identity)
@@ -92,14 +92,14 @@ def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> J
 
 
 def run_folders(outdir: Path, stem: str, seed: int | None = 0) -> list[Path]:
-    """Folders named as those of runs of this stem; without a seed, of all stems that begin so. No symbolic links."""
+    """Folders of runs of this stem, by name; without a seed, of all stems that begin with it. No symbolic links."""
     begins = stem if seed is None else f"{stem}-"
     found = outdir.glob(f"{glob.escape(begins)}*")
     return sorted(path for path in found if FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
 
 def classify(folder: Path, stem: str, identity: dict) -> Match | Different | DamagedError | None:
-    """What a run is to one of this stem and identity, found without locking it; None: it does not concern it."""
+    """How a run relates to one of this stem and identity, read without locking it; None: unrelated."""
     try:
         record = read_record(folder)
         changed = differences(record.info.identity, identity)
@@ -109,14 +109,14 @@ def classify(folder: Path, stem: str, identity: dict) -> Match | Different | Dam
     except FileNotFoundError:
         tidy_up(folder)
         return None
-    except OSError:  # somebody else's
+    except OSError:  # belongs to another user
         return None
-    except DamagedError as error:  # with a seed the folder's name says whose it is
+    except DamagedError as error:  # with a seed the folder's name identifies the run
         same = identity["seed"] is None or folder.name.startswith(f"{stem}-{digest_of(identity)}")
         return error if same else None
     if OTHER_VIDEO & set(changed) or not has_progress(folder, record):
         return None
-    # The folder may be left although it is not kept, if the run was killed after its video had got its name.
+    # The folder of a run that is not kept may remain, if the run was killed after publishing its video.
     if record.output is not None and (record.info.keep or published(folder, record) is not None):
         return None
     return Different(folder, record.info.identity, changed)
@@ -129,7 +129,7 @@ def tidy_up(folder: Path) -> None:
             return
         lock = take_lock(folder / LOCK)
         if lock is not None:
-            remove_beginning(folder)  # looks again, under the lock
+            remove_beginning(folder)  # checks again, under the lock
             os.close(lock)
 
 
@@ -137,10 +137,10 @@ def open_first(folders: list[Path], identity: dict, keep: bool, damaged: list[Da
     """Opens the first of these runs that no other process works on; None if none of them can be used.
 
     Args:
-        damaged: those that turn out to be are added here.
+        damaged: errors of damaged runs are appended here.
 
     Raises:
-        BusyError: those that can be used are in use.
+        BusyError: other processes work on all usable ones.
     """
     deadline = time.monotonic() + PATIENCE
     busy = list(folders)
@@ -155,10 +155,10 @@ def open_first(folders: list[Path], identity: dict, keep: bool, damaged: list[Da
                     return journal
             except DamagedError as error:
                 damaged.append(error)
-            except OSError:  # removed meanwhile, or somebody else's
+            except OSError:  # removed meanwhile, or belongs to another user
                 pass
             busy.remove(folder)
-        # A process with other settings holds a lock only while it looks at it.
+        # A process with other settings holds a lock only briefly, to inspect the run.
         if busy and time.monotonic() > deadline:
             raise BusyError(busy[0])
         if busy:
@@ -167,10 +167,10 @@ def open_first(folders: list[Path], identity: dict, keep: bool, damaged: list[Da
 
 
 def open_locked(folder: Path, lock: int, identity: dict, keep: bool) -> Journal | None:
-    """Opens a run whose lock is taken; None, and the lock is released, if it is another one by now."""
+    """Opens a run whose lock is taken; if it is another run by now, releases the lock and returns None."""
     journal = None
     try:
-        record = read_record(folder)  # again: until the lock was taken it may have changed
+        record = read_record(folder)  # again: it may have changed before the lock was taken
         if not differences(record.info.identity, identity):
             record.info = replace(record.info, keep=record.info.keep or keep)
             journal = Journal.reopen(folder, lock, record)
@@ -184,11 +184,11 @@ def open_locked(folder: Path, lock: int, identity: dict, keep: bool) -> Journal 
 
 
 def adopt_pieces(journal: Journal, history: Sequence[int]) -> int:
-    """Takes over the first pieces of a kept run, as many as both runs have in common -> how many.
+    """Reuses the first pieces of a kept run, as many as both runs have in common -> their number.
 
     Args:
         journal: of a run without pieces.
-        history: for every piece, the frames (or latents) before it with which its window continues.
+        history: for every piece, the number of frames (or latents) that its window starts from.
     """
     best, count = None, 0
     for run in other_runs(journal):
@@ -203,7 +203,7 @@ def adopt_pieces(journal: Journal, history: Sequence[int]) -> int:
     try:
         for name in names:
             link_or_copy(folder / name, journal.folder / name)
-    except FileNotFoundError:  # removed meanwhile; what is here already gets replaced, or goes with the folder
+    except FileNotFoundError:  # removed meanwhile; files linked so far are replaced, or removed with the folder
         return 0
     journal.extend(record.pieces[:count])
     return count
@@ -219,7 +219,7 @@ def other_runs(journal: Journal) -> Iterator[tuple[Path, Record]]:
 
 
 def usable_pieces(journal: Journal, folder: Path, record: Record, history: Sequence[int]) -> int:
-    """How many of another run's first pieces are those of this run, are intact, and can be continued."""
+    """How many of another run's first pieces this run shares, are intact, and can be continued."""
     count = 0
     for mine, theirs in zip(journal.info.keys, record.info.keys[: len(record.pieces)], strict=False):
         if mine != theirs or damaged_files(folder, count, record):
@@ -234,19 +234,20 @@ def usable_pieces(journal: Journal, folder: Path, record: Record, history: Seque
 
 
 def differences(found: dict, wanted: dict) -> list[str]:
-    """The settings in which two identities differ; a wanted seed of None fits any."""
+    """Names of the settings in which two identities differ; a wanted seed of None matches any."""
     compared = [name for name in wanted | found if name != "seed" or wanted["seed"] is not None]
     return [name for name in compared if found.get(name) != wanted.get(name)]
 
 
 def other_settings(run: Different, identity: dict) -> InputError:
+    """The error that names the differences from an interrupted run."""
     shown = [(name, *apart(run.found.get(name), identity.get(name))) for name in run.changed]
     names = "; ".join(f"--{name} was {was}, now is {now}" for name, was, now in shown)
     return InputError("resume", None, f"the interrupted run in {run.folder} has other settings: {names}")
 
 
 def apart(one: object, other: object) -> tuple[str, str]:
-    """Two values of a setting for a message: of long ones the part that differs, of several files those that do."""
+    """Two values of a setting, shortened to where they differ; of several files only those that differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = [name for name in one | other if one.get(name) != other.get(name)]
         one, other = ({name: value[name] for name in names if name in value} for value in (one, other))

@@ -1,9 +1,9 @@
-"""A session: the processes, the device, the loaded model and its kernels. It makes one video after another."""
+"""A session: processes, device, loaded model and compiled kernels. It makes one video after another."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.plan import LoraPlan, Plan
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.run.worker import Worker
@@ -24,18 +24,24 @@ if TYPE_CHECKING:
     from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
     from skyreels_v2_infer.runtime import Placement
 
-KNOWN_FPS = (16, 24)  # the frame rates that the models were trained with
+KNOWN_FPS = (16, 24)  # frame rates of the training videos
 
 
 class Session:
-    """Everything that is expensive to set up, for any number of videos.
+    """Holds everything that is expensive to set up, for any number of videos.
 
     Args:
         checkpoint: the model's files; loaded when the first video is made.
         place: device and precision.
         team: the processes that share the work.
-        offload: keep weights in the host's memory, and on the device only what computes now.
-        check: called now and then; raises when the process is to end.
+        offload: keep weights in host memory, and on the device only the module that computes.
+        vae_dtype: of the VAE, by name.
+        attention: the requested kernel, or "auto".
+        loras: files and strengths.
+        loras_change: whether strengths differ between windows.
+        compiled: compile the transformer's blocks.
+        quantize: round the blocks' weights to "fp8" or "int8". dequantize: expand stored quantised weights once.
+        check: called regularly; raises once the process has to stop.
     """
 
     def __init__(
@@ -45,30 +51,46 @@ class Session:
         team: Team,
         *,
         offload: bool = False,
+        vae_dtype: str = "float32",
+        attention: str = "auto",
+        loras: Sequence[LoraPlan] = (),
+        loras_change: bool = False,
+        compiled: bool = False,
+        quantize: str | None = None,
+        dequantize: bool = False,
         check: Callable[[], object] = lambda: None,
     ):
-        self.checkpoint, self.place, self.team = checkpoint, place, team
-        self.offload, self.check = offload, check
+        self.checkpoint, self.place, self.team, self.check = checkpoint, place, team, check
+        self.offload, self.vae_dtype, self.compiled = offload, vae_dtype, compiled
+        self.loras, self.loras_change = loras, loras_change
+        self.quantize, self.dequantize = quantize, dequantize
+        from skyreels_v2_infer.modules.attention import choose_attention
+
+        config = checkpoint.transformer_config
+        self.attention = choose_attention(
+            place.device, place.dtype, config["dim"] // config["num_heads"], attention, say
+        )
         self.loading = 0.0  # seconds
         self._pipeline: VideoPipeline | None = None
         self._ranks: dict[Layout, Ranks] = {}
 
     def make(self, plan: Plan, inputs: Inputs, video: Video | None) -> Path | None:
-        """Makes one video, or what is left of an interrupted one.
+        """Makes one video, or the rest of an interrupted one.
 
         Args:
             plan: with a seed.
-            inputs: what the plan says is given.
-            video: its files; None on other ranks than the first.
+            inputs: the images and frames that the plan uses.
+            video: its files; None on all ranks but the first.
 
         Returns:
-            the video's path; None on other ranks than the first.
+            the video's path; None on all ranks but the first.
         """
         resume = self._resume(self.team.same(None if video is None else video.state()))
         self.load()
         hooks = self._hooks(plan)
         parts = self.execute(plan, inputs, resume, hooks)
         if video is not None:
+            video.add_details(self.details())
             return self._write(parts, video, resume.latents is not None)
         for _ in parts:
             self.check()
@@ -87,56 +109,81 @@ class Session:
         window, *arrays = state
         return Resume(window, *(None if array is None else torch.from_numpy(array) for array in arrays))
 
+    def details(self) -> dict:
+        """Fields for the manifest: attention kernel, compilation, and a report for each LoRA."""
+        found: dict = {"attention": str(self.attention), "compiled": self.compiled}
+        if self.loras:
+            found["loras"] = [report.as_dict() for report in self.lora_reports]
+        return found
+
     def load(self) -> None:
-        """Loads the model, if no video was made before."""
+        """Loads the model, unless it is loaded."""
         if self._pipeline is not None:
             return
         from tqdm import tqdm
 
         from skyreels_v2_infer import pipelines
-        from skyreels_v2_infer.runtime import has_bfloat16
+        from skyreels_v2_infer.runtime import DTYPES, has_bfloat16
 
         kind = "Image2VideoPipeline" if self.checkpoint.is_image_to_video else "DiffusionForcingPipeline"
         model, began = self.checkpoint.model_id, time.perf_counter()
-        # Gone again when it is done: a checkpoint that does not fit is refused in one line.
+        # The bar disappears at the end, so that a checkpoint that does not fit is reported in a single line.
         with tqdm(desc=f"loading {model}", bar_format="{desc}", leave=False, disable=silent()):
-            self._pipeline = getattr(pipelines, kind)(self.checkpoint, device=self.place, offload=self.offload)
+            self._pipeline = getattr(pipelines, kind)(
+                self.checkpoint,
+                device=self.place,
+                offload=self.offload,
+                vae_dtype=DTYPES[self.vae_dtype],
+                loras=[(lora.path, lora.strength) for lora in self.loras],
+                loras_change=self.loras_change,
+                compiled=self.compiled,
+                quantize=self.quantize,
+                dequantize=self.dequantize,
+            )
         self.loading = time.perf_counter() - began
         dtype = str(self.place.dtype).removeprefix("torch.")
         say(f"loaded {model} on {self.place.device} in {dtype}, {self.loading:.1f} s")
+        if self.place.device.type == "cuda":
+            say(f"attention: {self.attention}; blocks {'compiled' if self.compiled else 'not compiled'}")
+        for report in self.lora_reports:
+            say(report.line())
         if dtype == "bfloat16" and not has_bfloat16(self.place.device):
-            say("--dtype bfloat16: this GPU has no fast attention in it, only one that takes much memory; try float16")
+            say("--dtype bfloat16: this GPU has no fast attention for it, only one that needs much memory; try float16")
+
+    @property
+    def lora_reports(self) -> list:
+        """For each LoRA a report of matched tensors, and of skipped ones with the reason."""
+        return [] if self._pipeline.loras is None else self._pipeline.loras.reports
 
     def _hooks(self, plan: Plan) -> Hooks:
         from skyreels_v2_infer.modules.caches.teacache import TeaCache
         from skyreels_v2_infer.pipelines.hooks import Hooks
 
         if self._pipeline.transformer.inject_sample_info and plan.fps not in KNOWN_FPS:
-            say(f"--fps {plan.fps}: this model was trained at 16 and 24 and gets 24; the video plays at {plan.fps}")
+            say(f"--fps {plan.fps}: this model knows 16 and 24 and gets 24 as input; the video plays at {plan.fps}")
         cache = plan.cache and TeaCache(plan.cache.threshold, plan.cache.coefficients, plan.cache.use_ret_steps)
         return Hooks(partial(show_rows, self.check), cache, self._shared(plan.sharing or Layout()))
 
     def _shared(self, layout: Layout) -> Ranks:
-        """How the ranks share a video; set up once for each layout."""
+        """The callables with which ranks share a video; set up once per layout."""
         from skyreels_v2_infer.pipelines.hooks import Ranks
 
         if layout not in self._ranks:
+            self._ranks[layout] = Ranks.of(self.team.share(layout, self.attention))
             if layout.ranks == 1:
-                self._ranks[layout] = Ranks()
                 return self._ranks[layout]
-            self._ranks[layout] = Ranks.of(self.team.share(layout))
-            halves = "prompt and negative prompt side by side, " if layout.guidance == 2 else ""
+            halves = "conditional and unconditional pass in parallel, " if layout.guidance == 2 else ""
             say(f"{layout.ranks} processes: {halves}each frame over {layout.ulysses} (ulysses) x {layout.ring} (ring)")
         return self._ranks[layout]
 
     def _write(self, parts: Iterator[Finished], video: Video, denoised: bool) -> Path:
-        """Writes what is finished, beside the computation of what follows.
+        """Writes finished windows while the following frames are computed.
 
-        A window's latents are kept before it is decoded; frames are converted, measured and encoded by another thread
-        while the next are decoded or denoised.
+        A worker thread stores a window's latents before the window is decoded, and converts, measures and encodes its
+        frames while the next frames are decoded and the next window is denoised.
 
         Args:
-            denoised: latents of the first window are on the disk already.
+            denoised: whether the first window's latents are on the disk already.
         """
         from tqdm import tqdm
 
@@ -165,14 +212,21 @@ class Session:
 
 
 def keep_latents(video: Video, latents) -> None:
+    """Copies a window's latents to the host and stores them."""
     video.journal.keep_latents(latents.cpu().numpy())
 
 
 def on_host(frames) -> Callable:
-    """uint8 ``[t, H, W, 3]`` of the first of ``[B, 3, t, H, W]``, to be fetched by another thread.
+    """Returns a function for another thread that returns frames on the host.
 
-    On a GPU the copy is queued here, behind the work that makes the frames, so that fetching does not wait for work
-    that is queued later.
+    On a GPU the copy is queued now, right behind the work that makes the frames, so that the other thread does not wait
+    for work that is queued later.
+
+    Args:
+        frames: float32 ``[B, 3, t, H, W]`` in -1..1.
+
+    Returns:
+        ``() -> uint8 [t, H, W, 3]``, the frames of the first video of the batch.
     """
     import torch
 
@@ -195,7 +249,7 @@ def on_host(frames) -> Callable:
 
 @contextmanager
 def show_rows(check: Callable[[], None], window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
-    """A progress bar for a window where stderr is a terminal, and a line when it is done."""
+    """Context manager that shows a window's progress: a bar if stderr is a terminal, and a line at the end."""
     from tqdm import tqdm
 
     name = f"window {window + 1}/{windows}"

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, and the exit codes that belong to them."""
+"""SIGINT and SIGTERM, and their exit codes."""
 
 import os
 import signal
@@ -10,14 +10,13 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 class Interrupts:
-    """SIGINT and SIGTERM raise KeyboardInterrupt where they arrive, so that files are tidied up on the way out.
+    """Context manager in which SIGINT and SIGTERM raise KeyboardInterrupt, so that files are cleaned up.
 
-    Python drops an exception that is raised in a finalizer, so long work calls `check` now and then, which raises again
-    what was dropped. A second signal ends the process at once, also in the middle of a native operation, where no
-    handler runs.
+    Python drops an exception that is raised in a finalizer, so long work calls `check` regularly, which raises again.
+    A second signal ends the process at once, even inside a native operation, where no Python handler runs.
 
     Attributes:
-        code: the exit code for the signal that has arrived; None: none has.
+        code: exit code for the signal that has arrived; None: no signal.
     """
 
     CODES = MappingProxyType({signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED})
@@ -54,5 +53,6 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal has arrived."""
         if self.code is not None:
             raise KeyboardInterrupt

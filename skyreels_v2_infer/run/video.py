@@ -1,4 +1,4 @@
-"""The files of one video that is being made: its journal, and what the manifest says of it."""
+"""The files of one video while it is made: journal, manifest and preview."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from skyreels_v2_infer.run.manifest import peak_memory, rounded
 if TYPE_CHECKING:
     import numpy as np
 
-OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # in the manifest
+OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # fields of a piece in the manifest
 
 
 class Video:
-    """One video on its way; first rank only.
+    """Writes one video; first rank only.
 
     Args:
         journal: its pieces on the disk.
         about: the part of the manifest that is known beforehand, see `manifest.describe`.
-        plan: what is made.
-        with_preview: a picture goes beside the video.
+        plan: the plan that is executed.
+        with_preview: whether to write a preview beside the video.
 
     Attributes:
         path: of the finished video; None before.
-        prefix: pieces before the first window: 1 where a video is continued, else 0.
-        pieces: how many it will have, one for each window and those before.
+        prefix: number of pieces before the first window: 1 if a video is continued, else 0.
+        pieces: number of pieces of the finished video: `prefix` and one for each window.
     """
 
     def __init__(self, journal: Journal, about: dict, plan: Plan, with_preview: bool):
@@ -47,20 +47,25 @@ class Video:
         self._began, self._frames = time.perf_counter(), 0
         self._writing = ExitStack()
         self._writer = self._look = None
+        self._details: dict = {}
+
+    def add_details(self, details: dict) -> None:
+        """Adds to the manifest what is known once the model is loaded."""
+        self._details = details
 
     def state(self) -> tuple[int, np.ndarray | None, np.ndarray | None] | None:
-        """(window, latents if it is denoised, history) from which the run resumes; None: from the beginning."""
+        """(window, its latents if it is denoised, history) to resume from; None: from the beginning."""
         done = len(self.journal.pieces)
         latents, history = self.journal.state()
         return (done - self.prefix, latents, history) if done or latents is not None else None
 
     @property
     def is_complete(self) -> bool:
-        """Whether only the joining of the pieces is left."""
+        """Whether all pieces are done and only have to be joined."""
         return len(self.journal.pieces) == self.pieces
 
     def add_source(self, source: Source, newest: np.ndarray) -> None:
-        """The video that is continued becomes the first piece.
+        """Makes the video that is continued the first piece.
 
         Args:
             newest: float32 ``[1, 3, t, H, W]`` in -1..1, its newest frames.
@@ -68,20 +73,21 @@ class Video:
         self._end(self.journal.place(source.segment), source.look, newest, {})
 
     def begin_piece(self) -> None:
+        """Opens the segment of the next piece."""
         self._look = Look()
         self._writer = self._writing.enter_context(self.journal.segment(*self.form))
 
     def write(self, fetch: Callable[[], np.ndarray]) -> None:
-        """Appends uint8 frames ``[t, H, W, 3]``."""
+        """Appends the frames that `fetch` returns, uint8 ``[t, H, W, 3]``."""
         frames = fetch()
         self._writer.write(frames)
         self._look.add(frames)
 
     def end_piece(self, state: np.ndarray | None, seconds: dict[str, float]) -> None:
-        """Closes the piece, which is done once this returns.
+        """Closes the piece and records it as finished.
 
         Args:
-            state: of the history behind it; None where no window could follow.
+            state: of the history after it; None where no window could follow.
             seconds: spent on it, by stage.
         """
         self._writing.close()
@@ -97,7 +103,7 @@ class Video:
         self._frames += look.frames
 
     def _seam(self, ends) -> float:
-        """How much the picture changes from the piece before to this one, 0 to 1."""
+        """Mean difference between the last frame of the piece before and the first of this one, 0 to 1."""
         number = len(self.journal.pieces)
         if not number:
             return 0.0
@@ -110,23 +116,23 @@ class Video:
             writer.give_up()
 
     def give_up_piece(self) -> None:
-        """Removes the piece at hand, if it is not done."""
+        """Removes the current piece if it is not finished."""
         if self._writer is not None:
             with suppress(GivenUp), self._writing:
                 raise GivenUp
             self._writer = None
 
     def finish(self, loading: float = 0.0) -> Path:
-        """Joins the pieces, with the manifest and the preview -> the video's path.
+        """Joins the pieces and writes manifest and preview -> the video's path.
 
         Args:
-            loading: seconds.
+            loading: seconds that loading the model took.
         """
         journal = self.journal
         pieces = [{name: piece[name] for name in OF_A_PIECE} for piece in journal.pieces]
         lasting = self.about | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
         seconds = {"loading": loading, "total": time.perf_counter() - self._began}
-        manifest = self.about | {"pieces": pieces, "asked": asked_for(journal.identity)}
+        manifest = self.about | {"pieces": pieces, "asked": asked_for(journal.identity), "details": self._details}
         manifest |= {"seconds": rounded(seconds), "peak_memory_gib": peak_memory()}
         firsts = [sum(piece["frames"] for piece in pieces[:i]) for i in range(len(pieces))]
         total = sum(piece["frames"] for piece in pieces)
@@ -144,7 +150,7 @@ class Video:
         return self.path
 
     def left(self) -> str:
-        """What is kept if the run ends now, for a message."""
+        """For messages: what survives if the run stops here."""
         if self.path is not None:
             return f"the video is complete: {self.path}"
         if not self.journal.worth_keeping:
@@ -155,4 +161,4 @@ class Video:
 
 
 class GivenUp(Exception):
-    """Leaves the block of a piece's writer, which then removes its file."""
+    """Raised inside a piece's writer so that it removes its file."""

@@ -1,4 +1,4 @@
-"""One thread that does work in order, beside the computation."""
+"""A thread that runs tasks in order while the main thread computes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-GRACE = 1.5  # seconds for the task at hand to end by itself
+GRACE = 1.5  # seconds for the current task to end by itself
 
 
 class Worker:
-    """Runs tasks one after the other in a thread of its own; an error in one ends the rest and comes out here.
+    """Runs tasks one after the other in its own thread. An error in one drops the rest and is raised by the next call.
 
     Args:
-        ahead: how many tasks may wait.
+        ahead: largest number of waiting tasks.
     """
 
     def __init__(self, ahead: int = 8):
@@ -46,30 +46,30 @@ class Worker:
                 return
 
     def put(self, task: Callable[[], object]) -> None:
-        """Adds a task; waits while too many do. Raises the error of an earlier task."""
+        """Adds a task, after waiting until fewer than `ahead` wait. Raises the error of an earlier task."""
         self._wait(lambda: len(self._tasks) < self.ahead)
         with self._changed:
             self._tasks.append(task)
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Waits until all tasks are done. Raises the error of one."""
+        """Waits until all tasks are done. Raises the error of a task."""
         self._wait(lambda: not self._tasks and not self._busy)
         self.close()
 
     def _wait(self, until: Callable[[], bool]) -> None:
         with self._changed:
-            # Woken now and then, so that a signal's exception, which Python raises between two waits, gets through.
+            # With a timeout, since Python raises a signal's exception only between two waits.
             while not self._changed.wait_for(lambda: self.error is not None or until(), timeout=0.5):
                 pass
         if self.error is not None:
             raise self.error
 
     def close(self, give_up: Callable[[], object] = lambda: None) -> None:
-        """Drops what waits, and returns when the task at hand has ended.
+        """Drops waiting tasks, and returns when the current one has ended.
 
         Args:
-            give_up: called if that takes more than `GRACE`: makes the task fail.
+            give_up: called if that takes longer than `GRACE`; makes the current task fail.
         """
         with self._changed:
             self._tasks.clear()

@@ -21,7 +21,22 @@ DIFFUSERS_FIELDS = {
 }
 REQUIRED = ["dim", "ffn_dim", "num_heads", "num_layers"]
 SIZES = [*REQUIRED, "in_dim", "out_dim", "freq_dim", "text_dim", "text_len", "img_dim"]
+LARGEST = 2**24  # of any size
+FLAGS = ["cross_attn_norm", "inject_sample_info"]
+KNOWN = {*SIZES, *FLAGS, "eps", "model_type"}
 IN_DIMS = {"t2v": 16, "i2v": 36}  # noise; noise + 4 mask channels + 16 image latent channels
+
+
+def is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
+def shown(value: object) -> str:
+    """A value of a config.json for a message, shortened."""
+    try:
+        return json.dumps(value, default=str)[:80]
+    except (ValueError, RecursionError):  # more digits than Python writes; too deeply nested
+        return f"a {type(value).__name__}"
 
 
 def transformer_arguments(config: dict, model_id: object) -> dict:
@@ -32,16 +47,22 @@ def transformer_arguments(config: dict, model_id: object) -> dict:
     """
     for name, legal in FIXED.items():
         if name in config and config[name] not in legal:
-            value, only = json.dumps(config[name]), json.dumps(legal[0])
+            value, only = shown(config[name]), json.dumps(legal[0])
             raise refusal(model_id, f"config.json has {name} {value}; only {only} is supported")
-    ours = {DIFFUSERS_FIELDS.get(name, name): value for name, value in config.items() if name[0] != "_"}
-    ours = {name: value for name, value in ours.items() if name not in FIXED and value is not None}
-    head_dim = ours.pop("attention_head_dim", None)
+    ours = {DIFFUSERS_FIELDS.get(name, name): value for name, value in config.items() if name[:1] != "_"}
+    head_dim = ours.get("attention_head_dim")
+    ours = {name: value for name, value in ours.items() if name in KNOWN and value is not None}
     if isinstance(head_dim, int) and isinstance(ours.get("num_heads"), int):
         ours["dim"] = head_dim * ours["num_heads"]
     for name in SIZES:
-        if name in ours and (not isinstance(ours[name], int) or isinstance(ours[name], bool) or ours[name] < 1):
-            raise refusal(model_id, f"config.json has {name} {json.dumps(ours[name])}; it must be a positive integer")
+        if name in ours and not is_size(ours[name]):
+            value = shown(ours[name])
+            raise refusal(model_id, f"config.json has {name} {value}; it must be a positive integer up to {LARGEST:,}")
+    for name in FLAGS:
+        if name in ours and not isinstance(ours[name], bool):
+            raise refusal(model_id, f"config.json has {name} {shown(ours[name])}; it must be true or false")
+    if "eps" in ours and not (isinstance(ours["eps"], float) and 0 < ours["eps"] < 1):
+        raise refusal(model_id, f"config.json has eps {shown(ours['eps'])}; it must be above 0 and below 1")
     lacking = [name for name in REQUIRED if name not in ours]
     if lacking:
         raise refusal(model_id, f"config.json is no SkyReels-V2 transformer's: it lacks {', '.join(lacking)}")
@@ -50,9 +71,9 @@ def transformer_arguments(config: dict, model_id: object) -> dict:
         raise refusal(model_id, f"config.json has dim {ours['dim']}; it must be {heads}")
     in_dim = ours.setdefault("in_dim", IN_DIMS["t2v"])
     kind = ours.setdefault("model_type", "i2v" if in_dim == IN_DIMS["i2v"] else "t2v")
-    if IN_DIMS.get(kind) != in_dim:
+    if not isinstance(kind, str) or IN_DIMS.get(kind) != in_dim:
         legal = " or ".join(f"{name!r} with {channels}" for name, channels in IN_DIMS.items())
-        raise refusal(model_id, f"config.json has model_type {kind!r} with in_dim {in_dim}, must be {legal}")
+        raise refusal(model_id, f"config.json has model_type {shown(kind)} with in_dim {in_dim}, must be {legal}")
     return ours
 
 

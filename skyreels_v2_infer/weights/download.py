@@ -1,12 +1,51 @@
 """The folder of a model: a local one, or one from the Hugging Face hub, downloaded into the hub's cache."""
 
 import os
+import re
 from pathlib import Path
 
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.plan.models import HUB_ID
 from skyreels_v2_infer.weights.config import config_in
-from skyreels_v2_infer.weights.layouts import CONFIG_FILES, DOWNLOADS, PARTS, layout_of, own_class, refusal
+from skyreels_v2_infer.weights.headers import check_regular
+from skyreels_v2_infer.weights.layouts import CONFIG_FILES, DOWNLOADS, PARTS, argument_of, layout_of, own_class, refusal
+from skyreels_v2_infer.weights.tensor_files import SUFFIXES
+
+HUB_FILE = re.compile(rf"({HUB_ID.pattern})/(.+\.\w+)")
+
+
+def local_file(model_id: str | Path) -> Path | None:
+    """The file that model_id names, one of the hub (``owner/name/path/to/file``) downloaded; None: it names no file.
+
+    Raises:
+        InputError: what it names is neither file nor folder, or is not on the hub.
+        OSError: the download failed; calling again resumes it.
+    """
+    path = Path(model_id).expanduser()
+    if not str(model_id).strip() or os.path.isdir(path):
+        return None
+    if os.path.exists(path):
+        check_regular(path, model_id)
+        return path
+    match = HUB_FILE.fullmatch(str(model_id))
+    if match is None or path.suffix.lower() not in SUFFIXES:
+        return None
+    return fetch(match[1], [match[2]], model_id) / match[2]
+
+
+def snapshot_of(folder: Path) -> Path:
+    """A folder as it is; of a model's folder in the hub's cache (``models--owner--name``) its snapshot.
+
+    That is the one that ``refs/main`` names, or else the newest.
+    """
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir() or layout_of(folder) == "diffusers" or (folder / "config.json").is_file():
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file() and (found := snapshots / main.read_text(errors="replace")[:100].strip()).is_dir():
+        return found
+    found = [place for place in snapshots.iterdir() if place.is_dir()]
+    return max(found, key=lambda place: place.stat().st_mtime) if found else folder
 
 
 def local_folder(model_id: str | Path) -> Path | None:
@@ -18,7 +57,7 @@ def local_folder(model_id: str | Path) -> Path | None:
     path = Path(model_id).expanduser()
     # os.path.isdir returns False for a path that is too long; Path.is_dir raises OSError.
     if str(model_id).strip() and os.path.isdir(path):
-        return path
+        return snapshot_of(path)
     if str(model_id).strip() and os.path.exists(path):
         raise refusal(model_id, "is a file; a checkpoint is a folder")
     if not HUB_ID.fullmatch(str(model_id)):
@@ -38,22 +77,26 @@ def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
     """
     folder = local_folder(model_id)
     if folder is None:
-        folder = fetch(str(model_id), CONFIG_FILES)
+        folder = fetch(str(model_id), CONFIG_FILES, model_id)
         config = config_in(folder, model_id)
         wanted = [part for part in parts if part != "image_encoder" or config["model_type"] == "i2v"]
         # A repository that holds only a transformer has its files at the top level, like the original layout.
         files = DOWNLOADS["original" if own_class(folder) else layout_of(folder)]
-        folder = fetch(str(model_id), [pattern for part in wanted for pattern in files[part]])
+        folder = fetch(str(model_id), [pattern for part in wanted for pattern in files[part]], model_id)
     return str(folder)
 
 
-def fetch(model_id: str, patterns: list[str]) -> Path:
-    """Downloads the files of a hub model that match the patterns; returns the snapshot's folder."""
+def fetch(name: str, patterns: list[str], model_id: object) -> Path:
+    """Downloads the files of a hub model (``owner/name``) that match the patterns; returns the snapshot's folder.
+
+    Args:
+        model_id: as the user gave it, for messages.
+    """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except errors.GatedRepoError as error:
         reason = "its authors grant access on request: ask at its page on the hub, then log in with `hf auth login`"
         raise refusal(model_id, f"cannot be downloaded: {reason}") from error
@@ -65,6 +108,6 @@ def fetch(model_id: str, patterns: list[str]) -> Path:
             reason = "neither a folder here nor downloaded before, and HF_HUB_OFFLINE keeps it from being downloaded"
             raise refusal(model_id, reason) from error
         reason = "no such folder, and the Hugging Face hub cannot be reached"
-        raise OSError(f"--model_id {model_id}: {reason} ({first_line(error)})") from error
+        raise OSError(f"--{argument_of(model_id)} {model_id}: {reason} ({first_line(error)})") from error
     except Exception as error:  # network and disk errors of any type
-        raise OSError(f"--model_id {model_id} cannot be downloaded: {first_line(error)}") from error
+        raise OSError(f"--{argument_of(model_id)} {model_id} cannot be downloaded: {first_line(error)}") from error

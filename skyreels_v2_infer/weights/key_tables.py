@@ -8,6 +8,8 @@ Source of the names: ``SkyReelsV2Transformer3DModel`` and ``AutoencoderKLWan`` o
 """
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 Table = list[tuple[str, str]]
 
@@ -91,6 +93,19 @@ ORIGINAL_TEXT_ENCODER: Table = [
     (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
 ]
 
+# GGUF files of llama.cpp -> UMT5EncoderModel
+LLAMA_TEXT_ENCODER: Table = [
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (r"^enc\.blk\.(\d+)\.attn_rel_b\.", r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias."),
+    (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+]
+
 # The token embedding is tied: a file may contain it under either name, or under both.
 DIFFUSERS_TEXT_ENCODER: Table = [(r"^encoder\.embed_tokens\.", "shared.")]
 
@@ -125,6 +140,74 @@ DIFFUSERS_IMAGE_ENCODER_UNUSED = [
     r"^(vision_model\.)?embeddings\.position_ids$",
     r"^visual_projection\.",
 ]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the tensors of one part are named in one kind of file.
+
+    Attributes:
+        name: of the layout that has these names: ``"original"``, ``"diffusers"`` or ``"llama.cpp"``.
+        anchor: a tensor that every file of this style has, and that no file of another style or part has.
+        table: renames its tensors to our parameters.
+        unused: patterns of tensors that are not loaded; ``{last}`` stands for the number of the last layer.
+    """
+
+    name: str
+    anchor: str
+    table: Table
+    unused: Iterable[str] = ()
+
+
+STYLES: dict[str, tuple[Style, ...]] = {
+    "transformer": (
+        Style("original", "time_embedding.0.weight", []),
+        Style("diffusers", "condition_embedder.time_embedder.linear_1.weight", DIFFUSERS_TRANSFORMER),
+    ),
+    "vae": (
+        Style("original", "decoder.middle.0.residual.0.gamma", []),
+        Style("diffusers", "decoder.mid_block.resnets.0.norm1.gamma", diffusers_vae()),
+    ),
+    "text_encoder": (
+        Style("original", "blocks.0.attn.q.weight", ORIGINAL_TEXT_ENCODER),
+        Style("diffusers", "encoder.block.0.layer.0.SelfAttention.q.weight", DIFFUSERS_TEXT_ENCODER),
+        Style("llama.cpp", "enc.blk.0.attn_q.weight", LLAMA_TEXT_ENCODER),
+    ),
+    "image_encoder": (
+        Style(
+            "original", "visual.patch_embedding.weight", ORIGINAL_IMAGE_ENCODER, tuple(ORIGINAL_IMAGE_ENCODER_UNUSED)
+        ),
+        *(
+            Style("diffusers", anchor, DIFFUSERS_IMAGE_ENCODER, tuple(DIFFUSERS_IMAGE_ENCODER_UNUSED))
+            for anchor in (
+                "vision_model.embeddings.patch_embedding.weight",
+                "embeddings.patch_embedding.weight",
+            )
+        ),
+    ),
+}
+
+# What may stand before all names of a part: in single files of ComfyUI and of trainers, and in files of whole models.
+PREFIXES = {
+    "transformer": ("", "model.diffusion_model.", "diffusion_model.", "model.", "net."),
+    "vae": ("", "first_stage_model.", "vae.", "model."),
+    "text_encoder": ("", "text_encoders.umt5xxl.transformer.", "model."),
+    "image_encoder": ("", "clip_vision."),
+}
+# Beginnings of the other parts' names in a file of a whole model.
+OTHER_PARTS = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "vae.",
+    "text_encoders.",
+    "cond_stage_model.",
+    "clip_vision.",
+)
+
+# Tensors that say what a file is and are no weights.
+MARKERS = re.compile(r"^(scaled_fp8|spiece_model|model_type\..+)$")
+# What a LoRA's names contain.
+LORA = re.compile(r"\.?(lora_[AB]|lora_(up|down)|lora\.(up|down)|lokr_w\d|hada_w\d_[ab]|diff(_[bm])?|alpha)(\.|$)")
 
 
 def renamed(name: str, table: Table) -> str:

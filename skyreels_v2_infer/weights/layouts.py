@@ -22,6 +22,7 @@ ORIGINAL_FILES = {
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")  # either is enough
 WEIGHT_STEMS = ("model", "diffusion_pytorch_model")
+JSON_LIMIT = 2**28  # bytes; umT5's tokenizer.json has 17 MB
 DIFFUSERS_CLASSES = {"SkyReelsV2Transformer3DModel": "transformer", "AutoencoderKLWan": "vae"}
 
 CONFIG_FILES = ["config.json", "model_index.json", "transformer/config.json"]
@@ -38,9 +39,26 @@ DOWNLOADS = {
 }
 
 
+class Given(str):
+    """A path or id that the user gave, with the argument that it was given as, for messages.
+
+    Where a function takes a `model_id`, a plain string or path counts as given as ``model_id``.
+    """
+
+    def __new__(cls, value: object, name: str = "model_id"):
+        given = super().__new__(cls, value)
+        given.argument = name
+        return given
+
+
+def argument_of(model_id: object) -> str:
+    """The argument that a path or id was given as."""
+    return model_id.argument if isinstance(model_id, Given) else "model_id"
+
+
 def refusal(model_id: object, reason: str) -> InputError:
     """The `InputError` for a checkpoint: `model_id` as the user gave it, and the reason."""
-    return InputError("model_id", model_id, reason)
+    return InputError(argument_of(model_id), model_id, reason)
 
 
 @dataclass(frozen=True)
@@ -61,16 +79,25 @@ def layout_of(folder: Path) -> str:
 def own_class(folder: Path) -> str | None:
     """The part of the diffusers layout that the folder itself is, by its config.json; None if it is not a part."""
     try:
-        return DIFFUSERS_CLASSES.get(json.loads((folder / "config.json").read_bytes())["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return DIFFUSERS_CLASSES.get(parse_json(folder / "config.json")["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # reported by `read_json` if this config.json is needed
+
+
+def parse_json(file: Path) -> object:
+    """The content of a json file, which must be a regular one (a pipe would wait for ever) of bounded size."""
+    if not file.is_file():
+        raise OSError("not a regular file")
+    if (size := file.stat().st_size) > JSON_LIMIT:
+        raise ValueError(f"{size:,} bytes; at most {JSON_LIMIT:,} are read")
+    return json.loads(file.read_bytes())
 
 
 def read_json(file: Path, shown: str, model_id: object) -> dict:
     """The json object in a file; an `InputError` that calls the file `shown` if there is none."""
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+        content = parse_json(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise refusal(model_id, f"{shown} cannot be read as json: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise refusal(model_id, f"{shown} must hold a json object, not {type(content).__name__}")

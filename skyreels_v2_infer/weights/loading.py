@@ -2,34 +2,42 @@
 
 Names and shapes are compared before any weight is read. Files are memory-mapped: on the CPU a tensor that already has
 the right dtype stays a view of its file, others are converted one at a time, so that the peak is little more than the
-size of the module.
+size of the module. Linear layers whose weights are quantised are replaced before, see `modules.quantized`.
 """
 
+import math
 import re
-from collections import deque
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.modules import image_encoder, text_encoder
 from skyreels_v2_infer.modules.image_encoder import ImageEncoder
+from skyreels_v2_infer.modules.linear import OneByteLinear, quantize_blocks
+from skyreels_v2_infer.modules.quantized import (
+    BYTE_FORMATS,
+    Quantized,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.modules.vae import LATENTS_MEAN, LATENTS_STD, MULTIPLIERS, WanVAE
-from skyreels_v2_infer.weights import key_tables
+from skyreels_v2_infer.weights import key_tables, vocabulary
+from skyreels_v2_infer.weights.config import is_size, shown
+from skyreels_v2_infer.weights.headers import refusing
 from skyreels_v2_infer.weights.layouts import Part, refusal
 from skyreels_v2_infer.weights.locate import Checkpoint
-from skyreels_v2_infer.weights.verify import check_archive, read_header
+from skyreels_v2_infer.weights.stored import Weights
+from skyreels_v2_infer.weights.tensor_files import GGUFFile
 
-# Pages of a mapped file count as resident until the mapping is closed. While tensors are converted the file is
-# therefore reopened after each such fraction of it, which keeps the peak near the size of the result.
-MAPPED_AT_ONCE = 1 / 16
 EXAMPLES = 3  # tensors that a message names of each kind
+SMALL = 2**16  # tensors of up to so many numbers are checked for NaN and infinity: norms, biases, modulation
+POSITIONS = 2**20  # of an image encoder, at most
 
 # Fields of AutoencoderKLWan's config.json with one supported value, the one of the published VAE.
 VAE_FIXED = {
@@ -38,72 +46,9 @@ VAE_FIXED = {
     "is_residual": (False,),
     "patch_size": (None, 1),
 }
+VAE_OF_WAN22 = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 
-
-class Weights:
-    """The tensors of one part of a checkpoint, under their names in the files.
-
-    Args:
-        table: maps tensor names of the files to our parameter names.
-
-    Attributes:
-        sizes: (shape, bytes) of every tensor to load.
-    """
-
-    def __init__(self, part: Part, model_id: str, table: key_tables.Table):
-        self.model_id, self.table = model_id, table
-        self.home: dict[str, Path] = {}
-        self.sizes: dict[str, tuple[tuple[int, ...], int]] = {}
-        for file in part.files:
-            sizes = self.headers(file)
-            self.home.update(dict.fromkeys(sizes, file))
-            self.sizes.update(sizes)
-
-    def drop(self, patterns: list[str]) -> None:
-        """Excludes tensors whose name matches any of the patterns from loading."""
-        for name in [name for name in self.sizes if any(re.search(pattern, name) for pattern in patterns)]:
-            del self.sizes[name], self.home[name]
-
-    def headers(self, file: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-        if file.suffix == ".safetensors":
-            return read_header(file, self.model_id)
-        tensors = open_archive(file, self.model_id)
-        return {name: (tuple(tensor.shape), tensor.nbytes) for name, tensor in tensors.items()}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: shape for name, (shape, _) in self.sizes.items()}
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name in the file, tensor) pairs on the CPU; the tensors are views of the mapped file."""
-        for file in dict.fromkeys(self.home.values()):
-            waiting = deque(name for name, home in self.home.items() if home == file)
-            budget = file.stat().st_size * MAPPED_AT_ONCE
-            while waiting:
-                read, used = open_tensors(file, self.model_id), 0
-                while waiting and used <= budget:
-                    name = waiting.popleft()
-                    used += self.sizes[name][1]
-                    yield name, read(name)
-
-
-def open_tensors(file: Path, model_id: str) -> Callable[[str], torch.Tensor]:
-    if file.suffix == ".safetensors":
-        return safe_open(file, framework="pt").get_tensor
-    return open_archive(file, model_id).__getitem__
-
-
-def open_archive(file: Path, model_id: str) -> dict[str, torch.Tensor]:
-    """The tensors of a ``.pth`` file, memory-mapped; unpickled with ``weights_only``, so that no code in it runs."""
-    check_archive(file, model_id)
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = "a plain dict of tensors, opened without running code, was expected"
-        raise refusal(model_id, f"{file.name} was refused ({reason}): {first_line(error, 120)}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise refusal(model_id, f"{file.name} is not a plain dict of tensors")
-    return tensors
+ModelPath = str | Path | Checkpoint
 
 
 def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -112,12 +57,12 @@ def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return front >= 0 and set(shape[:front]) <= {1} and shape[front:] == wanted
 
 
-def compare(module: nn.Module, weights: Weights, label: str) -> None:
+def compare(module: nn.Module, weights: Weights) -> None:
     """Raises an `InputError` that names missing, unexpected and misshapen tensors; reads no weights."""
     wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     given, unexpected, misshapen = set(), [], []
     for name, shape in weights.shapes.items():
-        ours = key_tables.targets(name, weights.table)
+        ours = key_tables.targets(name, weights.style.table)
         for target in ours:
             if target not in wanted or target in given:
                 unexpected.append(name)
@@ -134,35 +79,83 @@ def compare(module: nn.Module, weights: Weights, label: str) -> None:
     ):
         if names:
             more = ", ..." if len(names) > EXAMPLES else ""
-            problems.append(f"{len(names)} {kind} ({', '.join(names[:EXAMPLES])}{more})")
+            problems.append(f"{len(names)} {kind} ({', '.join(name[:200] for name in names[:EXAMPLES])}{more})")
     if problems:
-        raise refusal(weights.model_id, f"the {label}'s tensors do not fit: {'; '.join(problems)}")
+        raise refusal(weights.model_id, f"the {weights.label}'s tensors do not fit: {'; '.join(problems)}")
+
+
+def keep_quantized(module: nn.Module, weights: Weights, dtype_of) -> None:
+    """Replaces the layers of a module on the meta device whose weights are stored quantised.
+
+    Those are linear layers, and the embedding of tokens; other quantised tensors are small and expanded on loading.
+
+    Args:
+        dtype_of: the dtype of a parameter, by its name.
+    """
+    for name, source in weights.sources.items():
+        if source.form is None:
+            continue
+        ours = key_tables.targets(name, weights.style.table)
+        for target in ours:
+            owner_name, _, leaf = target.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            if leaf != "weight" or not (isinstance(owner, nn.Linear) or owner_name == "shared"):
+                continue
+            row_bytes = source.stored_bytes // source.shape[0]
+            stored = torch.empty(source.shape[0] // len(ours), row_bytes, dtype=torch.uint8, device="meta")
+            weight, dtype = Quantized(source.form, stored), dtype_of(target)
+            if isinstance(owner, nn.Linear):
+                layer = QuantizedLinear(weight, owner.bias, dtype)
+            else:
+                layer = QuantizedEmbedding(weight, dtype)
+            for parent in module.modules():
+                for child in [key for key, value in parent.named_children() if value is owner]:
+                    setattr(parent, child, layer)
 
 
 def load_into(
     module: nn.Module,
     weights: Weights,
-    label: str,
     device: str | torch.device,
     dtype: torch.dtype,
     keep_float32: re.Pattern | None = None,
+    dequantize: bool = False,
+    check_all: bool = False,
 ) -> nn.Module:
     """Fills a module that was built on the meta device and returns it in eval mode, without gradients; strict.
 
     Args:
-        label: name of the module in messages.
-        dtype: of every parameter except those whose name matches `keep_float32`.
+        dtype: of every parameter except those whose name matches `keep_float32`; quantised weights are expanded to it.
+        dequantize: expand quantised weights once, now, and not in every forward pass.
+        check_all: check all tensors, and not only small ones, for NaN and infinity.
 
     Raises:
-        InputError: tensors are missing, unexpected or misshapen; a file is truncated or damaged.
+        InputError: tensors are missing, unexpected, misshapen, not finite, or stored in an unusable dtype; a file is
+            truncated or damaged.
     """
-    compare(module, weights, label)
+
+    def dtype_of(target: str) -> torch.dtype:
+        return torch.float32 if keep_float32 is not None and keep_float32.search(target) else dtype
+
+    compare(module, weights)
+    weights.check_formats()
+    if not dequantize:
+        keep_quantized(module, weights, dtype_of)
     for name, tensor in weights:
-        ours = key_tables.targets(name, weights.table)
+        check_finite(name, tensor, weights, check_all)
+        ours = key_tables.targets(name, weights.style.table)
         for target, piece in zip(ours, tensor.chunk(len(ours)) if len(ours) > 1 else [tensor], strict=True):
             owner, _, leaf = target.rpartition(".")
             owner = module.get_submodule(owner)
-            wanted = torch.float32 if keep_float32 is not None and keep_float32.search(target) else dtype
+            wanted = dtype_of(target)
+            if isinstance(owner, OneByteLinear) and leaf == "weight":
+                fill_one_byte(owner, piece, device)
+                continue
+            if isinstance(piece, Quantized):
+                if isinstance(owner, QuantizedLayer):
+                    owner.hold(piece.to(device))
+                    continue
+                piece = piece.to(device).dequantize(wanted)
             # Copied, because a view would keep the mapping alive, with all pages that converting its neighbours has
             # touched. Converted on the device: torchrun leaves the CPU one thread.
             value = piece.reshape(getattr(owner, leaf).shape).to(device).to(wanted, copy=wanted != dtype)
@@ -172,128 +165,235 @@ def load_into(
     return module.eval()
 
 
+def fill_one_byte(layer: OneByteLinear, weight: torch.Tensor | Quantized, device: str | torch.device) -> None:
+    """Fills a layer that computes with one byte per weight: as stored where the file has just that, else rounded."""
+    weight = weight.to(device)
+    if isinstance(weight, Quantized):
+        rows = weight.scale is not None and weight.scale.numel() in (1, layer.out_features)
+        if rows and BYTE_FORMATS.get(weight.form) is layer.stored:
+            layer.from_scaled(weight.stored.view(layer.stored), weight.scale)
+            return
+        weight = weight.dequantize(torch.float32)
+    layer.from_dense(weight.reshape(layer.weight.shape))
+
+
+def check_finite(name: str, tensor: torch.Tensor | Quantized, weights: Weights, check_all: bool) -> None:
+    """Raises an `InputError` if a tensor, or the scale of a quantised one, has NaN or infinity in it."""
+    if isinstance(tensor, Quantized):
+        if tensor.scale is None:
+            return
+        name, tensor = f"the scale of {name}", tensor.scale
+    elif tensor.numel() > SMALL and not check_all:
+        return
+    if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():
+        raise refusal(weights.model_id, f"the {weights.label}'s tensors are damaged: {name} has NaN or infinity in it")
+
+
 def get_transformer(
-    model_path: str | Path | Checkpoint, device: str | torch.device = "cuda", weight_dtype: torch.dtype = torch.bfloat16
+    model_path: ModelPath,
+    device: str | torch.device = "cuda",
+    weight_dtype: torch.dtype = torch.bfloat16,
+    config: dict | None = None,
+    dequantize: bool = False,
+    quantize: str | None = None,
+    computes_on: str | torch.device | None = None,
 ) -> WanModel:
-    """The diffusion transformer of a folder, hub id or opened checkpoint.
+    """The diffusion transformer of a folder, file, hub id or opened checkpoint.
 
     Args:
         weight_dtype: of the parameters, except those of `key_tables.KEEP_FLOAT32`, which stay float32.
+        config: for a file: a config.json or arguments of `WanModel`, see `architecture.transformer_config`.
+        dequantize: expand quantised weights once; by default they stay as stored and each layer expands its own.
+        quantize: compute the blocks' linear layers in this form, see `modules.linear.quantize_blocks`.
+        computes_on: the device that computes, if weights are kept on another one.
 
     Raises:
         InputError: the checkpoint cannot be used.
     """
-    checkpoint = Checkpoint.open(model_path, ("transformer",))
-    part = checkpoint.parts["transformer"]
-    table = key_tables.DIFFUSERS_TRANSFORMER if part.layout == "diffusers" else []
+    checkpoint = Checkpoint.open(model_path, ("transformer",), config=config)
+    weights = Weights(checkpoint.parts["transformer"], "transformer", checkpoint.model_id)
+    arguments = checkpoint.transformer_config
+    blocks = {name.split(".")[1] for name in weights.sources if name.startswith("blocks.")}
+    check_count("num_layers", arguments["num_layers"], len(blocks), weights)
     with torch.device("meta"):
-        model = WanModel(**checkpoint.transformer_config)
-    weights = Weights(part, checkpoint.model_id, table)
-    return load_into(model, weights, "transformer", device, weight_dtype, key_tables.KEEP_FLOAT32)
+        model = WanModel(**arguments)
+    if quantize is not None:
+        quantize_blocks(model, quantize, computes_on or device)
+    return load_into(model, weights, device, weight_dtype, key_tables.KEEP_FLOAT32, dequantize)
+
+
+def check_count(name: str, wanted: int, present: int, weights: Weights) -> None:
+    """Raises an `InputError` for a count that is far from what the tensors have, before anything so large is built."""
+    if wanted > 2 * present + 8:
+        raise refusal(weights.model_id, f"config.json has {name} {shown(wanted)}, but the weights have {present}")
 
 
 def get_vae(
-    model_path: str | Path | Checkpoint, device: str | torch.device = "cuda", weight_dtype: torch.dtype = torch.float32
+    model_path: ModelPath,
+    device: str | torch.device = "cuda",
+    weight_dtype: torch.dtype = torch.float32,
+    config: dict | None = None,
+    dequantize: bool = False,
 ) -> WanVAE:
-    """The VAE of a folder, hub id or opened checkpoint, or of the file ``Wan2.1_VAE.pth`` (as published callers do).
+    """The VAE of a folder, file (``Wan2.1_VAE.pth``, for example), hub id or opened checkpoint.
+
+    Args:
+        config: for a file: the config.json of an ``AutoencoderKLWan``; without one it is as published.
+        dequantize: accepted for symmetry; a VAE has no layers that could stay quantised.
 
     Raises:
         InputError: the checkpoint cannot be used, or its VAE has another architecture.
     """
-    if not isinstance(model_path, Checkpoint) and Path(model_path).is_file():
-        part, model_id = Part((Path(model_path),)), str(model_path)
-    else:
-        checkpoint = Checkpoint.open(model_path, ("vae",))
-        part, model_id = checkpoint.parts["vae"], checkpoint.model_id
-    for name, legal in VAE_FIXED.items():
-        if name in part.config and part.config[name] not in legal:
-            raise refusal(model_id, f"vae/config.json has {name} {part.config[name]}; only {legal[0]} is supported")
-    multipliers, blocks = part.config.get("dim_mult", MULTIPLIERS), part.config.get("num_res_blocks", 2)
-    if not is_size(blocks):
-        raise refusal(model_id, f"vae/config.json has num_res_blocks {blocks}; it must be a positive integer")
-    stages = len(MULTIPLIERS)
-    if not isinstance(multipliers, list | tuple) or len(multipliers) != stages or not all(map(is_size, multipliers)):
-        raise refusal(model_id, f"vae/config.json has dim_mult {multipliers}; it must be {stages} positive integers")
-    table = key_tables.diffusers_vae(blocks) if part.layout == "diffusers" else []
-    weights = Weights(part, model_id, table)
-    shapes = {key_tables.renamed(name, table): shape for name, shape in weights.shapes.items()}
-    mean, std = (part.config.get(f"latents_{kind}") for kind in ("mean", "std"))
-    mean, std = LATENTS_MEAN if mean is None else mean, LATENTS_STD if std is None else std
+    checkpoint = Checkpoint.open(model_path, ("vae",), config=config)
+    part, model_id = checkpoint.parts["vae"], checkpoint.model_id
+    multipliers, blocks = vae_sizes(part.config, model_id)
+    weights = Weights(part, "vae", model_id)
+    if VAE_OF_WAN22 in weights.sources:
+        raise refusal(model_id, "holds the VAE of Wan 2.2, which is not supported; Wan 2.1's is")
+    check_count("num_res_blocks", blocks, len(weights.sources), weights)
+    if weights.style.name == "diffusers":
+        weights.style = key_tables.Style("diffusers", weights.style.anchor, key_tables.diffusers_vae(blocks))
+    shapes = {key_tables.renamed(name, weights.style.table): shape for name, shape in weights.shapes.items()}
     try:
         dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
-    except KeyError as error:
+    except (KeyError, IndexError) as error:
         raise refusal(model_id, f"the VAE's tensors do not fit: {error.args[0]} is missing") from error
-    if not len(mean) == len(std) == z_dim:
-        raise refusal(model_id, f"the VAE has {z_dim} latent channels, but {len(mean)} means and {len(std)} deviations")
+    mean, std = vae_statistics(part.config, z_dim, model_id)
     with torch.device("meta"):
         model = WanVAE(dim, z_dim, mean, std, multipliers, blocks)
-    return load_into(model, weights, "VAE", device, weight_dtype)
+    return load_into(model, weights, device, weight_dtype, dequantize=True, check_all=True)
 
 
-def is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def vae_sizes(config: dict, model_id: object) -> tuple[tuple[int, ...], int]:
+    """Width multipliers and residual blocks of the stages."""
+    for name, legal in VAE_FIXED.items():
+        if name in config and config[name] not in legal:
+            reason = f"vae/config.json has {name} {shown(config[name])}; only {legal[0]} is supported"
+            raise refusal(model_id, reason)
+    multipliers, blocks = config.get("dim_mult", MULTIPLIERS), config.get("num_res_blocks", 2)
+    if not is_size(blocks):
+        reason = f"vae/config.json has num_res_blocks {shown(blocks)}; it must be a positive integer"
+        raise refusal(model_id, reason)
+    stages = len(MULTIPLIERS)
+    if not isinstance(multipliers, list | tuple) or len(multipliers) != stages or not all(map(is_size, multipliers)):
+        reason = f"vae/config.json has dim_mult {shown(multipliers)}; it must be {stages} positive integers"
+        raise refusal(model_id, reason)
+    return tuple(multipliers), blocks
 
 
-def empty(room: ModuleType, part: Part, weights: Weights, label: str) -> nn.Module:
+def vae_statistics(config: dict, z_dim: int, model_id: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each latent channel."""
+    mean, std = (config.get(f"latents_{kind}") for kind in ("mean", "std"))
+    mean, std = LATENTS_MEAN if mean is None else mean, LATENTS_STD if std is None else std
+    for name, values in (("latents_mean", mean), ("latents_std", std)):
+        if not isinstance(values, list | tuple) or not all(map(is_number, values)):
+            raise refusal(model_id, f"vae/config.json has {name} {shown(values)}; it must be finite numbers")
+    if not all(value > 0 for value in std):
+        raise refusal(model_id, f"vae/config.json has latents_std {shown(std)}; all must be above 0")
+    if not len(mean) == len(std) == z_dim:
+        raise refusal(model_id, f"the VAE has {z_dim} latent channels, but {len(mean)} means and {len(std)} deviations")
+    return tuple(mean), tuple(std)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number that float32 holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 3e38
+
+
+def empty(room: ModuleType, part: Part, weights: Weights) -> nn.Module:
     """An encoder on the meta device; its sizes come from config.json, or without one from tensor shapes."""
+    origin = "config.json" if part.config else "tensors"
+    for name in ("num_layers", "num_hidden_layers"):
+        if isinstance(count := part.config.get(name), int):
+            check_count(name, count, len(weights.sources), weights)
+    if isinstance(side := part.config.get("image_size"), int) and side * side > POSITIONS:
+        raise refusal(weights.model_id, f"config.json has image_size {shown(side)}; at most {math.isqrt(POSITIONS)}")
     try:
-        return room.empty_model(part.config or room.config_from_shapes(weights.shapes))
+        shapes = {key_tables.renamed(name, weights.style.table): shape for name, shape in weights.shapes.items()}
+        return room.empty_model(part.config or room.config_from_shapes(shapes))
     except KeyError as error:
-        raise refusal(weights.model_id, f"the {label}'s tensors do not fit: {error.args[0]} is missing") from error
+        reason = f"the {weights.label}'s tensors do not fit: {error.args[0]} is missing"
+        raise refusal(weights.model_id, reason) from error
     except Exception as error:  # transformers validates configurations with its own exception types
-        reason = f"no {label} can be built from its {'config.json' if part.config else 'tensors'}: {first_line(error)}"
+        reason = f"no {weights.label} can be built from its {origin}: {first_line(error)}"
         raise refusal(weights.model_id, reason) from error
 
 
 def get_text_encoder(
-    model_path: str | Path | Checkpoint, device: str | torch.device = "cuda", weight_dtype: torch.dtype = torch.bfloat16
+    model_path: ModelPath,
+    device: str | torch.device = "cuda",
+    weight_dtype: torch.dtype = torch.bfloat16,
+    config: dict | None = None,
+    dequantize: bool = False,
+    tokenizer: str | Path | None = None,
 ) -> TextEncoder:
-    """umT5 and its tokenizer, of a folder, hub id or opened checkpoint.
+    """umT5 and its tokenizer, of a folder, file, hub id or opened checkpoint.
+
+    Args:
+        config: for a file: the config.json of an ``UMT5EncoderModel``; without one its sizes follow from shapes.
+        dequantize: expand quantised weights once; by default they stay as stored.
+        tokenizer: its folder, for a file that comes without one.
 
     Raises:
         InputError: the checkpoint cannot be used.
     """
-    checkpoint = Checkpoint.open(model_path, ("text_encoder", "tokenizer"))
+    checkpoint = Checkpoint.open(model_path, ("text_encoder", "tokenizer"), config=config, tokenizer=tokenizer)
     part, model_id = checkpoint.parts["text_encoder"], checkpoint.model_id
-    if part.layout == "diffusers":
-        weights = Weights(part, model_id, key_tables.DIFFUSERS_TEXT_ENCODER)
-        if "shared.weight" in weights.sizes:  # the tied name, if present, is the same tensor
-            weights.drop([r"^encoder\.embed_tokens\.weight$"])
-    else:
-        weights = Weights(part, model_id, key_tables.ORIGINAL_TEXT_ENCODER)
-    folder = checkpoint.parts["tokenizer"].files[0]
-    try:
-        tokenizer = text_encoder.load_tokenizer(folder)
-    except Exception as error:  # tokenizers raises bare Exception
-        hint = "" if (folder / "tokenizer.json").is_file() else "; without tokenizer.json it needs sentencepiece"
-        raise refusal(model_id, f"the tokenizer in {folder.name}/ cannot be read: {first_line(error)}{hint}") from error
-    model = empty(text_encoder, part, weights, "text encoder")
-    if len(tokenizer) > model.config.vocab_size:
-        words = f"{len(tokenizer)} words, the text encoder {model.config.vocab_size}"
-        raise refusal(model_id, f"the tokenizer belongs to another text encoder: it has {words}")
+    weights = Weights(part, "text_encoder", model_id)
+    if "shared.weight" in weights.sources:  # the tied name, if present, is the same tensor
+        weights.drop([r"^encoder\.embed_tokens\.weight$"])
+    words = find_tokenizer(checkpoint, weights)
+    model = empty(text_encoder, part, weights)
+    if len(words) > model.config.vocab_size:
+        sizes = f"{len(words)} words, the text encoder {model.config.vocab_size}"
+        raise refusal(model_id, f"the tokenizer belongs to another text encoder: it has {sizes}")
     # Activations exceed float16's 65504: transformers keeps this layer in float32, and its forward expects that.
     wide = re.compile(r"DenseReluDense\.wo\.") if weight_dtype is torch.float16 else None
-    load_into(model, weights, "text encoder", device, weight_dtype, wide)
-    return TextEncoder(model, tokenizer).eval()
+    load_into(model, weights, device, weight_dtype, wide, dequantize)
+    return TextEncoder(model, words).eval()
+
+
+def find_tokenizer(checkpoint: Checkpoint, weights: Weights):
+    """The tokenizer in the checkpoint's folder of it, or the one that a single file contains."""
+    model_id = checkpoint.model_id
+    if "tokenizer" in checkpoint.parts:
+        folder = checkpoint.parts["tokenizer"].files[0]
+        hint = "" if (folder / "tokenizer.json").is_file() else " (without tokenizer.json it needs sentencepiece)"
+        with refusing(model_id, f"the tokenizer in {folder.name}/ cannot be read{hint}"):
+            return text_encoder.load_tokenizer(folder)
+    found = None
+    with refusing(model_id, "the tokenizer in the file cannot be read"):
+        if "spiece_model" in weights.markers:
+            source = weights.markers["spiece_model"]
+            found = vocabulary.from_sentencepiece(bytes(source.file.read(source.name).numpy()))
+        elif isinstance(weights.files[0], GGUFFile):
+            found = vocabulary.from_gguf(weights.metadata)
+    if found is None:
+        raise refusal(model_id, "comes without a tokenizer: a folder with umT5's tokenizer.json is needed")
+    return found
 
 
 def get_image_encoder(
-    model_path: str | Path | Checkpoint, device: str | torch.device = "cuda", weight_dtype: torch.dtype = torch.bfloat16
+    model_path: ModelPath,
+    device: str | torch.device = "cuda",
+    weight_dtype: torch.dtype = torch.bfloat16,
+    config: dict | None = None,
+    dequantize: bool = False,
 ) -> ImageEncoder:
-    """CLIP's vision tower without its last layer, of a folder, hub id or opened checkpoint.
+    """CLIP's vision tower without its last layer, of a folder, file, hub id or opened checkpoint.
+
+    Args:
+        config: for a file: the config.json of a ``CLIPVisionModel``; without one its sizes follow from shapes.
+        dequantize: expand quantised weights once; by default they stay as stored.
 
     Raises:
         InputError: the checkpoint cannot be used.
     """
-    checkpoint = Checkpoint.open(model_path, ("image_encoder",))
+    checkpoint = Checkpoint.open(model_path, ("image_encoder",), config=config)
     if "image_encoder" not in checkpoint.parts:
         raise refusal(checkpoint.model_id, "is no image-to-video model, so no image encoder belongs to it")
-    part, model_id = checkpoint.parts["image_encoder"], checkpoint.model_id
-    if part.layout == "diffusers":
-        table, unused = key_tables.DIFFUSERS_IMAGE_ENCODER, key_tables.DIFFUSERS_IMAGE_ENCODER_UNUSED
-    else:
-        table, unused = key_tables.ORIGINAL_IMAGE_ENCODER, key_tables.ORIGINAL_IMAGE_ENCODER_UNUSED
-    weights = Weights(part, model_id, table)
-    model = empty(image_encoder, part, weights, "image encoder")
-    weights.drop([pattern.format(last=model.config.num_hidden_layers) for pattern in unused])
-    return ImageEncoder(load_into(model, weights, "image encoder", device, weight_dtype)).eval()
+    part = checkpoint.parts["image_encoder"]
+    weights = Weights(part, "image_encoder", checkpoint.model_id)
+    model = empty(image_encoder, part, weights)
+    weights.drop([pattern.format(last=model.config.num_hidden_layers) for pattern in weights.style.unused])
+    return ImageEncoder(load_into(model, weights, device, weight_dtype, dequantize=dequantize)).eval()

@@ -379,7 +379,7 @@ def test_both_layouts_extend_alike_at_a_rate_the_model_does_not_know(scripts, mo
     made = scripts(*argv)
     frames = checked(made, CLIP_FRAMES + ADDED, (48, 112), windows=1, seed=8, fps=10, remarks=2)
     told = [line for line in made.lines if line.startswith("--fps 10: ")]
-    assert "is told 24" in told[0] and "wide.mp4 has 24" in told[1]
+    assert any("wide.mp4 has 24" in line for line in told) and any("gets 24" in line for line in told)
     # How hard x264 presses depends on the rate, so here frames are alike and not equal.
     assert psnr(frames, scripts(*extension(models, inputs / "wide.mp4", 48, 112)).frames) > 35
 
@@ -703,7 +703,7 @@ class Unlucky:
             time.sleep(0.001)
 
 def on(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(".part.mp4") and "x" in (arguments[1] or ""):
+    if event == "import" and arguments[0] == "ftfy":
         Unlucky()
 
 sys.addaudithook(on)
@@ -721,9 +721,7 @@ def test_an_interrupt_that_falls_into_a_finalizer_is_not_lost(models, tmp_path, 
     made = run(script, *argv, cwd=here, PYTHONPATH=str(tmp_path))
     assert "Exception ignored in" in made.err, "nothing was swallowed, so that nothing was tried"
     assert made.code == code, made.err
-    left = "0 of 1 pieces are kept, and the next one is denoised"
-    message = f"interrupted; {left}; the same command with --resume continues"
-    assert made.lines[-1] == f"{script}: {message}"
+    assert made.lines[-1] == f"{script}: interrupted; no video was written" and "window" not in made.err
 
 
 def test_interrupted_in_the_middle_of_a_long_video(models, tmp_path):

@@ -91,6 +91,10 @@ def warm_up(kinds: list[str]) -> None:
     import skyreels_v2_infer.run.main
 
     if NEED_TORCH & set(kinds):
+        import numpy  # noqa: F401
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+
         import skyreels_v2_infer.modules
         import skyreels_v2_infer.pipelines  # noqa: F401
 

@@ -13,10 +13,11 @@ from scenes import psnr
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import images
+from skyreels_v2_infer.media.comment import comment_of
 from skyreels_v2_infer.media.ffmpeg import Ffmpeg
 from skyreels_v2_infer.media.read import _stated_fps, decode_prefix, probe_video, read_video, video_header
 from skyreels_v2_infer.media.statistics import Look
-from skyreels_v2_infer.media.write import VideoWriter
+from skyreels_v2_infer.media.write import VideoWriter, join_videos
 
 
 @pytest.mark.parametrize(("frames", "height", "width", "fps"), [(13, 64, 96, 24), (5, 96, 64, 16), (1, 64, 64, 30)])
@@ -146,6 +147,35 @@ def test_a_header_is_refused_where_there_is_no_video(tmp_path):
     broken = broken_videos(tmp_path)
     for name in ("no_index", "text", "random", "empty", "sound", "sound_with_cover", "folder", "missing"):
         refused(video_header, broken[name], name)
+
+
+def test_only_formats_of_video_are_opened(tmp_path):
+    """ffmpeg draws text as a video, and follows playlists and scripts to other files."""
+    video = write(tmp_path, clip(4), "other")
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:{video}\n#EXT-X-ENDLIST\n"
+    contents = {
+        "notes.txt": "A line of text.\n" * 60,
+        "notes.mp4": "A line of text.\n" * 60,
+        "drawn.ans": "\x1b[31mA line of text.\n" * 60,
+        "list.m3u8": playlist,
+        "script.mp4": f"ffconcat version 1.0\nfile '{video}'\n",
+        "script.y4m": f"ffconcat version 1.0\nfile '{video}'\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        for read in (video_header, probe_video, lambda path: list(read_video(path, 64, 96))):
+            refused(read, tmp_path / name, name)
+    with pytest.raises(ValueError, match="no comment"):
+        comment_of(tmp_path / "script.mp4")
+
+
+def test_a_list_of_pieces_reaches_no_other_formats(tmp_path):
+    ffmpeg("-i", write(tmp_path, clip(4), "other"), "-c", "copy", tmp_path / "other.mkv")
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nfile:{tmp_path / 'other.mkv'}\n#EXT-X-ENDLIST\n")
+    for name in ("other.mkv", "list.mp4"):
+        with pytest.raises(OSError, match="cannot write"):
+            join_videos([tmp_path / name], tmp_path / "joined.mp4", FPS)
+        assert not (tmp_path / "joined.mp4").exists()
 
 
 def test_closing_the_reader_early_ends_ffmpeg(tmp_path, monkeypatch):

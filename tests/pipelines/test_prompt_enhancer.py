@@ -147,7 +147,7 @@ def test_a_script_shows_both_prompts_and_names_the_file_by_the_first(chat_model,
     assert result.path.name == "a-dog-in-the-park_1.mp4"
     prompt, enhanced = result.lines[:2]
     assert prompt == "prompt: a dog in the park"
-    assert enhanced == "not enhanced: the language model had no usable answer"
+    assert enhanced.startswith("not enhanced: ")
 
 
 def test_an_enhanced_prompt_is_what_the_video_is_made_from(chat_model, tmp_path):

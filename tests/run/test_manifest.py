@@ -57,20 +57,20 @@ def test_the_preview_shows_the_ends_of_the_windows(made):
 
 @pytest.mark.parametrize("suffix", [".mp4", pytest.param(".json", marks=pytest.mark.slow)])
 def test_a_replay_makes_the_same_video(made, tmp_path, suffix):
-    again = run(FORCING, "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
+    again = run(FORCING, "--trust_replay", "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
     assert again.path.read_bytes() == made.path.read_bytes()
 
 
 def test_a_replay_says_what_has_changed(made, tmp_path):
-    settings = cli.parse_diffusion_forcing(["--replay", str(made.path)])
+    settings = cli.parse_diffusion_forcing(["--trust_replay", "--replay", str(made.path)])
     written = json.loads(made.path.with_suffix(".json").read_text())
     identity = written["inputs"] | {"model_id": written["weights"]}
     plan = plan_of(settings, None)
     assert list(manifest.changed_since(made.path, settings, plan, identity)) == []
     other = identity | {"image": "0-0", "model_id": {"weights": "0-0"}}
     image, weights = manifest.changed_since(made.path, settings, plan, other)
-    assert image.endswith(f"{made.folder / 'first.png'} is not the file that it was")
-    assert weights.endswith("the weights of tiny are not what they were")
+    assert f": {made.folder / 'first.png'} has changed" in image
+    assert ": the weights of tiny have changed" in weights
     (tmp_path / "short.json").write_text('{"format": 1, "script": "generate_video_df.py", "settings": {"seed": 3}}')
     assert list(manifest.changed_since(tmp_path / "short.json", settings, plan, other)) == []  # shortened by hand
     Image.new("RGB", (64, 64)).save(tmp_path / "other.png")
@@ -79,7 +79,7 @@ def test_a_replay_says_what_has_changed(made, tmp_path):
 
 
 def test_other_flags_replace_what_is_written(made, tmp_path):
-    flags = ("--replay", made.path, "--seed", 4, "--no_preview", "--num_frames", 33)
+    flags = ("--trust_replay", "--replay", made.path, "--seed", 4, "--no_preview", "--num_frames", 33)
     again = run(FORCING, *flags, cwd=tmp_path)
     assert len(again.frames) == 33
     stem = again.path.stem
@@ -99,7 +99,9 @@ def test_what_the_cache_has_chosen_is_chosen_anew_for_another_model_or_size(made
     (tmp_path / "a.json").write_text(json.dumps(written))
 
     def coefficients(*argv):
-        return cli.parse_diffusion_forcing(["--replay", str(tmp_path / "a.json"), *argv]).teacache_coefficients
+        return cli.parse_diffusion_forcing(
+            ["--trust_replay", "--replay", str(tmp_path / "a.json"), *argv]
+        ).teacache_coefficients
 
     assert coefficients() == coefficients("--shift", "2") == (0, 0, 0, 1, 0)
     assert coefficients(*flags.split()) is None
@@ -126,6 +128,47 @@ def test_what_cannot_be_replayed_is_refused(made, tmp_path):
     assert result.err == f"generate_video.py: --replay {made.path}: was made by {FORCING}\n"
 
 
+def test_what_a_manifest_names_is_used_only_when_it_is_trusted(tmp_path, capsys):
+    """Files, addresses and models are listed; a flag on the command line replaces one, --trust_replay allows all."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "first.png")
+    path, image, model = tmp_path / "a.json", str(tmp_path / "first.png"), str(tmp_path / "model")
+    (tmp_path / "model").mkdir()
+
+    def parse(settings, *argv):
+        path.write_text(json.dumps({"format": 1, "script": FORCING, "settings": settings}))
+        return cli.parse_diffusion_forcing(["--replay", str(path), *argv])
+
+    def refused(settings, *argv):
+        with pytest.raises(SystemExit) as stop:
+            parse(settings, *argv)
+        line = capsys.readouterr().err
+        assert stop.value.code == 2 and line.count("\n") == 1, line
+        return line
+
+    for named in (
+        {"image": image},
+        {"end_image": image},
+        {"image": "http://127.0.0.1:9/a.png"},
+        {"video_path": "/etc/passwd", "overlap_history": 17},
+        {"model_id": model},
+        {"model_id": "some/model"},
+    ):
+        line = refused(named)
+        name, value = next(iter(named.items()))
+        assert f"--replay {path}: " in line and f"--{name} {value}" in line and "--trust_replay" in line
+    assert all(flag in refused({"image": image, "model_id": model}) for flag in ("--image", "--model_id"))
+    assert "--model_id" not in refused({"image": image, "model_id": model}, "--model_id", "tiny")
+    assert str(parse({"image": image, "model_id": model}, "--trust_replay").image) == image
+    assert parse({"image": "/etc/passwd"}, "--image", image).image is not None
+    assert parse({"image": "/etc/passwd"}, f"--image={image}").image is not None
+    for model in ("tiny", "Skywork/SkyReels-V2-DF-14B-720P", "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"):
+        assert parse({"model_id": model, "prompt": "see http://host", "seed": 3}).seed == 3
+    assert "story" in refused({"story": "/etc/passwd"}, "--trust_replay")  # scenes, never a file of them
+    with pytest.raises(SystemExit):
+        cli.parse_diffusion_forcing(["--trust_replay"])
+    assert "--trust_replay: has no effect without --replay" in capsys.readouterr().err
+
+
 def test_a_replay_on_another_number_of_threads_says_so(made):
     assert manifest.other_machine(made.path, {"device": "cpu", "threads": 1}) is None
     line = manifest.other_machine(made.path, {"device": "cpu", "threads": 2})
@@ -134,7 +177,7 @@ def test_a_replay_on_another_number_of_threads_says_so(made):
 
 def test_what_replaces_something_else_replaces_it(made):
     def parse(*argv):
-        return cli.parse_diffusion_forcing(["--replay", str(made.path), *argv])
+        return cli.parse_diffusion_forcing(["--trust_replay", "--replay", str(made.path), *argv])
 
     assert (parse().height, parse("--resolution", "540P").height) == (64, 544)
     story = '[{"start": 0, "prompt": "a swan"}]'
@@ -148,7 +191,7 @@ def test_paths_that_are_no_utf_8_and_texts_that_are(tmp_path):
     Image.new("RGB", (64, 64)).save(os.path.join(folder, b"first.png"))
     image = os.fsdecode(os.path.join(folder, b"first.png"))
     again = run(FORCING, *TINY, "--num_frames", 5, "--image", image, cwd=Path(os.fsdecode(folder)))
-    again = run(FORCING, "--replay", again.path, "--outdir", "again", cwd=tmp_path)
+    again = run(FORCING, "--trust_replay", "--replay", again.path, "--outdir", "again", cwd=tmp_path)
     assert len(again.frames) == 5
 
 

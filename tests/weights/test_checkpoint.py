@@ -101,6 +101,10 @@ def test_vae_has_the_published_tensors():
     assert (len(module.state_dict()), sum(p.numel() for p in module.parameters())) == (194, 126_892_531)
 
 
+def renamed(shapes: dict, table: key_tables.Table) -> dict[str, tuple[int, ...]]:
+    return {key_tables.renamed(name, table): shape for name, shape in shapes.items()}
+
+
 def filled_by(published: dict, table: key_tables.Table, unused: list[str] = ()) -> dict[str, tuple[int, ...]]:
     """Our names and shapes for those of a published file, fused tensors split; no two tensors may fill one."""
     import re
@@ -118,7 +122,7 @@ def filled_by(published: dict, table: key_tables.Table, unused: list[str] = ()) 
 
 def test_every_published_text_tensor_has_its_place():
     published = small.published_shapes(small.T5)
-    config = text_encoder.config_from_shapes(published)
+    config = text_encoder.config_from_shapes(renamed(published, key_tables.ORIGINAL_TEXT_ENCODER))
     expected = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
     assert config == expected | {"relative_attention_num_buckets": 32}
     module = text_encoder.empty_model(config)
@@ -130,7 +134,7 @@ def test_every_published_text_tensor_has_its_place():
 def test_every_published_image_tensor_has_its_place_or_is_known_to_be_unused():
     published = small.published_shapes(small.CLIP)
     assert len(published) == 784
-    config = image_encoder.config_from_shapes(published)
+    config = image_encoder.config_from_shapes(renamed(published, key_tables.ORIGINAL_IMAGE_ENCODER))
     assert (config["image_size"], config["patch_size"], config["num_hidden_layers"]) == (224, 14, 32)
     module = image_encoder.empty_model(config)
     unused = [pattern.format(last=31) for pattern in key_tables.ORIGINAL_IMAGE_ENCODER_UNUSED]

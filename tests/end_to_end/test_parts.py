@@ -1,0 +1,146 @@
+"""Weights from elsewhere, LoRAs, solvers and presets, as a user gives them: the scripts on the embedded model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from script_runs import FORCING, GENERATE, Run, psnr, run
+
+from skyreels_v2_infer import embedded
+from skyreels_v2_infer.weights import key_tables
+from skyreels_v2_infer.weights.loading import get_transformer
+
+SHORT = ("--model_id", "tiny", "--inference_steps", 4, "--seed", 3, "--prompt", "a red circle", "--device", "cpu")
+FRAMES = ("--num_frames", 17)
+LONG = ("--num_frames", 49)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A ComfyUI-style file of the embedded transformer, a scaled float8 one, and a LoRA for it."""
+    folder = tmp_path_factory.mktemp("parts")
+    stored = load_file(embedded.FOLDER / "df/transformer/diffusion_pytorch_model.safetensors")
+    model = get_transformer(embedded.FOLDER / "df", "cpu", torch.float32)
+    ours = {f"model.diffusion_model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    assert len(stored) == len(ours) and key_tables.DIFFUSERS_TRANSFORMER
+    # The heads are no multiple of 128 wide, so the file needs the config of the model it replaces.
+    save_file(ours, folder / "comfy.safetensors")
+    draw = torch.Generator().manual_seed(0)
+    lora = {}
+    for name in ("blocks.0.self_attn.q", "blocks.3.ffn.0"):
+        rows, columns = model.get_submodule(name).weight.shape
+        lora[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, columns, generator=draw) / columns**0.5
+        lora[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(rows, 4, generator=draw) / 2
+    save_file(lora, folder / "style.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Run:
+    return run(FORCING, *SHORT, *FRAMES, cwd=tmp_path_factory.mktemp("plain"))
+
+
+def test_a_transformer_in_one_file_makes_the_same_video(folder, plain, tmp_path):
+    made = run(FORCING, *SHORT, *FRAMES, "--dit_path", folder / "comfy.safetensors", cwd=tmp_path)
+    assert np.array_equal(made.frames, plain.frames)
+    again = run(FORCING, "--replay", made.path, "--trust_replay", "--outdir", "again", cwd=tmp_path)
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_parts_that_are_not_there_are_refused(folder, tmp_path):
+    for flag in ("--dit_path", "--vae_path", "--text_encoder_path"):
+        made = run(FORCING, *SHORT, *FRAMES, flag, "nowhere.safetensors", cwd=tmp_path)
+        assert made.code == 2 and len(made.lines) == 1 and f"{flag} nowhere.safetensors: " in made.err
+    made = run(FORCING, *SHORT, *FRAMES, "--dit_path", folder / "style.safetensors", cwd=tmp_path)
+    assert made.code == 2 and len(made.lines) == 1 and "--dit_path" in made.err
+
+
+def test_a_lora_changes_the_video_by_its_strength(folder, plain, tmp_path):
+    style = folder / "style.safetensors"
+    made = run(FORCING, *SHORT, *FRAMES, "--lora", style, cwd=tmp_path)
+    assert made.code == 0 and psnr(made.frames, plain.frames) < 45
+    about = json.loads(made.path.with_suffix(".json").read_text())
+    assert about["settings"]["lora"] == [f"{style}:1"] and about["details"]["loras"]
+    none = run(FORCING, *SHORT, *FRAMES, "--lora", f"{style}:0", "--outdir", "none", cwd=tmp_path)
+    assert np.array_equal(none.frames, plain.frames)
+    twice = run(FORCING, *SHORT, *FRAMES, "--lora", f"{style}:0.5", "--lora", f"{style}:0.5", cwd=tmp_path)
+    assert psnr(twice.frames, made.frames) > 45
+    resumed = run(FORCING, *SHORT, *FRAMES, "--lora", f"{style}:0.25", "--resume", cwd=tmp_path)
+    assert resumed.path not in (made.path, twice.path), "strength is part of a run's identity"
+
+
+def test_a_lora_s_strength_changes_with_the_story(folder, tmp_path):
+    def told(name: str, *strengths: float) -> np.ndarray:
+        starts = (0, 33)
+        scenes = [
+            {"start": start, "prompt": "a red circle", "lora": {"style": strength}}
+            for start, strength in zip(starts, strengths, strict=True)
+        ]
+        flags = (*SHORT[:6], "--device", "cpu", *LONG, "--story", json.dumps(scenes), "--outdir", name)
+        return run(FORCING, *flags, "--lora", folder / "style.safetensors", cwd=tmp_path).frames
+
+    off, later = told("off", 0, 0), told("later", 0, 1)
+    assert np.array_equal(off[:33], later[:33]) and not np.array_equal(off[33:], later[33:])
+    plain = run(FORCING, *SHORT, *LONG, "--outdir", "plain", cwd=tmp_path).frames
+    assert np.array_equal(off, plain)
+    scenes = json.dumps([{"start": 0, "prompt": "a red circle", "lora": {"another": 1}}])
+    made = run(FORCING, *SHORT[:6], *LONG, "--story", scenes, "--lora", folder / "style.safetensors", cwd=tmp_path)
+    assert made.code == 2 and len(made.lines) == 1 and "another" in made.err and "style" in made.err
+
+
+def test_what_is_no_lora_is_refused(folder, tmp_path):
+    for name, argument in (("comfy.safetensors", "--lora"), ("no.safetensors", "--lora")):
+        made = run(FORCING, *SHORT, *FRAMES, "--lora", folder / name, cwd=tmp_path)
+        assert made.code == 2 and f"{argument} {folder / name}" in made.lines[-1]
+    made = run(FORCING, *SHORT, *FRAMES, "--lora", f"{folder / 'style.safetensors'}:1e", cwd=tmp_path)
+    assert made.code == 2 and len(made.lines) == 1
+
+
+@pytest.mark.parametrize("solver", ["euler", "lcm"])
+def test_every_solver_works_in_windows_and_asynchronously(solver, tmp_path):
+    flags = (*SHORT, *LONG, "--solver", solver)
+    made = run(FORCING, *flags, cwd=tmp_path)
+    assert made.frames.shape == (49, 64, 64, 3)
+    asynchronous = run(FORCING, *flags, "--ar_step", 2, "--outdir", "async", cwd=tmp_path)
+    assert psnr(made.frames, asynchronous.frames) < 50
+    again = run(FORCING, *flags, "--outdir", "again", cwd=tmp_path)
+    assert again.path.read_bytes() == made.path.read_bytes(), "a solver's noise comes from the seed"
+
+
+def test_noise_levels_replace_steps_and_shift(tmp_path):
+    flags = SHORT[:2] + SHORT[4:]
+    made = run(GENERATE, *flags, *FRAMES, "--sigmas", "1,0.9,0.6", "--solver", "euler", cwd=tmp_path)
+    assert "3 rows" in made.err and made.code == 0
+    refused = run(GENERATE, *SHORT, *FRAMES, "--sigmas", "1,0.9", cwd=tmp_path)
+    assert refused.code == 2 and "--inference_steps 4: " in refused.err
+    for wrong in ("0.5,0.9", "2,1", "a,b", ""):
+        refused = run(GENERATE, *flags, *FRAMES, f"--sigmas={wrong}", cwd=tmp_path)
+        assert refused.code == 2 and len(refused.lines) == 1 and "--sigmas" in refused.err
+
+
+def test_a_preset_is_its_flags(tmp_path):
+    flags = SHORT[:2] + SHORT[4:]
+    preset = run(GENERATE, *flags, *FRAMES, "--preset", "4steps", cwd=tmp_path)
+    spelt = ("--inference_steps", 4, "--solver", "euler", "--shift", 5, "--guidance_scale", 1, "--outdir", "spelt")
+    assert preset.path.read_bytes() == run(GENERATE, *flags, *FRAMES, *spelt, cwd=tmp_path).path.read_bytes()
+    refused = run(GENERATE, *flags, "--preset", "8steps", cwd=tmp_path)
+    assert refused.code == 2 and "--preset 8steps: must be 4steps" in refused.err
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_rounded_weights_make_nearly_the_same_video(kind, plain, tmp_path):
+    made = run(FORCING, *SHORT, *FRAMES, "--quantize", kind, cwd=tmp_path)
+    near = psnr(made.frames, plain.frames)
+    assert 15 < near < 60, near
+
+
+def test_the_vae_in_bfloat16_makes_nearly_the_same_frames(plain, tmp_path):
+    made = run(FORCING, *SHORT, *FRAMES, "--vae_dtype", "bfloat16", cwd=tmp_path)
+    assert 25 < psnr(made.frames, plain.frames) < 60
+
+
+def test_a_kernel_that_is_not_there_is_refused(tmp_path):
+    made = run(FORCING, *SHORT, *FRAMES, "--attention", "fa4", cwd=tmp_path)
+    assert made.code == 2 and len(made.lines) == 1 and "--attention fa4: " in made.err
