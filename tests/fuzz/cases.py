@@ -83,6 +83,7 @@ def write_templates(folder: Path) -> None:
     small_checkpoints.write_original(inputs / "shards", "df", shards="model", index=True)
     shutil.copytree(embedded.FOLDER / "df", inputs / "diffusers")
     shutil.copytree(embedded.FOLDER / "i2v", inputs / "diffusers-i2v")
+    write_parts(inputs)
     from PIL import Image
 
     picture = Image.fromarray(scene(48, 64).astype(np.uint8))
@@ -104,6 +105,21 @@ def write_templates(folder: Path) -> None:
     subprocess.run([*map(str, command)], cwd=inputs, env=environment(), check=True, capture_output=True)
     for suffix in ("json", "mp4"):
         shutil.copy(inputs / "runs" / f"a-red-circle_3.{suffix}", inputs / f"made.{suffix}")
+
+
+def write_parts(inputs: Path) -> None:
+    """Files that change or replace a part of a checkpoint: LoRA factors, and transformers in single files."""
+    import small_checkpoints as small
+    from forms import write_gguf
+    from safetensors.torch import save_file
+
+    shapes = {f"blocks.{i}.self_attn.{name}": small.DIM for i in range(small.LAYERS) for name in "qkvo"}
+    factors = {f"diffusion_model.{name}.lora_A.weight": (4, width) for name, width in shapes.items()}
+    factors |= {f"diffusion_model.{name}.lora_B.weight": (width, 4) for name, width in shapes.items()}
+    save_file(small.random_weights(factors, 0), inputs / "lora.safetensors")
+    weights = small.random_weights(small.transformer_shapes("df"), 0)
+    save_file(weights, inputs / "dit.safetensors")
+    write_gguf(inputs / "dit.gguf", weights, "Q8_0")
 
 
 def lay_out(template: Path, box: Path) -> Path:
@@ -176,6 +192,12 @@ NUMBERS = (
 PATHS = (
     *("../inputs/pic.png", "../inputs/pic.jpg", "../inputs/clip.mp4", "../inputs/story.json", "../inputs/story.yaml"),
     *("../inputs/made.json", "../inputs/made.mp4", "../inputs/note.txt", "../inputs/df", "../inputs/diffusers"),
+    *(
+        "../inputs/lora.safetensors",
+        "../inputs/lora.safetensors:0.5",
+        "../inputs/dit.gguf",
+        "../inputs/dit.safetensors",
+    ),
     *("../inputs", "../inputs/none", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/fd/0", "."),
     *("../inputs/fifo", "../inputs/loop", "../inputs/dangling", "~", "~/x", "~nosuchuser/x", "a" * 300, "a/" * 2000),
     *("file:///etc/passwd", "http://127.0.0.1:9/x.png", "http://[", "https://", "ftp://a/b", "concat:a|b", "-"),
@@ -288,6 +310,18 @@ def headers(rng: Random, inputs: Path) -> Case:
     return case
 
 
+def parts(rng: Random, inputs: Path) -> Case:
+    path = inputs / rng.choice(("lora.safetensors", "dit.safetensors", "dit.gguf", "dit.gguf"))
+    if rng.random() < 0.05:
+        mutate.no_file(rng, path)
+    else:
+        harm = mutate.safetensors if path.suffix == ".safetensors" and rng.random() < 0.8 else mutate.damage
+        mutate.replace(path, harm(rng, path.read_bytes()))
+    flag = "--lora" if path.stem == "lora" else "--dit_path"
+    given = ["--model_id", "../inputs/df", "--device", "cpu", *SMALL, flag, f"../inputs/{path.name}"]
+    return Case("parse_diffusion_forcing", given, makes=True)
+
+
 def stories(rng: Random, inputs: Path) -> Case:
     path = inputs / rng.choice(("story.json", "story.json", "story.yaml"))
     if rng.random() < 0.1:
@@ -375,7 +409,7 @@ def media(rng: Random, inputs: Path) -> Case:
 
 
 KINDS: dict[str, Callable[[Random, Path], Case]] = {
-    made.__name__: made for made in (argv, configs, headers, stories, manifests, folders, media)
+    made.__name__: made for made in (argv, configs, headers, parts, stories, manifests, folders, media)
 }
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "weights"), str(HERE.parents[1])]
 
 import cases  # noqa: E402
 import oracle  # noqa: E402
@@ -32,7 +32,7 @@ import oracle  # noqa: E402
 # How many cases of a kind there are for one of the slowest, which load a checkpoint.
 SHARES = {"argv": 20, "stories": 5, "manifests": 5, "media": 2}
 EVERY = 25  # one of so many cases is a process of its own, as a user starts it
-NEED_TORCH = {"configs", "headers", "folders", "argv", "manifests"}
+NEED_TORCH = {"argv", "configs", "headers", "parts", "manifests", "folders"}
 
 
 def one(kind: str, seed: int, number: int, template: Path, boxes: Path) -> tuple[cases.Case, oracle.Outcome, Path]:

@@ -11,6 +11,7 @@ import pytest
 from clips import clip, stub_ffmpeg, write
 
 from skyreels_v2_infer.media import ffmpeg
+from skyreels_v2_infer.media.comment import comment_of
 from skyreels_v2_infer.media.read import decode_prefix, probe_video, read_video, video_header
 from skyreels_v2_infer.media.write import VideoWriter, join_videos
 from skyreels_v2_infer.run.worker import Worker
@@ -21,6 +22,7 @@ READERS = [
     pytest.param(lambda path: probe_video(path), id="probe"),
     pytest.param(lambda path: list(read_video(path, 64, 96)), id="frames"),
     pytest.param(lambda path: decode_prefix(path, 64, 96, 1), id="prefix"),
+    pytest.param(lambda path: comment_of(path), id="comment"),
 ]
 SLEEPS = "sleep 100"  # a child that keeps the pipes open when the shell is gone
 STOPS = "kill -STOP $$"

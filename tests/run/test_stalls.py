@@ -81,6 +81,13 @@ def test_a_video_that_no_decoder_gets_through_is_named(tmp_path):
     assert code == 1 and "clip.mp4" in line and "no progress for 3 s" in line and "no video was written" in line
 
 
+def test_a_replayed_video_that_is_not_read_is_named(tmp_path):
+    write_clip(tmp_path / "clip.mp4", [scene(64, 64, time) for time in range(3)])
+    stalled = stub(tmp_path, "kill -STOP $$", "clip.mp4")
+    code, line = ends(start(tmp_path, 3, "--replay", "clip.mp4", "--dry_run", **stalled))
+    assert code == 1 and "clip.mp4" in line and "no progress for 3 s" in line
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("pattern", ["segment-", "clip.mp4"])
 def test_a_signal_ends_a_run_whose_ffmpeg_is_stopped(tmp_path, pattern, number, code):
