@@ -29,13 +29,18 @@ def paths_in(value: object, at: tuple = ()) -> list[tuple]:
     return found
 
 
+def one_of(rng: Random, values: tuple) -> object:
+    """A copy of one of them: it may be changed further."""
+    return copy.deepcopy(rng.choice(values))
+
+
 def change(rng: Random, value: object, odd: tuple = ODD) -> object:
     """A copy of a JSON value in which one to three places differ."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         *before, last = rng.choice(paths_in(value)[1:] or [(None,)])
         if last is None:
-            return rng.choice(odd)
+            return one_of(rng, odd)
         parent = value
         for key in before:
             parent = parent[key]
@@ -43,13 +48,13 @@ def change(rng: Random, value: object, odd: tuple = ODD) -> object:
         if how == 0:
             del parent[last]
         elif how == 1 and isinstance(parent, dict):
-            parent[rng.choice((f"{last}_", "", "dim", "auto_map", "_attn_implementation"))] = rng.choice(odd)
+            parent[rng.choice((f"{last}_", "", "dim", "auto_map", "_attn_implementation"))] = one_of(rng, odd)
         elif how == 2 and isinstance(parent[last], int | float) and not isinstance(parent[last], bool):
             parent[last] = rng.choice((parent[last] * 2, -parent[last], parent[last] + 1, parent[last] * 10**6, 0))
         elif how == 3:
             parent[last] = [parent[last]] if rng.random() < 0.5 else {"value": parent[last]}
         else:
-            parent[last] = rng.choice(odd)
+            parent[last] = one_of(rng, odd)
     return value
 
 
@@ -115,7 +120,7 @@ def safetensors(rng: Random, data: bytes) -> bytes:
         elif what == 5 and isinstance(tensor.get("shape"), list):
             tensor["shape"] = tensor["shape"][::-1] if rng.random() < 0.5 else [*tensor["shape"], 1]
         else:
-            header[name] = rng.choice(ODD)
+            header[name] = one_of(rng, ODD)
     if rng.random() < 0.2:
         rest = bytes(len(rest)) if rng.random() < 0.5 else b"\xff" * len(rest)  # zeros, or not a number
     text = json.dumps(header).encode()

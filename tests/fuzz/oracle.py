@@ -60,7 +60,7 @@ def _walk(folder: Path) -> Iterator[str]:
 def outdir_of(case: cases.Case, box: Path) -> Path:
     """Where the case may write."""
     given = "video_out"
-    for word, following in zip(case.argv, [*case.argv[1:], ""], strict=True):
+    for word, following in zip(case.argv, [*case.argv, ""][1:], strict=True):
         if word == "--outdir":
             given = following
         elif word.startswith("--outdir="):
@@ -93,6 +93,8 @@ def _child(case: cases.Case, box: Path, process: bool) -> None:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(box / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(null, 0)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  those of this process may lead elsewhere
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
         env = environment(case, box)
         if process:
             script = cases.ROOT / SCRIPTS[case.parse]
