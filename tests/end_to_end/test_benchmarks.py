@@ -35,3 +35,15 @@ def test_gradients_in_bfloat16_are_about_those_in_float32():
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if "|" in line]
     assert [row[:2] for row in rows[2:]] == [["5", "5"], ["5", "9"], ["10", "5"], ["10", "9"]]
     assert all(1e-4 < float(row[-1]) < 0.02 for row in rows[2:])
+
+
+@pytest.mark.slow
+def test_a_long_run_leaves_nothing_behind_on_its_way():
+    command = [sys.executable, ROOT / "benchmarks" / "endurance.py", "--windows", "60", "--every", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [[float(cell) for cell in line.split()] for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == [1, 20, 40, 60]
+    (_, early, *_), *_, (_, late, *_) = rows[1:]
+    assert abs(late - early) < 8  # MiB; the decoded frames of 40 windows would take 2, the latents and models more
+    assert all(threads <= 10 and descriptors <= 20 for _, _, threads, descriptors, _ in rows)
