@@ -51,6 +51,9 @@ VAE_OF_WAN22 = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 ModelPath = str | Path | Checkpoint
 
 
+ALIGNED = 64  # bytes, as torch allocates
+
+
 def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Whether a tensor has a parameter's shape, apart from leading axes of size 1 as in some published files."""
     front = len(shape) - len(wanted)
@@ -159,6 +162,8 @@ def load_into(
             # Copied, because a view would keep the mapping alive, with all pages that converting its neighbours has
             # touched. Converted on the device: torchrun leaves the CPU one thread.
             value = piece.reshape(getattr(owner, leaf).shape).to(device).to(wanted, copy=wanted != dtype)
+            if value.device.type == "cpu" and value.data_ptr() % ALIGNED:
+                value = value.clone()  # a view of the file; kernels for unaligned memory round sums otherwise
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     module.to(device)  # buffers, which no file contains
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])

@@ -44,7 +44,7 @@ def test_beside_a_video_lies_what_made_it(made):
     assert len(about["plan"]) == 12 and 0.1 < about["peak_memory_gib"]["host"] < 4
     inside = json.loads(comment_of(made.path))
     # What differs from run to run stays outside, so that the same run gives the same file.
-    assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib"}
+    assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib", "details"}
     assert inside["settings"] == settings
 
 
