@@ -50,7 +50,7 @@ def read_manifest(path: Path) -> dict:
         if not isinstance(manifest.get("inputs", {}), dict) or not isinstance(manifest["script"], str):
             raise ValueError("changed by hand")
         for name, value in manifest["settings"].items():
-            if not isinstance(value, str | int | float | list):
+            if not all(isinstance(item, str | int | float) for item in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"{name} cannot be {value}")
             if name not in REPLAYED | FORMERLY:
                 raise ValueError(f"{name} is not a setting that changes a video's frames")
@@ -81,7 +81,7 @@ def replayed_flags(path: Path, script: str, argv: Sequence[str], trusted: bool =
     replaced = FORMERLY | {name for flag, names in REPLACED.items() if flag in given for name in names}
     taken = {name: value for name, value in written["settings"].items() if name not in replaced}
     foreign = [
-        f"--{name} {' '.join(value) if isinstance(value, list) else value}"
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in taken.items()
         if f"--{name}" not in given and reaches(name, value)
     ]
