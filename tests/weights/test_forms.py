@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_transformer
 from skyreels_v2_infer.modules.quantized import QuantizedLayer, QuantizedLinear
-from skyreels_v2_infer.weights import loading
 from skyreels_v2_infer.weights.locate import Checkpoint
 from skyreels_v2_infer.weights.verify import check_files
 
@@ -291,7 +290,8 @@ def test_integers_without_scales_are_refused(tmp_path, name, dtype):
     folder = forms.write_folder(tmp_path / "f", tensors)
     torch.save(tensors, tmp_path / "a.pth")
     for path in (folder, folder / "model.safetensors", tmp_path / "a.pth"):
-        assert name in refusal(load, path)
+        line = refusal(load, path)
+        assert name in line and ("as integers (" in line) == (dtype not in (torch.bool, torch.complex64))
 
 
 def test_scales_that_do_not_fit(tmp_path):
@@ -437,7 +437,7 @@ def test_peak_memory_of_a_quantised_file(tmp_path, monkeypatch, form):
     loaded, computed = map(int, printed.split())
     assert 0.4 * size < loaded < 1.2 * size, f"{loaded / size:.2f} times the file's size"
     beside = (computed - keys_values - size) / layer
-    assert beside < 1.7, f"{beside:.2f} layers beside the file"
+    assert beside < 2, f"{beside:.2f} layers beside the file"
 
 
 def test_loading_keeps_its_tables_in_step():
@@ -447,4 +447,3 @@ def test_loading_keeps_its_tables_in_step():
     assert {name: (numbers, size) for name, numbers, size in TYPES.values() if numbers > 1} == {
         name: (numbers, size) for name, (numbers, size, _) in GGUF.items()
     }
-    assert loading.SMALL < 2**20

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
-from skyreels_v2_infer.weights import headers, loading
+from skyreels_v2_infer.weights import headers
 from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.tensor_files import check_file
 from skyreels_v2_infer.weights.verify import check_files
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -87,6 +88,8 @@ def shrink(header):
         set_field("shape", "512"),
         set_field("shape", [HUGE]),
         set_field("shape", None),
+        set_field("shape", [512, 255]),
+        set_field("dtype", "F16"),
         set_field("data_offsets", [0, HUGE]),
         set_field("data_offsets", [0]),
         set_field("data_offsets", [-4, 4]),
@@ -119,6 +122,8 @@ def test_truncated_files(tmp_path, whole, keep):
     assert "interrupted download" in refusal(load, tmp_path / "a.safetensors")
     forms.write_gguf(tmp_path / "whole.gguf", forms.weights(), "Q8_0")
     (tmp_path / "a.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:keep])
+    if keep < 0:
+        assert "interrupted download" in refusal(check_file, tmp_path / "a.gguf", "a.gguf")
     refusal(load, tmp_path / "a.gguf")
 
 
@@ -205,9 +210,10 @@ def test_gguf_headers(tmp_path, content):
 
 def test_a_tensor_that_is_larger_than_its_storage(tmp_path):
     tensors = small.random_weights(small.vae_shapes(), 0)
-    tensors["decoder.conv1.weight"] = torch.zeros(1).expand(10**7, 16, 3, 3, 3)
+    tensors["decoder.conv1.weight"] = torch.zeros(1).expand(tensors["decoder.conv1.weight"].shape)
     torch.save(tensors, tmp_path / "vae.pth")
-    assert "decoder.conv1.weight" in refusal(get_vae, tmp_path / "vae.pth", "cpu")
+    line = refusal(get_vae, tmp_path / "vae.pth", "cpu")
+    assert "decoder.conv1.weight" in line and "storage" in line
 
 
 @pytest.mark.parametrize(
@@ -426,4 +432,3 @@ def test_a_panic_is_recognised_by_its_name_alone():
         raise PanicException("b")
     with pytest.raises(GeneratorExit), headers.refusing("m", "a"):
         raise GeneratorExit
-    assert loading.EXAMPLES == 3
