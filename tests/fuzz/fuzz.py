@@ -50,10 +50,10 @@ def keep(folder: Path, name: str, case: cases.Case, outcome: oracle.Outcome, box
     for at, _, files in os.walk(box):
         for file in files:
             path = Path(at, file)
-            if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
+            if path.is_symlink() or (path.is_file() and path.stat().st_nlink == 1):
                 there = place / path.relative_to(box)
                 there.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, there)
+                shutil.copy(path, there, follow_symlinks=False)
 
 
 def fuzz(
