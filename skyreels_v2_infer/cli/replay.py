@@ -12,6 +12,7 @@ from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, fields_that
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.comment import comment_of
 from skyreels_v2_infer.media.files import read_small
+from skyreels_v2_infer.media.pipes import StalledError
 from skyreels_v2_infer.plan.models import PUBLISHED
 
 FORMAT = 1  # of manifests
@@ -39,6 +40,7 @@ def read_manifest(path: Path) -> dict:
 
     Raises:
         InputError: there is none, or this program did not write it.
+        StalledError: ffmpeg makes no progress.
     """
     try:
         text = read_small(path).decode() if path.suffix.lower() == ".json" else comment_of(path)
@@ -48,12 +50,14 @@ def read_manifest(path: Path) -> dict:
         if not isinstance(manifest.get("inputs", {}), dict) or not isinstance(manifest["script"], str):
             raise ValueError("changed by hand")
         for name, value in manifest["settings"].items():
-            if not isinstance(value, str | int | float | list):
+            if not all(isinstance(item, str | int | float) for item in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"{name} cannot be {value}")
             if name not in REPLAYED | FORMERLY:
                 raise ValueError(f"{name} is not a setting that changes a video's frames")
             if name == "story" and not str(value).lstrip().startswith("["):
                 raise ValueError("story must be a list of scenes")  # never the name of a file
+    except StalledError:
+        raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
         legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
         raise InputError("replay", path, legal) from None

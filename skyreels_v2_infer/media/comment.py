@@ -6,7 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from skyreels_v2_infer.media.ffmpeg import OWN_FORMATS
+from skyreels_v2_infer.media.ffmpeg import OWN_FORMATS, Ffmpeg
+from skyreels_v2_infer.media.pipes import StalledError
 
 
 def comment_of(video: Path) -> str:
@@ -14,16 +15,18 @@ def comment_of(video: Path) -> str:
 
     Raises:
         ValueError: it has none.
+        StalledError: ffmpeg makes no progress.
+        OSError: ffmpeg cannot be started.
     """
-    import imageio_ffmpeg
-
     if not video.is_file():
         raise ValueError("no such file")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-protocol_whitelist", "file,pipe,fd"]
-    command += ["-format_whitelist", OWN_FORMATS, "-i", f"file:{video}", "-f", "ffmetadata", "-"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    arguments = ["-protocol_whitelist", "file,pipe,fd", "-format_whitelist", OWN_FORMATS, "-i", f"file:{video}"]
+    with Ffmpeg([*arguments, "-f", "ffmetadata", "-"], stdout=subprocess.PIPE) as ffmpeg:
+        written = ffmpeg.output.read()
+        if not ffmpeg.succeeded() and ffmpeg.stalled:
+            raise StalledError(f"cannot read {video}: {ffmpeg.reason()}")
     # A line break in a value has a backslash in front, as every other special character.
-    found = re.search(rb"^comment=((?:\\.|[^\\\n])*)$", done.stdout, re.DOTALL | re.MULTILINE)
+    found = re.search(rb"^comment=((?:\\.|[^\\\n])*)$", written, re.DOTALL | re.MULTILINE)
     if found is None:
         raise ValueError("it has no comment")
     return re.sub(rb"\\(.)", rb"\1", found[1], flags=re.DOTALL).decode()

@@ -7,8 +7,10 @@ a short video, and a full disk would leave a file that looks finished.
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -18,6 +20,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from skyreels_v2_infer.errors import in_one_line
+from skyreels_v2_infer.media.pipes import Patience, PatientReader, StalledError, write_all
+
+# Seconds without progress after which an ffmpeg is ended. Reading: no byte of output. Writing: no byte of a frame
+# accepted, or after the last one no change of the file; longer, since a network disk may be away for a while.
+READING_PATIENCE = 60.0
+WRITING_PATIENCE = 120.0
+ENDING_PATIENCE = 5.0  # for a killed process to be gone; one that waits for a dead disk stays
 
 # Without accurate rounding each RGB -> YUV -> RGB conversion darkens the picture by a level or more, and the error adds
 # up in a video that is extended repeatedly.
@@ -109,10 +118,17 @@ def executable() -> str:
 class Ffmpeg:
     """A running ffmpeg whose messages are kept. Leaving the ``with`` block ends it.
 
+    No method waits for an ffmpeg that makes no progress for longer than its patience: it is ended, and has failed.
+
     Args:
         arguments: its command line.
         stdin, stdout: as `subprocess.Popen` takes them.
         verbose: whether messages say more than errors: each then starts with its level, as ``[info]``.
+        out: the file that it writes; None: it writes to stdout.
+
+    Attributes:
+        output: what it writes to its stdout; None if that is no pipe. Ends early where ffmpeg stalls.
+        stalled: whether it was ended for want of progress.
 
     Raises:
         OSError: it cannot be started.
@@ -124,9 +140,14 @@ class Ffmpeg:
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
         verbose: bool = False,
+        out: Path | None = None,
     ):
         self.process: subprocess.Popen | None = None
-        self._verbose, self._ended, self._starting = verbose, False, threading.Lock()
+        self.output: io.BufferedReader | None = None
+        self.stalled = False
+        self._verbose, self._ended, self._starting, self._out = verbose, False, threading.Lock(), out
+        # Read here, not at import: tests shorten them.
+        self._patience = Patience(READING_PATIENCE if out is None else WRITING_PATIENCE, lambda: self._ended)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
         command = [executable(), "-hide_banner", "-v", "level+info" if verbose else "error", *arguments]
         try:
@@ -145,10 +166,12 @@ class Ffmpeg:
             try:
                 # In a session of its own: Ctrl-C is handled by us and must not reach ffmpeg first.
                 self.process = subprocess.Popen(
-                    command, stdin=stdin, stdout=stdout, stderr=self._log, start_new_session=True
+                    command, bufsize=0, stdin=stdin, stdout=stdout, stderr=self._log, start_new_session=True
                 )
             except OSError as error:
                 raise OSError(f"ffmpeg cannot be started: {error.strerror} ({command[0]})") from None
+        if self.process.stdout is not None:
+            self.output = io.BufferedReader(PatientReader(self.process.stdout, self._patience, self._stall), 2**16)
 
     def __enter__(self) -> Ffmpeg:
         return self
@@ -156,14 +179,72 @@ class Ffmpeg:
     def __exit__(self, *error) -> None:
         self.end()
 
+    def send(self, data: memoryview | bytes) -> None:
+        """Writes to stdin.
+
+        Raises:
+            OSError: ffmpeg has ended, or accepts nothing; `reason` tells.
+        """
+        try:
+            write_all(self.process.stdin, memoryview(data), self._patience)
+        except StalledError:
+            self._stall()
+            raise
+
+    def close_input(self) -> None:
+        """Tells it that nothing more is sent."""
+        with suppress(OSError):
+            self.process.stdin.close()
+
     def communicate(self, sent: bytes) -> None:
         """Writes `sent` to stdin and waits for the end."""
-        with suppress(BrokenPipeError):  # the exit code tells why
-            self.process.communicate(sent)
+        with suppress(OSError):  # the exit code tells why
+            self.send(sent)
+        self.close_input()
+        self._wait()
 
     def succeeded(self) -> bool:
         """Whether it ended with exit code 0; waits for that."""
-        return self.process.wait() == 0
+        return self._wait() == 0
+
+    def _wait(self) -> int:
+        """Waits for its end -> its exit code. It is killed if the file that it writes does not change for too long."""
+
+        def ended(seconds: float) -> bool:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+            return self.process.returncode is not None
+
+        try:
+            self._patience.until(ended, self._written)
+        except StalledError:
+            self._stall()
+        return -signal.SIGKILL if self.process.returncode is None else self.process.returncode
+
+    def _written(self) -> tuple[int, int] | None:
+        """Changes while the file that it writes does."""
+        with suppress(OSError):
+            if self._out is not None:
+                status = self._out.stat()
+                return status.st_size, status.st_mtime_ns
+        return None
+
+    def _stall(self) -> None:
+        self.stalled = not self._ended  # else it was ended by us
+        self._kill()
+
+    def _kill(self) -> None:
+        """Kills the process, and those that a script in its place has started, which would keep the pipes open."""
+        if self.process.poll() is None:
+            with suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(ENDING_PATIENCE)
+
+    def give_up(self) -> None:
+        """Ends it from another thread than the one that works with it, which then sees it fail."""
+        self._ended = True
+        self._kill()
 
     def messages(self) -> list[str]:
         """All lines that it has written to stderr."""
@@ -184,7 +265,9 @@ class Ffmpeg:
 
     def reason(self) -> str:
         """Why it failed, in one line; waits for its end."""
-        code = self.process.wait()
+        code = self._wait()
+        if self.stalled:
+            return f"ffmpeg has made no progress for {self._patience.seconds:g} s and was ended"
         lines = self.errors()
         if any("matches no streams" in line for line in lines):
             return "matches no streams"
@@ -199,12 +282,11 @@ class Ffmpeg:
         with self._starting:
             self._ended = True
         if self.process is not None:
-            self.process.kill()
+            self._kill()
             for pipe in (self.process.stdin, self.process.stdout):
                 with suppress(OSError):
                     if pipe is not None:
                         pipe.close()
-            self.process.wait()
         self._log.close()
 
 
@@ -232,6 +314,8 @@ def _try(what: str, arguments: list[str], sent: bytes = b"") -> None:
     with Ffmpeg(arguments, stdin=subprocess.PIPE) as ffmpeg:
         ffmpeg.communicate(sent)
         if not ffmpeg.succeeded():
+            if ffmpeg.stalled:
+                raise unusable(what, ffmpeg.reason())
             # The first line names what is missing, the later ones say that this was an error.
             reason = ffmpeg.lacks() or next(iter(ffmpeg.errors()), None) or ffmpeg.reason()
             raise unusable(what, reason)

@@ -76,12 +76,12 @@ def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
 
     Raises:
         InputError: for the flag `name`: the file is missing, is no video, or its first frame cannot be decoded.
-        OSError: ffmpeg is missing or lacks what is needed.
+        OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
     check_file(path, name)
     arguments = decode_arguments(path, "-frames:v", "1", *TIMESTAMPS)
     with Ffmpeg(arguments, stdout=subprocess.PIPE, verbose=True) as ffmpeg:
-        size = _parse_timestamps(ffmpeg.process.stdout).size
+        size = _parse_timestamps(ffmpeg.output).size
         if not ffmpeg.succeeded():
             raise _refused(ffmpeg, path, name)
         if size is None:
@@ -94,7 +94,7 @@ def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
 
     Raises:
         InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
-        OSError: ffmpeg is missing or lacks what is needed.
+        OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
     with _decoding(path, name, *TIMESTAMPS) as lines:
         stamps = _parse_timestamps(lines)
@@ -110,7 +110,7 @@ def read_video(path: Path | str, height: int, width: int, name: str = "video_pat
 
     Raises:
         InputError: for the flag `name`: at the first frame if the file is no video, later where it is damaged.
-        OSError: ffmpeg is missing or lacks what is needed.
+        OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
     with _decoding(path, name, *PIXELS) as stream:
         yield from _fitted(stream, height, width)
@@ -138,7 +138,7 @@ def decode_prefix(
 
     Raises:
         InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
-        OSError: ffmpeg is missing or lacks what is needed; or from `spool`.
+        OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long; or from `spool`.
     """
     import numpy as np
 
@@ -174,7 +174,7 @@ def _decoding(path: Path | str, name: str, *output: str, timestamps: Path | None
     """
     check_file(path, name)
     with Ffmpeg(decode_arguments(path, *output, timestamps=timestamps), stdout=subprocess.PIPE) as ffmpeg:
-        yield ffmpeg.process.stdout
+        yield ffmpeg.output
         if not ffmpeg.succeeded() or _is_truncated(ffmpeg):
             raise _refused(ffmpeg, path, name)
 
@@ -186,6 +186,8 @@ def _is_truncated(ffmpeg: Ffmpeg) -> bool:
 
 def _refused(ffmpeg: Ffmpeg, path: Path | str, name: str) -> Exception:
     """The error for a video that ffmpeg failed to decode: InputError, or OSError if ffmpeg itself is what is wrong."""
+    if ffmpeg.stalled:  # by the machine as likely as by the file: not the command's fault
+        return OSError(f"cannot read {path}: {ffmpeg.reason()}")
     if (lacking := ffmpeg.lacks()) is not None:
         return unusable("read videos", lacking)
     reason = ffmpeg.reason()

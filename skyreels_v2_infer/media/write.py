@@ -10,7 +10,6 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,8 @@ class VideoWriter:
         except OSError as error:
             raise self._unwritable(error.strerror) from None
         try:
-            self._ffmpeg = Ffmpeg(encode_arguments(height, width, fps, self._part), stdin=subprocess.PIPE)
+            command = encode_arguments(height, width, fps, self._part)
+            self._ffmpeg = Ffmpeg(command, stdin=subprocess.PIPE, out=self._part)
         except BaseException:
             self._end(discard=True)
             raise
@@ -79,9 +79,7 @@ class VideoWriter:
         if self._ffmpeg is None:
             raise ValueError("write to a VideoWriter that is closed")
         try:
-            self._ffmpeg.process.stdin.write(frames.data)
-            # A frame left in Python's buffer would raise the broken pipe later, in another place.
-            self._ffmpeg.process.stdin.flush()
+            self._ffmpeg.send(frames.data)
         except OSError:
             raise self._failed() from None
         except BaseException:
@@ -102,8 +100,7 @@ class VideoWriter:
         try:
             if self._frames == 0:
                 raise ValueError(f"{self._stem}.mp4: a video needs at least one frame, none was written")
-            with suppress(OSError):  # a broken pipe: the exit code tells
-                self._ffmpeg.process.stdin.close()
+            self._ffmpeg.close_input()
             if not self._ffmpeg.succeeded() or self._part.stat().st_size == 0:
                 raise self._failed()
             try:
@@ -117,9 +114,14 @@ class VideoWriter:
         self._end(discard=False)
         return self.path
 
+    def give_up(self) -> None:
+        """Makes a `write` or `close` that another thread is in fail soon."""
+        ffmpeg = self._ffmpeg
+        if ffmpeg is not None:
+            ffmpeg.give_up()
+
     def _failed(self) -> OSError:
-        with suppress(OSError):
-            self._ffmpeg.process.stdin.close()
+        self._ffmpeg.close_input()
         error = self._unwritable(self._ffmpeg.reason())
         self._end(discard=True)
         return error
@@ -180,7 +182,7 @@ def join_videos(paths: Sequence[Path], out: Path, fps: float, metadata: Path | N
     """
     part = out.with_name(f".{out.name}.part")
     try:
-        with Ffmpeg(join_arguments(fps, part, metadata), stdin=subprocess.PIPE) as ffmpeg:
+        with Ffmpeg(join_arguments(fps, part, metadata), stdin=subprocess.PIPE, out=part) as ffmpeg:
             ffmpeg.communicate(join_list(paths))
             if not ffmpeg.succeeded() or not part.exists() or part.stat().st_size == 0:
                 raise unwritable(out, ffmpeg.reason())

@@ -206,7 +206,7 @@ class Session:
                     self.check()
             worker.finish()
         finally:
-            worker.close()
+            worker.close(video.stop_writing)  # an interrupted run does not wait for an encoder that is stuck
             video.give_up_piece()
         return video.finish(self.loading)
 

@@ -109,6 +109,12 @@ class Video:
             return 0.0
         return preview.difference(preview.parted(self.journal.ends(number - 1))[1], preview.parted(ends)[0])
 
+    def stop_writing(self) -> None:
+        """Makes a task that writes frames fail soon; called by another thread than the one that writes."""
+        writer = self._writer
+        if writer is not None:
+            writer.give_up()
+
     def give_up_piece(self) -> None:
         """Removes the current piece if it is not finished."""
         if self._writer is not None:

@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+GRACE = 1.5  # seconds for the current task to end by itself
+
 
 class Worker:
     """Runs tasks one after the other in its own thread. An error in one drops the rest and is raised by the next call.
@@ -63,10 +65,17 @@ class Worker:
         if self.error is not None:
             raise self.error
 
-    def close(self) -> None:
-        """Drops waiting tasks, and returns when the current one has ended."""
+    def close(self, give_up: Callable[[], object] = lambda: None) -> None:
+        """Drops waiting tasks, and returns when the current one has ended.
+
+        Args:
+            give_up: called if that takes longer than `GRACE`; makes the current task fail.
+        """
         with self._changed:
             self._tasks.clear()
             self._ends = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(GRACE)
+        if self._thread.is_alive():
+            give_up()
+            self._thread.join()

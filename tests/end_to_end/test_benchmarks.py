@@ -45,3 +45,14 @@ def test_the_gpu_s_benchmarks_run_on_a_cpu_in_small(tmp_path):
     hopper = [sys.executable, ROOT / "benchmarks" / "hopper.py", "--out", tmp_path, "--device", "cpu", "--tiny"]
     done = subprocess.run([*hopper, "--sections", "exact"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and (tmp_path / "results.json").is_file(), done.stdout + done.stderr
+
+
+def test_a_long_run_leaves_nothing_behind_on_its_way():
+    command = [sys.executable, ROOT / "benchmarks" / "endurance.py", "--windows", "60", "--every", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [[float(cell) for cell in line.split()] for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == [1, 20, 40, 60]
+    (_, early, *_), *_, (_, late, *_) = rows[1:]
+    assert abs(late - early) < 8  # MiB; the decoded frames of 40 windows would take 2, the latents and models more
+    assert all(threads <= 10 and descriptors <= 20 for _, _, threads, descriptors, _ in rows)

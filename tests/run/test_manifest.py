@@ -164,6 +164,9 @@ def test_what_a_manifest_names_is_used_only_when_it_is_trusted(tmp_path, capsys)
     assert parse({"image": "/etc/passwd"}, f"--image={image}").image is not None
     for model in ("tiny", "Skywork/SkyReels-V2-DF-14B-720P", "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"):
         assert parse({"model_id": model, "prompt": "see http://host", "seed": 3}).seed == 3
+    for odd in ([["a"]], [{}], [None], [1, ["a"]]):
+        assert f"--replay {path}: " in refused({"image": odd})
+    assert "--trust_replay" in refused({"image": ["a", 1]})
     assert "story" in refused({"story": "/etc/passwd"}, "--trust_replay")  # scenes, never a file of them
     with pytest.raises(SystemExit):
         cli.parse_diffusion_forcing(["--trust_replay"])
