@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
@@ -9,7 +10,7 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.plan.plan import CachePlan, Plan, make_plan
-from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
+from skyreels_v2_infer.plan.sharing import Wanted, choose_layout
 
 
 def plan_of(
@@ -23,15 +24,21 @@ def plan_of(
 
     Args:
         config: of the transformer, arguments of `WanModel`; None: not known.
-        folder: of the checkpoint, if it is local; it may hold TeaCache coefficients.
+        folder: with the transformer's TeaCache coefficients, if it has some of its own.
         video_frames: frames of settings.video_path.
         ranks: processes that share the run.
 
     Raises:
         InputError: the settings contradict each other or do not suit this model.
     """
-    if config is not None:
-        check_kind(settings, config)
+    plan = plan_without_model(settings, video_frames)
+    if config is None:
+        return plan
+    return with_cache(for_model(plan, settings, config, ranks), settings, config, folder)
+
+
+def plan_without_model(settings: GenerateSettings, video_frames: int = 0) -> Plan:
+    """The plan as far as the settings alone decide it: all but sharing and TeaCache's coefficients."""
     shared = {
         "height": settings.height,
         "width": settings.width,
@@ -40,11 +47,13 @@ def plan_of(
         "seed": settings.seed,
         "fps": settings.fps,
         "prompt": settings.prompt,
-        "cache": cache_of(settings, config, folder),
         "solver": settings.solver,
         "sigmas": settings.sigmas,
         "loras": settings.lora,
     }
+    if settings.teacache:
+        given = settings.teacache_coefficients
+        shared["cache"] = CachePlan(settings.teacache_thresh, given, settings.use_ret_steps)
     if isinstance(settings, DiffusionForcingSettings):
         shared |= {
             "base_num_frames": settings.base_num_frames,
@@ -60,30 +69,36 @@ def plan_of(
             "story": settings.story,
             "window_prompts": settings.prompts,
         }
-    plan = make_plan(settings.num_frames, settings.inference_steps, settings.shift, **shared)
-    return plan.with_sharing(sharing_of(settings, plan, config, ranks))
+    return make_plan(settings.num_frames, settings.inference_steps, settings.shift, **shared)
+
+
+def for_model(plan: Plan, settings: GenerateSettings, config: dict, ranks: int) -> Plan:
+    """The plan with the ranks' shares, for a model of the right kind.
+
+    Raises:
+        InputError: the model is of another kind, or its work cannot be shared as asked for.
+    """
+    check_kind(settings, config)
+    tokens = cost.frame_tokens(settings.height, settings.width)
+    layout = choose_layout(ranks, config["num_heads"], tokens, plan.is_guided, wanted_layout(settings))
+    return replace(plan, sharing=layout)
+
+
+def with_cache(plan: Plan, settings: GenerateSettings, config: dict, folder: Path | None) -> Plan:
+    """The plan with TeaCache's coefficients: those given, the checkpoint's own or the published ones.
+
+    Raises:
+        InputError: there are none for this model.
+    """
+    if plan.cache is None or plan.cache.coefficients is not None:
+        return plan
+    size = settings.height, settings.width
+    found = choose_coefficients(config, folder or Path(settings.model_id), *size, settings.use_ret_steps)
+    return replace(plan, cache=replace(plan.cache, coefficients=found))
 
 
 def wanted_layout(settings: GenerateSettings) -> Wanted:
     return Wanted(settings.cfg_parallel, settings.ulysses_degree, settings.ring_degree)
-
-
-def sharing_of(settings: GenerateSettings, plan: Plan, config: dict | None, ranks: int) -> Layout | None:
-    if config is None:
-        return None
-    tokens = cost.frame_tokens(settings.height, settings.width)
-    return choose_layout(ranks, config["num_heads"], tokens, plan.is_guided, wanted_layout(settings))
-
-
-def cache_of(settings: GenerateSettings, config: dict | None, folder: Path | None) -> CachePlan | None:
-    if not settings.teacache:
-        return None
-    coefficients = settings.teacache_coefficients
-    if coefficients is None and config is not None:
-        coefficients = choose_coefficients(
-            config, folder or Path(settings.model_id), settings.height, settings.width, settings.use_ret_steps
-        )
-    return CachePlan(settings.teacache_thresh, coefficients, settings.use_ret_steps)
 
 
 def check_kind(settings: GenerateSettings, config: dict) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.defaults import PRESETS
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, fields_that
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.comment import comment_of
@@ -16,6 +17,7 @@ from skyreels_v2_infer.media.pipes import StalledError
 from skyreels_v2_infer.plan.models import PUBLISHED
 
 FORMAT = 1  # of manifests
+APPROXIMATE = "attention"  # recorded where the kernel that was asked for is not exact
 _CHOSEN = ("teacache_coefficients",)  # recorded for the video's model and size
 # Flags given beside --replay -> other recorded settings that they override as well.
 REPLACED = {
@@ -27,9 +29,15 @@ REPLACED = {
     "--prompt": ("story",),
     "--story": ("prompt",),
     "--image": ("video_path",),
+    "--lora": ("lora",),
+    "--dit_path": _CHOSEN,
+    "--inference_steps": ("sigmas",),
+    "--shift": ("sigmas",),
+    "--sigmas": ("inference_steps", "shift"),
+    "--preset": ("sigmas", *(name for preset in PRESETS.values() for name in preset)),
     "--video_path": ("image",),
 }
-REPLAYED = frozenset(field.name for field in fields_that(DiffusionForcingSettings, replayed=True))
+REPLAYED = frozenset(field.name for field in fields_that(DiffusionForcingSettings, replayed=True)) | {APPROXIMATE}
 # Settings that name a file, a folder or an address, which a manifest from elsewhere must not choose.
 FILES = frozenset(name for name in REPLAYED if name.endswith("_path") or name in ("image", "end_image", "lora"))
 FORMERLY = {"device"}  # recorded in manifests of version 0.1.0; ignored, since it does not change the frames

@@ -1,1 +1,1 @@
-"""Several processes (ranks) on one video: who they are, how the work is laid out, and what they exchange."""
+"""Several processes (ranks) on one video: identity, agreement, failure handling, and the exchange of tensors."""

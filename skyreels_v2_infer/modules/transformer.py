@@ -216,7 +216,7 @@ class WanModel(nn.Module):
         model_type: ``"t2v"`` or ``"i2v"``; the latter sees an image through `clip_fea` and `y`.
         patch_size: latent frames, rows and columns in a token.
         text_len: text tokens that a prompt is padded to; padding is part of what the model has learned.
-        inject_sample_info: whether the model is told the frame rate.
+        inject_sample_info: whether the frame rate is an input of the model.
     """
 
     def __init__(
@@ -288,7 +288,7 @@ class WanModel(nn.Module):
         Args:
             context: text embeddings ``[B, L, text_dim]``, ``L <= text_len``; zeros are appended up to text_len.
             clip_fea: CLIP features of the image ``[B, tokens, img_dim]``; for image-to-video models only.
-            at_work: is handed each layer that computes and returns a context to do it in.
+            at_work: context manager that makes a layer resident on the device while it computes.
         """
         if context.ndim != 3 or context.shape[2] != self.text_dim or context.shape[1] > self.text_len:
             raise ValueError(
@@ -328,7 +328,9 @@ class WanModel(nn.Module):
         modulation = self.time_projection(time)
         if self.inject_sample_info:
             if fps is None:
-                raise ValueError("fps: this model is told the frame rate; give ids [B], 0 for 16 fps and 1 otherwise")
+                raise ValueError(
+                    "fps: the frame rate is an input of this model; give ids [B], 0 for 16 fps and 1 otherwise"
+                )
             modulation = modulation + self.fps_projection(self.fps_embedding(fps)).unsqueeze(1)
         return time, modulation.unflatten(-1, (6, self.dim))
 
@@ -375,8 +377,7 @@ class WanModel(nn.Module):
             fps: ids ``[B]``, 0 for 16 fps and 1 for any other (models with `inject_sample_info` only).
             causal_block_size: latent frames in a block; a block then sees itself and those before it. None: what
                 `set_ar_attention` has set, at first attention without blocks.
-            around: is handed the tokens, the time embedding, its projection and what runs all blocks, and returns the
-                tokens after them.
+            around: wraps the block stack: (tokens, time embedding, its projection, run) -> tokens after all blocks.
             sequence: what splits tokens over ranks, joins them, and attends to those of all ranks.
 
         Returns:

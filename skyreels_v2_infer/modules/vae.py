@@ -425,8 +425,8 @@ class WanVAE(nn.Module):
         """The frames of normalised latents ``[B, z_dim, n+1, H/8, W/8]``, piece by piece.
 
         Args:
-            cache: what the decoder remembers; empty at the beginning of a video. With the one of an earlier call these
-                latents go on from those, and make 4 frames each.
+            cache: features of earlier latents; empty at the beginning of a video. With the one of an earlier call these
+                latents continue those, and make 4 frames each.
 
         Yields:
             float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n.

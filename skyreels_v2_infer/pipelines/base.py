@@ -229,15 +229,18 @@ class VideoPipeline:
         history = self._history(plan, codec)
         if resume.window and resume.history is not None:
             history.restore(resume.history, plan.windows[: resume.window])
+        elif resume.history is not None:
+            history.add(resume.history)
         elif inputs.prefix is not None:
-            history.add(to_video(inputs.prefix, torch.device("cpu")).expand(texts.batch, -1, -1, -1, -1))
+            newest = to_video(inputs.prefix[-plan.longest_history :], torch.device("cpu"))
+            history.add(newest.expand(texts.batch, -1, -1, -1, -1))
         for window in plan.windows[resume.window :]:
             index = window.window.index
             if index == resume.window and resume.latents is not None:
                 done = resume.latents.to(self.device)
             else:
                 drawn = noise if window.seed is None else NoiseSource(window.seed)
-                if plan.lora_strengths_change:
+                if plan.loras and tuple(self.loras.strengths) != window.lora_strengths:
                     self.loras.set_strengths(window.lora_strengths)
                 start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
                 done = self._denoise(plan, window, texts, start, drawn, inputs, hooks)

@@ -3,7 +3,9 @@
 Frames are uint8 ``[T, H, W, 3]``, videos float32 ``[1, 3, T, H, W]`` in -1..1.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from skyreels_v2_infer.media.images import as_shown, fit
-from skyreels_v2_infer.media.read import read_video
+from skyreels_v2_infer.media.read import probe_video, read_video
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
 
@@ -112,18 +114,47 @@ Prefix = str | Path | np.ndarray | Sequence[Image.Image | np.ndarray]
 PREFIX_CHUNK = 16  # frames of a prefix in a piece
 
 
-def fitted_prefix(prefix: Prefix, height: int, width: int) -> np.ndarray:
-    """All frames of a prefix, uint8 ``[T, height, width, 3]``, scaled to cover and cropped at the centre."""
+def count_frames(prefix: Prefix | None) -> int:
+    """Frames of a prefix; 0: there is none.
+
+    Raises:
+        ValueError: it is not a video, or a frame is not an image.
+    """
+    if prefix is None:
+        return 0
     if isinstance(prefix, str | Path):
-        frames = list(read_video(prefix, height, width))
-    else:
-        frames = [fit(as_picture(frame, "prefix_video, each frame"), height, width) for frame in prefix]
-    if not frames:
+        return probe_video(prefix).frames
+    for frame in prefix[:1] if isinstance(prefix, np.ndarray) else prefix:
+        as_picture(frame, "prefix_video, each frame")
+    if not len(prefix):
         raise ValueError("prefix_video: has no frames")
-    return np.stack(frames)
+    return len(prefix)
 
 
-def pieces_of(frames: np.ndarray, batch: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """Frames as float32 pieces ``[batch, 3, t, H, W]`` in -1..1."""
-    for start in range(0, len(frames), PREFIX_CHUNK):
-        yield to_video(frames[start : start + PREFIX_CHUNK], device).expand(batch, -1, -1, -1, -1)
+class PrefixFrames:
+    """The frames of a prefix, fitted piece by piece, of which the newest are kept.
+
+    Args:
+        keep: how many.
+        batch: videos of the call; each begins with the same frames.
+    """
+
+    def __init__(self, prefix: Prefix, height: int, width: int, keep: int, batch: int, device: torch.device):
+        if isinstance(prefix, str | Path):
+            self._frames = read_video(prefix, height, width)
+        else:
+            self._frames = (fit(as_picture(frame), height, width) for frame in prefix)
+        self._newest: deque[np.ndarray] = deque(maxlen=keep)
+        self.batch, self.device = batch, device
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """float32 ``[batch, 3, t, H, W]`` in -1..1."""
+        while chunk := list(islice(self._frames, PREFIX_CHUNK)):
+            self._newest.extend(chunk)
+            yield to_video(np.stack(chunk), self.device).expand(self.batch, -1, -1, -1, -1)
+
+    def newest(self) -> np.ndarray:
+        """uint8 ``[keep, H, W, 3]``; reads what `pieces` has not."""
+        for _ in self.pieces():
+            pass
+        return np.stack(self._newest)

@@ -1,17 +1,17 @@
 """Diffusion forcing: videos of any length in windows, from text, an image or a video, optionally to an end image."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from dataclasses import replace
 
 import torch
 
 from skyreels_v2_infer.media.images import fit
 from skyreels_v2_infer.pipelines.arguments import as_text, check_generator, check_seed, check_texts, negative_text
 from skyreels_v2_infer.pipelines.base import VideoPipeline
-from skyreels_v2_infer.pipelines.conditioning import Prefix, as_picture, fitted_prefix, pieces_of
+from skyreels_v2_infer.pipelines.conditioning import Prefix, PrefixFrames, as_picture, count_frames
 from skyreels_v2_infer.pipelines.history import Finished, Resume
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.plan import make_plan
+from skyreels_v2_infer.plan.plan import Plan, make_plan
 from skyreels_v2_infer.plan.story import Scene
 from skyreels_v2_infer.scheduler.windows import frames_of_one_more
 
@@ -90,7 +90,6 @@ class DiffusionForcingPipeline(VideoPipeline):
             num_frames = 97 if prefix_video is None else frames_of_one_more(base_num_frames, overlap_history)
         if causal_block_size is None:
             causal_block_size = self.transformer.causal_block_size or 1
-        prefix = None if prefix_video is None else fitted_prefix(prefix_video, height, width)
         plan = make_plan(
             num_frames,
             num_inference_steps,
@@ -107,7 +106,7 @@ class DiffusionForcingPipeline(VideoPipeline):
             ar_step=ar_step,
             causal_block_size=causal_block_size,
             causal_attention=causal_attention or self.transformer.causal_block_size is not None,
-            prefix_frames=0 if prefix is None else len(prefix),
+            prefix_frames=count_frames(prefix_video),
             image=image is not None,
             end_image=end_image is not None,
             addnoise=addnoise_condition,
@@ -117,20 +116,23 @@ class DiffusionForcingPipeline(VideoPipeline):
         inputs = Inputs(
             image=None if image is None else fit(as_picture(image), height, width),
             end_image=None if end_image is None else fit(as_picture(end_image, "end_image"), height, width),
-            prefix=prefix,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             latents=latents,
             generator=check_generator(generator),
             callback=callback_on_step_end,
         )
-        made = self.execute(plan, inputs, resume)
-        if prefix is None or resume is not None:
-            return made
-        batch = (
-            len(prompt_embeds) if prompt_embeds is not None else 1 if isinstance(prompt, str) else len(prompt or [0])
-        )
-        return chain([Finished(None, pieces_of(prefix, batch, self.device))], made)
+        if prefix_video is None:
+            return self.execute(plan, inputs, resume)
+        batch = len(prompt_embeds) if prompt_embeds is not None else len(prompt) if isinstance(prompt, list) else 1
+        prefix = PrefixFrames(prefix_video, height, width, plan.longest_history, batch, self.device)
+        return self._continued(prefix, plan, inputs, resume)
+
+    def _continued(self, prefix: PrefixFrames, plan: Plan, inputs: Inputs, resume: Resume | None) -> Iterator[Finished]:
+        """The frames of the video that is continued, unless it is resumed, then the windows."""
+        if resume is None:
+            yield Finished(None, prefix.pieces())
+        yield from self.execute(plan, replace(inputs, prefix=prefix.newest()), resume)
 
     def extend_video(self, *args, prefix_video_path: Prefix, **kwargs):
         """A video followed by `num_frames` new frames; arguments as for `generate`, results as for a call.

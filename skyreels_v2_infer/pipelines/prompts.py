@@ -40,7 +40,7 @@ class Texts:
         self.batch = max((len(self._positive(window)) for window in windows), default=1)
 
     def _encode(self, windows: tuple[WindowPlan, ...]) -> dict[Text, torch.Tensor]:
-        """Embeddings ``[B, text_len, text_dim]`` of each distinct text, on the device."""
+        """Embeddings ``[B, text_len, text_dim]`` of each distinct text, on the host."""
         texts = [window.prompt for window in windows if window.prompt is not None]
         texts += [w.negative_prompt for w in windows if w.is_guided and w.negative_prompt is not None]
         encoder, length = self.pipeline.text_encoder, self.pipeline.transformer.text_len
@@ -50,18 +50,18 @@ class Texts:
             raise ValueError("prompt: this pipeline has no text encoder; give prompt_embeds")
         with self.pipeline.at_work(encoder):
             encoded = {t: encoder.encode(list(t) if isinstance(t, tuple) else t, length) for t in dict.fromkeys(texts)}
-        return {text: embeds.to(self.pipeline.device) for text, embeds in encoded.items()}
+        return {text: embeds.cpu() for text, embeds in encoded.items()}
 
     def _positive(self, window: WindowPlan) -> torch.Tensor:
         if window.prompt is not None:
-            return self._embeds[window.prompt]
+            return self._embeds[window.prompt].to(self.pipeline.device)
         if self.inputs.prompt_embeds is None:
             raise ValueError("prompt: give it as text, or as prompt_embeds")
         return self.inputs.prompt_embeds.to(self.pipeline.device)
 
     def _negative(self, window: WindowPlan) -> torch.Tensor:
         if window.negative_prompt is not None:
-            return self._embeds[window.negative_prompt]
+            return self._embeds[window.negative_prompt].to(self.pipeline.device)
         if self.inputs.negative_prompt_embeds is None:
             raise ValueError("negative_prompt: give it as text, or as negative_prompt_embeds")
         return self.inputs.negative_prompt_embeds.to(self.pipeline.device)

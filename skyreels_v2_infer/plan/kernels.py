@@ -2,3 +2,4 @@
 
 TORCH_KERNELS = ("cudnn", "flash", "efficient", "math")
 KERNELS = ("fa4", *TORCH_KERNELS, "sage")
+APPROXIMATE_KERNELS = ("sage",)  # others differ by rounding only

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from skyreels_v2_infer.cli.settings import PARTS, Affects, GenerateSettings, fields_that
+from skyreels_v2_infer.plan.kernels import APPROXIMATE_KERNELS
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.run.files import fingerprint
 from skyreels_v2_infer.run.record import digest_of
@@ -19,6 +20,7 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     for field in fields_that(settings, affects=Affects.FRAMES):
         value = getattr(settings, field.name)
         identity[field.name] = fingerprint(value) if isinstance(value, Path) else value
+    identity["kernels"] = settings.attention if settings.attention in APPROXIMATE_KERNELS else "exact"
     identity["lora"] = [[contents(lora.path), lora.strength] for lora in settings.lora]
     identity.pop("prompts", None)
     if "story" in identity:

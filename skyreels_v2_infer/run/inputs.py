@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.images import read_image
-from skyreels_v2_infer.media.read import decode_prefix
+from skyreels_v2_infer.media.read import decode_prefix, probe_video
 from skyreels_v2_infer.media.statistics import Look
 from skyreels_v2_infer.media.write import VideoWriter
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.run.files import fingerprint
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -24,27 +27,21 @@ class Source:
     Attributes:
         frames: number of its frames.
         fps: its mean rate; 0: not known.
-        look: its statistics, first and last frame.
-        segment: the video encoded at the size and rate of the result; None if its frames were only counted.
+        look: its statistics, first and last frame. segment: the video encoded at the size and rate of the result. Both
+            are None if its frames were only counted.
     """
 
     frames: int
     fps: float
-    look: Look
+    look: Look | None = None
     segment: Path | None = None
 
 
-def read_inputs(
-    settings: GenerateSettings, spool: Path | None, check: Callable[[], object]
-) -> tuple[Inputs, Source | None]:
-    """Decodes the files that the settings name and fits them to the video's size.
-
-    Args:
-        spool: folder for the `Source.segment` of a video that is continued; None: its frames are only counted.
-        check: called regularly; raises once the process has to stop.
+def read_images(settings: GenerateSettings) -> Inputs:
+    """The pictures that the settings name, decoded and fitted to the video's size.
 
     Raises:
-        InputError: a file is missing, damaged, or changes while it is read.
+        InputError: a file is missing or damaged.
     """
     size = settings.height, settings.width
     images = {
@@ -52,14 +49,44 @@ def read_inputs(
         for name in ("image", "end_image")
         if (path := getattr(settings, name, None)) is not None
     }
-    inputs = Inputs(**images)
+    return Inputs(**images)
+
+
+def count_video(settings: GenerateSettings) -> Source | None:
+    """The video that is continued, of which only the length and rate are found; None: there is none.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     path = getattr(settings, "video_path", None)
     if path is None:
-        return inputs, None
+        return None
+    found = probe_video(path)
+    return Source(found.frames, found.fps)
+
+
+def decode_video(
+    settings: GenerateSettings, spool: Path, check: Callable[[], object]
+) -> tuple[Source, np.ndarray] | None:
+    """Decodes the video that is continued once, for everything -> it and its newest frames; None: there is none.
+
+    Args:
+        spool: folder for the `Source.segment`.
+        check: called regularly; raises once the process has to stop.
+
+    Returns:
+        the frames: uint8 ``[t, H, W, 3]``, as many as a window can have as history.
+
+    Raises:
+        InputError: the file is missing, damaged, or changes while it is read.
+    """
+    path = getattr(settings, "video_path", None)
+    if path is None:
+        return None
+    size = settings.height, settings.width
     before, look = fingerprint(path), Look()
-    keep = 1 if spool is None else settings.base_num_frames
-    with nullcontext() if spool is None else VideoWriter(spool, "prefix", *size, settings.fps) as writer:
-        found = decode_prefix(path, *size, keep, writer, look, check)
+    with VideoWriter(spool, "prefix", *size, settings.fps) as writer:
+        found = decode_prefix(path, *size, settings.base_num_frames, writer, look, check)
     if fingerprint(path) != before:
         raise InputError("video_path", path, "has changed while it was read")
-    return replace(inputs, prefix=found.newest), Source(found.frames, found.fps, look, writer and writer.path)
+    return Source(found.frames, found.fps, look, writer.path), found.newest

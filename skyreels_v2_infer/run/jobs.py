@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
+from skyreels_v2_infer.cli.planning import for_model, plan_of, plan_without_model, wanted_layout, with_cache
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
@@ -28,7 +30,7 @@ from skyreels_v2_infer.plan.show import describe, table
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
-from skyreels_v2_infer.run.inputs import Source, read_inputs
+from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.record import RunInfo
 from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
@@ -87,6 +89,7 @@ class Job:
     """
 
     def __init__(self, script: str, settings: GenerateSettings, check: Callable[[], object]):
+        self.began = time.perf_counter()
         self.script, self.settings, self.check = script, settings, check
         self.video: Video | None = None
         self._made: list[Path] = []  # folders that this run created, the innermost first
@@ -108,22 +111,20 @@ class Job:
         settings, first = self.settings, not team.rank
         if first:
             check_ffmpeg(reading=getattr(settings, "video_path", None) is not None)  # not after the first window
-        with team.first_rank_first():  # downloads what is missing, before the others look for it
-            config = config_of(settings)
         with tempfile.TemporaryDirectory() as spool:
-            inputs, source = team.same(read_inputs(settings, Path(spool), self.check) if first else None)
-            folder = known_folder(settings)
-            with team.first_rank_first():  # which alone reports what all would find wrong
-                plan = plan_of(settings, config, folder, source.frames if source else 0, team.size)
+            inputs, source = self._read(Path(spool)) if first else (None, None)
+            frames = team.same(source.frames if source else 0)
+            with team.first_rank_first():  # the first alone reports what all would find wrong, and downloads
+                plan = plan_without_model(settings, frames)
+                config = config_of(settings)
+                plan = for_model(plan, settings, config, team.size)
                 check_packages(plan)
-                place = self._place(plan) if folder is None else None  # before gigabytes are fetched
+                place = self._place(plan) if known_folder(settings) is None else None  # before gigabytes are fetched
                 checkpoint = compose(settings.model_id, replaced_parts(settings))
+                plan = with_cache(plan, settings, config, cache_folder(checkpoint))
             if first:
                 check_files(checkpoint)
-                tokenizer = checkpoint.parts["tokenizer"].files[0]
-                check_prompts(settings, plan, tokenizer)
-                for line in cut_lines(plan, tokenizer, config):
-                    say(line)
+                check_prompts(settings, plan, tokenizer := checkpoint.parts["tokenizer"].files[0])
             identity = identity_of(self.script, settings, plan, checkpoint) if first else {}
             found = team.same(self._find(plan, identity) if first and settings.resume else None)
             if found is not None and "path" in found:
@@ -136,26 +137,42 @@ class Job:
             if first:
                 if settings.prompt_enhancer:
                     check_prompts(settings, plan, tokenizer)
-                self._open(plan, identity, settled_of(plan, place), source, inputs)
+                for line in cut_lines(plan, tokenizer, config):
+                    say(line)
+                inputs = self._open(plan, identity, settled_of(plan, place), source, inputs, Path(spool))
+                self.video.state()  # damaged files are found before weights are loaded
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
             return self.video.finish() if first else None
-        session = open_session(
-            checkpoint,
-            place,
-            team,
-            offload=settings.offload,
-            vae_dtype=settings.vae_dtype,
-            attention=settings.attention,
-            loras=plan.first_loras,
-            loras_change=plan.lora_strengths_change,
-            compiled=self._compiles(plan, config, place),
-            quantize=settings.quantize,
-            dequantize=settings.weights == "dequantize",
-            check=self.check,
-        )
+        inputs = team.same(inputs)
+        session = open_session(checkpoint, place, team, **self._session_settings(plan, config, place))
         session.load()
         self._remark(plan, source)
         return session.make(plan, inputs, self.video)
+
+    def _read(self, spool: Path) -> tuple[Inputs, Source | None]:
+        """Inputs and the video that is continued; with --resume its frames are only counted, they may be there."""
+        inputs = read_images(self.settings)
+        if self.settings.resume:
+            return inputs, count_video(self.settings)
+        decoded = decode_video(self.settings, spool, self.check)
+        if decoded is None:
+            return inputs, None
+        source, newest = decoded
+        return replace(inputs, prefix=newest), source
+
+    def _session_settings(self, plan: Plan, config: dict, place: Placement) -> dict:
+        settings = self.settings
+        return {
+            "offload": settings.offload,
+            "vae_dtype": settings.vae_dtype,
+            "attention": settings.attention,
+            "loras": plan.first_loras,
+            "loras_change": plan.lora_strengths_change,
+            "compiled": self._compiles(plan, config, place),
+            "quantize": settings.quantize,
+            "dequantize": settings.weights == "dequantize",
+            "check": self.check,
+        }
 
     def _seed(self) -> int:
         return secrets.randbelow(SEEDS) if self.settings.seed is None else self.settings.seed
@@ -225,8 +242,14 @@ class Job:
         say(f"--resume: nothing to resume in {settings.outdir}; starting a new run")
         return None
 
-    def _open(self, plan: Plan, identity: dict, settled: dict, source: Source | None, inputs: Inputs) -> None:
-        """Opens the video's files, before weights are loaded, so that no other process starts the same run."""
+    def _open(
+        self, plan: Plan, identity: dict, settled: dict, source: Source | None, inputs: Inputs, spool: Path
+    ) -> Inputs:
+        """Opens the video's files, before weights are loaded, so that no other process starts the same run.
+
+        Returns:
+            the inputs, with as many frames of a video that is continued as windows take.
+        """
         if self.settings.replay is not None:
             for line in manifest.changed_since(self.settings.replay, self.settings, plan, identity):
                 say(line)
@@ -241,7 +264,13 @@ class Job:
             was = self.video.journal.settled["threads"]
             say(f"--resume: begun with {was} CPU threads, now {settled['threads']}: frames can differ in the last bit")
         if source is not None and not self.video.journal.pieces:
+            if source.segment is None:  # a resumed run that has not even this piece
+                source, newest = decode_video(self.settings, spool, self.check)
+                inputs = replace(inputs, prefix=newest)
             self.video.add_source(source, as_history(plan, inputs))
+        if inputs.prefix is not None:
+            inputs = replace(inputs, prefix=inputs.prefix[-plan.longest_history :].copy())
+        return inputs
 
     def _begin(self, plan: Plan, identity: dict, settled: dict) -> None:
         settings = self.settings
@@ -259,7 +288,7 @@ class Job:
 
     def _watch(self, journal: Journal, plan: Plan, identity: dict, settled: dict) -> None:
         about = manifest.describe(self.script, self.settings, plan, identity, settled, journal.plan)
-        self.video = Video(journal, about, plan, not self.settings.no_preview)
+        self.video = Video(journal, about, plan, not self.settings.no_preview, self.began)
 
     def _adopt(self, plan: Plan) -> None:
         """For --keep_parts: reuses the pieces that this run shares with a kept one."""
@@ -290,6 +319,13 @@ def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> No
     file, model = tokenizer / "tokenizer.json", settings.model_id
     if model not in PUBLISHED and embedded.name_of(model) != embedded.NAME and file.is_file():
         check_tokenizer(file, [clean(text) for _, text in texts_of(plan)], "model_id", model)
+
+
+def cache_folder(checkpoint: Checkpoint) -> Path:
+    """Where a transformer's TeaCache coefficients would be: in its checkpoint, or beside a file from elsewhere."""
+    if checkpoint.layout == "parts":
+        return checkpoint.parts["transformer"].files[0].parent
+    return checkpoint.folder
 
 
 def check_packages(plan: Plan) -> None:
@@ -333,9 +369,10 @@ def enhanced(settings: GenerateSettings, place: Placement) -> str:
     return prompt
 
 
-def dry_run(settings: GenerateSettings, ranks: int, check: Callable[[], object]) -> str:
+def dry_run(settings: GenerateSettings, ranks: int) -> str:
     """The output of --dry_run: the plan that would be executed, and its cost. Needs no weights and no torch."""
-    _, source = read_inputs(settings, None, check)
+    read_images(settings)  # damaged ones are found here, too
+    source = count_video(settings)
     about = described(settings, source.frames if source else 0, ranks)
     return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
 
@@ -356,7 +393,8 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
         wanted=wanted_layout(settings),
     )
     about["cut"] = []
-    if folder is not None and config is not None and long_texts(plan, config):
+    local = settings.text_encoder_path is None and folder is not None and local_folder(settings.model_id) is not None
+    if local and config is not None and long_texts(plan, config):
         tokenizer = None
         with suppress(InputError):  # a missing tokenizer is reported by the run itself
             tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]

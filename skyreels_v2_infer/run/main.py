@@ -69,7 +69,7 @@ def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: C
             settings = parse(sys.argv[1:] if argv is None else argv)
             launch = Launch.from_environment()
             if settings.dry_run:
-                return DONE if launch.rank else tell(prog, dry_run(settings, launch.size, interrupts.check))
+                return DONE if launch.rank else tell(prog, dry_run(settings, launch.size))
             if launch.rank:  # nothing to clean up, and Python handlers do not run while this rank waits for others
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if launch.size > 1:

@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 
 from skyreels_v2_infer import __version__, embedded
-from skyreels_v2_infer.cli.replay import FORMAT, read_manifest
+from skyreels_v2_infer.cli.replay import APPROXIMATE, FORMAT, read_manifest
 from skyreels_v2_infer.cli.settings import PARTS, GenerateSettings, fields_that
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.kernels import APPROXIMATE_KERNELS
 from skyreels_v2_infer.plan.plan import Plan
 
 INPUTS = ("image", "end_image", "video_path")  # files whose fingerprints are recorded
@@ -50,6 +51,10 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
     names = [field.name for field in fields_that(settings, replayed=True)]
     values = {name: (chosen or {}).get(name, getattr(settings, name)) for name in names}
     values = {name: value for name, value in values.items() if value is not None}
+    if settings.sigmas is not None:
+        del values["inference_steps"], values["shift"]
+    if settings.attention in APPROXIMATE_KERNELS:
+        values[APPROXIMATE] = settings.attention
     if plan.scenes is not None:
         del values["prompt"]
         scenes = [{k: v for k, v in asdict(scene).items() if v is not None} for scene in plan.scenes]
@@ -57,7 +62,7 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
     for name in PARTS.values():
         if values.get(name) is not None and Path(values[name]).exists():
             values[name] = Path(values[name])
-    values["lora"] = [f"{lora.path.absolute()}:{lora.strength:g}" for lora in plan.loras]
+    values["lora"] = [f"{lora.path.absolute()}:{lora.strength!r}" for lora in plan.loras]
     values["model_id"] = model = embedded.name_of(settings.model_id)
     if model != embedded.NAME and Path(model).is_dir():
         values["model_id"] = Path(model)

@@ -192,7 +192,8 @@ class Session:
             with tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar:
                 for part in parts:
                     if not denoised:
-                        worker.put(partial(keep_latents, video, part.whole))
+                        worker.drain()  # latents belong to the piece that comes next on the disk
+                        video.journal.keep_latents(part.whole.cpu().numpy())  # before decoding, the peak of memory
                     denoised, sampled = False, time.perf_counter()
                     worker.put(video.begin_piece)
                     for frames in part.pieces:
@@ -206,14 +207,11 @@ class Session:
                     self.check()
             worker.finish()
         finally:
-            worker.close(video.stop_writing)  # an interrupted run does not wait for an encoder that is stuck
-            video.give_up_piece()
+            try:
+                worker.close(video.stop_writing)  # an interrupted run does not wait for an encoder that is stuck
+            finally:
+                video.give_up_piece()
         return video.finish(self.loading)
-
-
-def keep_latents(video: Video, latents) -> None:
-    """Copies a window's latents to the host and stores them."""
-    video.journal.keep_latents(latents.cpu().numpy())
 
 
 def on_host(frames) -> Callable:

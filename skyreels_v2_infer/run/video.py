@@ -38,13 +38,15 @@ class Video:
         pieces: number of pieces of the finished video: `prefix` and one for each window.
     """
 
-    def __init__(self, journal: Journal, about: dict, plan: Plan, with_preview: bool):
+    def __init__(self, journal: Journal, about: dict, plan: Plan, with_preview: bool, began: float | None = None):
         self.journal, self.about, self.with_preview = journal, about, with_preview
         self.form = plan.height, plan.width, plan.fps
         self.path: Path | None = None
         self.prefix = int(plan.prefix_frames > 0)
         self.pieces = self.prefix + len(plan.windows)
-        self._began, self._frames = time.perf_counter(), 0
+        self._began = time.perf_counter() if began is None else began
+        self._frames = 0
+        self._state: tuple | None = None
         self._writing = ExitStack()
         self._writer = self._look = None
         self._details: dict = {}
@@ -55,9 +57,12 @@ class Video:
 
     def state(self) -> tuple[int, np.ndarray | None, np.ndarray | None] | None:
         """(window, its latents if it is denoised, history) to resume from; None: from the beginning."""
-        done = len(self.journal.pieces)
-        latents, history = self.journal.state()
-        return (done - self.prefix, latents, history) if done or latents is not None else None
+        if self._state is None:
+            done = len(self.journal.pieces)
+            latents, history = self.journal.state()
+            if done or latents is not None:
+                self._state = done - self.prefix, latents, history
+        return self._state
 
     @property
     def is_complete(self) -> bool:

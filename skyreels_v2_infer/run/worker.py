@@ -52,9 +52,13 @@ class Worker:
             self._tasks.append(task)
             self._changed.notify_all()
 
-    def finish(self) -> None:
+    def drain(self) -> None:
         """Waits until all tasks are done. Raises the error of a task."""
         self._wait(lambda: not self._tasks and not self._busy)
+
+    def finish(self) -> None:
+        """As `drain`, and ends the thread."""
+        self.drain()
         self.close()
 
     def _wait(self, until: Callable[[], bool]) -> None:

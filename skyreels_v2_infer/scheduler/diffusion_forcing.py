@@ -17,7 +17,7 @@ class Schedule:
     """R rows (model iterations) over F latent frames.
 
     Attributes:
-        timesteps: int64 ``[R, F]``, what the model is told of each frame.
+        timesteps: int64 ``[R, F]``, the timestep that the model gets for each frame.
         steps: int64 ``[R, F]``, the solver step at which a frame stands (where `update` holds).
         update: bool ``[R, F]``, whether the frame takes this step in this row.
     """

@@ -114,7 +114,7 @@ def check_lengths(
             legal = f"must be below --base_num_frames {base_num_frames}, {_advice(base_num_frames)}"
             raise InputError("overlap_history", overlap_history, legal)
     elif extends:
-        legal = f"needed to go on from a video, {_advice(base_num_frames)}"
+        legal = f"needed to continue a video, {_advice(base_num_frames)}"
         raise InputError("overlap_history", "not given", legal)
     if not extends:
         _check_whole("num_frames", num_frames)

@@ -62,7 +62,7 @@ def test_a_lora_changes_the_video_by_its_strength(folder, plain, tmp_path):
     made = run(FORCING, *SHORT, *FRAMES, "--lora", style, cwd=tmp_path)
     assert made.code == 0 and psnr(made.frames, plain.frames) < 45
     about = json.loads(made.path.with_suffix(".json").read_text())
-    assert about["settings"]["lora"] == [f"{style}:1"] and about["details"]["loras"]
+    assert about["settings"]["lora"] == [f"{style}:1.0"] and about["details"]["loras"]
     none = run(FORCING, *SHORT, *FRAMES, "--lora", f"{style}:0", "--outdir", "none", cwd=tmp_path)
     assert np.array_equal(none.frames, plain.frames)
     twice = run(FORCING, *SHORT, *FRAMES, "--lora", f"{style}:0.5", "--lora", f"{style}:0.5", cwd=tmp_path)

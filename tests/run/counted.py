@@ -34,6 +34,7 @@ counted(plan, "flow_sigmas", "noise levels")
 counted(plan, "plan_windows", "windows")
 counted(images, "read_image", "images")
 counted(read, "decode_prefix", "videos")
+counted(read, "probe_video", "counted videos")
 counted(ffmpeg, "decode_arguments", "decoding processes")
 
 from skyreels_v2_infer import runtime  # noqa: E402
