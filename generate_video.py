@@ -3,11 +3,14 @@
 
 import sys
 
-from skyreels_v2_infer.cli.arguments import parse_generate
-from skyreels_v2_infer.run.main import main as run
+from skyreels_v2_infer.run.signals import before_anything
 
 
 def main() -> int:
+    with before_anything("generate_video.py"):
+        from skyreels_v2_infer.cli.arguments import parse_generate
+        from skyreels_v2_infer.run.main import main as run
+
     return run("generate_video.py", parse_generate)
 
 

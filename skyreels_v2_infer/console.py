@@ -1,21 +1,75 @@
-"""Messages on stderr: from the first of several processes, above the progress bars."""
+"""Messages on stderr: from the first of several processes, above the progress bars.
 
+Where stderr cannot be written (a terminal that was closed, a pipe whose reader has ended, a full disk) messages are
+dropped: a video is not lost because nobody can be told about it.
+"""
+
+import os
 import sys
+from contextlib import suppress
 
 from skyreels_v2_infer.launch import Launch
+
+
+class Lenient:
+    """A stream like `stream` that drops what cannot be written instead of raising."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):
+            give_up(self.stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            give_up(self.stream)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def give_up(stream) -> None:
+    """Sends what a stream still holds, and all that follows, to nowhere: Python would fail with it at its exit."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def open_standard_streams() -> None:
+    """Opens those of stdin, stdout and stderr that are closed on the null device.
+
+    Otherwise the next file that is opened, perhaps the video, would get such a number and receive the messages.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def say(message: str, from_any_rank: bool = False) -> None:
     """Prints a message on stderr, by default on the first rank only; stdout is for results."""
     if Launch.for_messages().rank and not from_any_rank:
         return
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above any progress bars
-    else:
-        print(message, file=sys.stderr)
-    sys.stderr.flush()
+    if sys.stderr is None:
+        return
+    try:
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above the bars, if there are any
+        else:
+            print(message, file=sys.stderr)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        give_up(sys.stderr)
 
 
 def silent() -> bool:
-    """Whether to hide progress bars: stderr is no terminal, or this is not the first rank."""
-    return not sys.stderr.isatty() or Launch.for_messages().rank > 0
+    """Whether progress bars would disturb: where nobody looks, and on all ranks but the first."""
+    return sys.stderr is None or not sys.stderr.isatty() or Launch.for_messages().rank > 0

@@ -137,9 +137,12 @@ def some_path(text: str) -> Path:
     """A path, with ``~`` expanded; URLs are rejected."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
-    if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # Path would drop one of the slashes
-        raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be URLs (http or https)")
-    return Path(os.path.expanduser(text))  # shells do not expand --outdir=~/videos
+    if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # of which Path would drop a slash
+        raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be addresses (http or https)")
+    path = os.path.expanduser(text)  # which no shell does for --outdir=~/videos
+    if path.startswith("~") and not os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{text}: no home folder of such a user is known (a name with ~: ./{text})")
+    return Path(path)
 
 
 def some_picture(text: str) -> Path | str:
@@ -149,7 +152,7 @@ def some_picture(text: str) -> Path | str:
 
 def device_name(text: str) -> str:
     """A device by torch's name; whether it exists is not known without torch."""
-    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", text):
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:[0-9]{1,4})?", text):
         raise argparse.ArgumentTypeError(f"{text}: must be cpu, cuda, cuda:N, mps, xpu or xpu:N")
     return text
 
@@ -167,7 +170,11 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses `argv`; exits with 2 on an error."""
-        args, left_over = self.parse_known_args(_joined(argv))
+        words = _joined(argv)
+        for word in words:
+            if re.fullmatch("--[a-z_]+=--", word):  # of which argparse would make a list
+                self.error(f"argument {word[:-3]}: expected one argument")
+        args, left_over = self.parse_known_args(words)
         if left_over:
             self.error(self._unknown(left_over, args))
         return args

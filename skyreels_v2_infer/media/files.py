@@ -36,5 +36,5 @@ def read_small(path: Path | str, most: int = MOST_TEXT) -> bytes:
     with os.fdopen(handle, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it has more than {most >> 20} MB")
+        raise ValueError(f"it has more than {most >> 10} KB")
     return content

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DOWNLOAD_SECONDS, DOWNLOAD_BYTES = 30, 100 * 2**20  # without any data; of one image
+# Formats that Pillow itself decodes, from nothing but the file. EPS, for one, is left out: it starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA")
+LARGEST_FILE = 2**29  # bytes of a picture; some decoders read all of it at once
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
 
 
@@ -50,7 +54,10 @@ def download_image(url: str, name: str = "image") -> Path:
     from http.client import HTTPException, InvalidURL
     from urllib.request import Request, urlopen
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skyreels_v2_infer"
+    home = os.path.expanduser("~/.cache")
+    if home.startswith("~"):  # neither HOME nor an entry for the user
+        home = tempfile.gettempdir()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "skyreels_v2_infer"
     try:
         with urlopen(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=DOWNLOAD_SECONDS) as answer:
             content = answer.read(DOWNLOAD_BYTES + 1)
@@ -103,7 +110,10 @@ def _opened(path: Path | str, name: str) -> Iterator[Image.Image]:
         # Pillow warns about harmless things (large images, damaged EXIF data), which would print more than one line.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            Image.init()  # before that only some of the formats are known
+            if os.path.getsize(path) > LARGEST_FILE:
+                raise ValueError(f"it has more than {LARGEST_FILE >> 20} MB")
+            with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
                 if image.mode == "F":
                     raise ValueError("its pixels are floating-point numbers, whose range the file does not state")
                 yield image

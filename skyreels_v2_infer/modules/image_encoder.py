@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from skyreels_v2_infer.plan.models import without_code
+
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PUBLISHED_HEADS = 16  # the one size that does not follow from the published tensors' shapes
@@ -78,7 +80,7 @@ def empty_model(config: dict) -> nn.Module:
     """CLIP's vision tower without its last layer, empty on the meta device; `config` as in config.json."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    config = CLIPVisionConfig.from_dict(config)
+    config = CLIPVisionConfig.from_dict(without_code(config))
     config.num_hidden_layers -= 1
     with torch.device("meta"):
         model = CLIPVisionModel(config)

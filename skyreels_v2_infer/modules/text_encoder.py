@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from skyreels_v2_infer.plan.models import without_code
 from skyreels_v2_infer.plan.prompts import clean
 
 
@@ -92,7 +93,7 @@ def empty_model(config: dict) -> nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
     with torch.device("meta"):
-        model = UMT5EncoderModel(UMT5Config.from_dict(config))
+        model = UMT5EncoderModel(UMT5Config.from_dict(without_code(config)))
     # One module under both names of the tied embedding, so that filling one fills the other.
     model.set_input_embeddings(model.shared)
     return model
@@ -107,4 +108,4 @@ def load_tokenizer(folder: Path):
 
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -14,6 +14,7 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.compiled import compile_blocks
 from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
+from skyreels_v2_infer.modules.vae import compile_norms
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
 from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
@@ -50,7 +51,7 @@ class VideoPipeline:
         vae_dtype: of the VAE.
         loras: files and strengths, see `load_lora`.
         loras_change: whether strengths will be set again, window by window.
-        compiled: compile the transformer's blocks, see `modules.compiled`.
+        compiled: compile the transformer's blocks, see `modules.compiled`, and on a GPU the VAE's norms.
         quantize: "fp8" or "int8", see `modules.linear.quantize_blocks`. dequantize: see `get_transformer`.
 
     Attributes:
@@ -107,6 +108,8 @@ class VideoPipeline:
                 quantize_blocks(self.transformer, quantize, place.device)
         if compiled:
             compile_blocks(self.transformer, say)
+            if place.device.type == "cuda":
+                compile_norms(self.vae)
         offloading = Offload(place.device)
         self.at_work = offloading.at_work
         self._offloaded = offload

@@ -46,6 +46,20 @@ class Codec:
                     yield new
 
 
+def finite(pieces: Iterator[torch.Tensor], window: WindowPlan) -> Iterator[torch.Tensor]:
+    """The same pieces; whether they are finite is checked after the last one, without a wait for the device before.
+
+    Raises:
+        FloatingPointError: a piece contains NaN, which would become black pixels.
+    """
+    found = []
+    for piece in pieces:
+        found.append(piece.isfinite().all())
+        yield piece
+    if found and not torch.stack(found).all():
+        raise FloatingPointError(f"window {window.window.index + 1}: decoded frames contain NaN")
+
+
 class Newest:
     """The newest frames or latents, on the CPU: at least `keep` along axis 2, and at most one piece more."""
 
@@ -103,7 +117,7 @@ class PixelHistory:
         Args:
             latents: of the whole window, its history included.
         """
-        for piece in self.codec.decode(latents, window.window.history_frames):
+        for piece in finite(self.codec.decode(latents, window.window.history_frames), window):
             self.frames.add(piece)
             yield piece
 
@@ -143,7 +157,7 @@ class LatentHistory:
         """As `PixelHistory.decode`."""
         first = window.window.index == 0
         new = latents if first else latents[:, :, window.window.history_latents :]
-        yield from self.codec.decode(new, window.window.history_frames if first else 0, self.memory)
+        yield from finite(self.codec.decode(new, window.window.history_frames if first else 0, self.memory), window)
         self.latents.add(new)
 
     def state(self) -> torch.Tensor | None:

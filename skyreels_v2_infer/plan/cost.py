@@ -1,9 +1,12 @@
 """The cost of a plan: arithmetic of the transformer and peak memory, computed from the architecture alone."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skyreels_v2_infer.plan.plan import Plan
+import numpy as np
+
+from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sizes import SIZE_MULTIPLE
 
 GIB = 2**30
@@ -97,9 +100,10 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
     size = frame_tokens(plan.height, plan.width)
     tokens = max(window.latents for window in plan.windows) * size
     reached = Counter()  # latent frames of a forward -> number of such forwards
-    for window in plan.windows:
-        for reach in window.schedule.reach(plan.causal_block_size).tolist():
-            reached[reach] += 1 + window.is_guided
+    for window, count in alike(plan):
+        rows = np.bincount(window.schedule.reach(plan.causal_block_size))
+        for reach in np.flatnonzero(rows).tolist():
+            reached[reach] += int(rows[reach]) * count * (1 + window.is_guided)
     flop = sum(count * forward_flop(config, reach, size, plan.causal_block_size) for reach, count in reached.items())
     parts = part_bytes(config, weight_bytes)
     stream = stream_bytes(config, tokens, weight_bytes, plan.is_guided)
@@ -116,6 +120,13 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
         )
         peak = max(stages, key=lambda stage: stage.total)
     return Cost(tokens, flop / 1e15, round(peak.weights / GIB, 1), round(peak.activations / GIB, 1))
+
+
+def alike(plan: Plan) -> Iterator[tuple[WindowPlan, int]]:
+    """A window of each kind, and how many of that kind there are; windows of a plan share their schedules."""
+    kinds = {(id(window.schedule), window.is_guided): window for window in plan.windows}
+    counts = Counter((id(window.schedule), window.is_guided) for window in plan.windows)
+    return ((kinds[kind], count) for kind, count in counts.items())
 
 
 @dataclass(frozen=True)

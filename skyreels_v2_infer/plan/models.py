@@ -1,4 +1,7 @@
-"""Published models: their ids on the hub, their architecture, and the size that they were trained at."""
+"""Published models: their ids on the hub, their architecture, and the size that they were trained at.
+
+Also the keys of a foreign config that are dropped.
+"""
 
 import re
 
@@ -31,6 +34,15 @@ def architecture(model_id: str) -> dict | None:
     if (kind, size) == ("DF", "1.3B"):
         config["inject_sample_info"] = True
     return config
+
+
+# Keys by which a config chooses code: kernels that transformers would fetch from the hub, classes of the author's.
+CHOOSES_CODE = re.compile("(attn|experts)_implementation|auto_map|^custom_")
+
+
+def without_code(config: dict) -> dict:
+    """A foreign config without the keys that choose code."""
+    return {name: value for name, value in config.items() if not CHOOSES_CODE.search(name)}
 
 
 # Hub ids of the models trained at 720P. The name of a local folder is not interpreted.

@@ -12,11 +12,12 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.sizes import check_size
 from skyreels_v2_infer.plan.story import Scene, of_prompts, scenes_of
-from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule, ad_schedule
+from skyreels_v2_infer.scheduler.diffusion_forcing import MOST_CELLS, Schedule, ad_schedule, schedule_rows
 from skyreels_v2_infer.scheduler.sigmas import check_sigmas, flow_sigmas, flow_timesteps
-from skyreels_v2_infer.scheduler.windows import Window, latent_length, plan_windows
+from skyreels_v2_infer.scheduler.windows import TEMPORAL_STRIDE, Window, latent_length, plan_windows
 
 HISTORIES = ("pixel", "latent")
+USUAL_STEPS = 1000  # above it, not the length of a window but the number of steps is what is unusual
 
 Text = str | tuple[str, ...] | None  # one text, one per video of a batch, or None where embeddings are given
 
@@ -233,23 +234,30 @@ def make_plan(
     if history not in HISTORIES:
         raise InputError("history", history, f"must be {' or '.join(HISTORIES)}")
     windows = plan_windows(num_frames, base_num_frames, overlap_history, prefix_frames)
+    steps = num_inference_steps if sigmas is None else len(sigmas)
+    check_schedule_size(windows, steps, ar_step, causal_block_size, end_image)
     levels = flow_sigmas(num_inference_steps, shift) if sigmas is None else check_sigmas(sigmas)
     timesteps = flow_timesteps(levels)
     if window_prompts is not None and len(window_prompts) > 1:
         story = of_prompts(window_prompts, windows)
     scenes = scenes_of(story, windows) if story is not None else [Scene(0, prompt)] * len(windows)
     plans = []
+    made: dict[tuple, tuple[np.ndarray, Schedule]] = {}  # most windows have the same
     for window, scene in zip(windows, scenes, strict=True):
         given = 1 if image and window.index == 0 else window.history_latents
         end = 1 if end_image and window.index == len(windows) - 1 else 0
-        held = np.zeros(window.latents + end, dtype=bool)
-        held[:given] = True
-        held[window.latents :] = True
+        alike = window.latents, given, end
+        if alike not in made:
+            held = np.zeros(window.latents + end, dtype=bool)
+            held[:given] = True
+            held[window.latents :] = True
+            made[alike] = held, ad_schedule(len(held), timesteps, ar_step, held, causal_block_size)
+        held, schedule = made[alike]
         plans.append(
             WindowPlan(
                 window,
                 held,
-                ad_schedule(len(held), timesteps, ar_step, held, causal_block_size),
+                schedule,
                 given,
                 end,
                 scene.prompt,
@@ -281,6 +289,28 @@ def make_plan(
         solver,
         tuple(loras),
     )
+
+
+def check_schedule_size(windows: Sequence[Window], steps: int, ar_step: int, block: int, end_image: bool) -> None:
+    """Raises an `InputError` if a window's schedule would be too large, before any is made.
+
+    Args:
+        steps, block: denoising steps; latent frames of a block.
+    """
+    latents = max(window.latents for window in windows) + end_image
+    if steps * latents > MOST_CELLS:
+        frames = max(window.frames for window in windows)
+        if steps > USUAL_STEPS:
+            legal = f"must be at most {MOST_CELLS // latents} for windows of {frames} frames"
+            raise InputError("inference_steps", steps, legal)
+        most = (MOST_CELLS // steps - 1 - end_image) * TEMPORAL_STRIDE + 1
+        name = "base_num_frames" if len(windows) > 1 else "num_frames"
+        raise InputError(name, frames, f"a window must have at most {most} frames with --inference_steps {steps}")
+    blocks = -(-latents // block) if block > 0 else 1
+    if ar_step > 0 and schedule_rows(steps, blocks, ar_step) * latents > MOST_CELLS:
+        most = (MOST_CELLS // latents - steps) // (blocks - 1)
+        legal = f"must be at most {most} for windows of {latents} latent frames with --inference_steps {steps}"
+        raise InputError("ar_step", ar_step, legal)
 
 
 def strengths_of(loras: Sequence[LoraPlan], scene: Scene) -> tuple[float, ...]:

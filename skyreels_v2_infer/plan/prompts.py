@@ -22,6 +22,18 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
+def texts_of(plan: Plan) -> list[tuple[str, str]]:
+    """Each distinct text that is encoded, with the name of its flag."""
+    named = [("prompt", window.prompt) for window in plan.windows]
+    named += [("negative_prompt", window.negative_prompt) for window in plan.windows if window.is_guided]
+    return [(name, text) for name, text in dict.fromkeys(named) if isinstance(text, str)]
+
+
+def long_texts(plan: Plan, config: dict) -> list[tuple[str, str]]:
+    """Those of `texts_of` that may be longer than the model takes: a token has a byte at least."""
+    return [(name, text) for name, text in texts_of(plan) if len(text.encode()) > config.get("text_len", TEXT_LEN)]
+
+
 def cut_lines(plan: Plan, tokenizer: Path, config: dict) -> list[str]:
     """A line for every text of a plan above the model's limit: how many tokens are cut off, and the words.
 
@@ -30,12 +42,7 @@ def cut_lines(plan: Plan, tokenizer: Path, config: dict) -> list[str]:
         config: of the transformer.
     """
     length = config.get("text_len", TEXT_LEN)
-    named = [("prompt", window.prompt) for window in plan.windows]
-    named += [("negative_prompt", window.negative_prompt) for window in plan.windows if window.is_guided]
-    # A token has at least one byte, so short texts need no tokenizer.
-    long = [
-        (name, text) for name, text in dict.fromkeys(named) if isinstance(text, str) and len(text.encode()) > length
-    ]
+    long = long_texts(plan, config)
     file = tokenizer / "tokenizer.json"
     if not long or not file.is_file():
         return []
@@ -43,6 +50,7 @@ def cut_lines(plan: Plan, tokenizer: Path, config: dict) -> list[str]:
 
     reader = Tokenizer.from_file(str(file))
     reader.no_truncation()
+    reader.no_padding()
     lines = []
     for name, text in long:
         words = clean(text)

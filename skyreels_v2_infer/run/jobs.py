@@ -20,11 +20,12 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.plan.cost import cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.models import architecture
+from skyreels_v2_infer.plan.models import PUBLISHED, architecture
 from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.plan import Plan
-from skyreels_v2_infer.plan.prompts import cut_lines
+from skyreels_v2_infer.plan.prompts import clean, cut_lines, long_texts, texts_of
 from skyreels_v2_infer.plan.show import describe, table
+from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
 from skyreels_v2_infer.run.inputs import Source, read_inputs
@@ -119,7 +120,9 @@ class Job:
                 checkpoint = compose(settings.model_id, replaced_parts(settings))
             if first:
                 check_files(checkpoint)
-                for line in cut_lines(plan, checkpoint.parts["tokenizer"].files[0], config):
+                tokenizer = checkpoint.parts["tokenizer"].files[0]
+                check_prompts(settings, plan, tokenizer)
+                for line in cut_lines(plan, tokenizer, config):
                     say(line)
             identity = identity_of(self.script, settings, plan, checkpoint) if first else {}
             found = team.same(self._find(plan, identity) if first and settings.resume else None)
@@ -131,6 +134,8 @@ class Job:
             place = self._place(plan, place, found and found["dtype"])
             plan = self._with_prompt(plan, place, team, found)
             if first:
+                if settings.prompt_enhancer:
+                    check_prompts(settings, plan, tokenizer)
                 self._open(plan, identity, settled_of(plan, place), source, inputs)
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
             return self.video.finish() if first else None
@@ -241,9 +246,10 @@ class Job:
     def _begin(self, plan: Plan, identity: dict, settled: dict) -> None:
         settings = self.settings
         outdir = settings.outdir
-        self._made = [folder for folder in (outdir, *outdir.parents) if not folder.exists()]
         try:
-            outdir.mkdir(parents=True, exist_ok=True)
+            self._made = [folder for folder in (outdir, *outdir.parents) if not folder.exists()]
+            for folder in reversed(self._made):  # mkdir(parents=True) would recurse once for each
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError("outdir", outdir, f"cannot be created ({error.strerror})") from None
         keys = piece_keys(settings, plan, identity, settled)
@@ -273,6 +279,17 @@ class Job:
             say(f"--addnoise_condition {noise:g}: high; windows may not fit together (20 is usual)")
         if source is not None and source.fps and abs(source.fps / settings.fps - 1) > 0.01:
             say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all of it will play at the new rate")
+
+
+def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> None:
+    """Raises an `InputError` if a model's tokenizer, unless it is a published one, cannot be used on the plan's texts.
+
+    Args:
+        tokenizer: its folder.
+    """
+    file, model = tokenizer / "tokenizer.json", settings.model_id
+    if model not in PUBLISHED and embedded.name_of(model) != embedded.NAME and file.is_file():
+        check_tokenizer(file, [clean(text) for _, text in texts_of(plan)], "model_id", model)
 
 
 def check_packages(plan: Plan) -> None:
@@ -339,8 +356,11 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
         wanted=wanted_layout(settings),
     )
     about["cut"] = []
-    if folder is not None and config is not None:
+    if folder is not None and config is not None and long_texts(plan, config):
+        tokenizer = None
         with suppress(InputError):  # a missing tokenizer is reported by the run itself
             tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
+        if tokenizer is not None:
+            check_prompts(settings, plan, tokenizer)
             about["cut"] = cut_lines(plan, tokenizer, config)
     return about

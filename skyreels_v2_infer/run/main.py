@@ -9,11 +9,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from skyreels_v2_infer.cli.settings import GenerateSettings
-from skyreels_v2_infer.console import say
+from skyreels_v2_infer.console import Lenient, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
@@ -24,7 +25,8 @@ from skyreels_v2_infer.run.signals import INTERRUPTED, Interrupts
 DONE, FAILED, REFUSED = 0, 1, 2
 
 FORESEEN = (OSError, MemoryError, FloatingPointError)
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
+# Messages of errors that are the machine's, whatever their type.
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|can't (start|create) new thread")
 
 
 def main(
@@ -41,13 +43,21 @@ def main(
         argv: arguments; None: those of the process.
         open_session: constructor of the session.
     """
-    if sys.stderr is None:  # closed: tracebacks and libraries would write to stdout
+    open_standard_streams()
+    if sys.stderr is None:  # closed; tracebacks and libraries would write to stdout then
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
-    code = _run(prog, parse, argv, open_session)
+    given = sys.stderr
+    sys.stderr = Lenient(given)  # for libraries' messages and tracebacks as well
+    try:
+        code = _run(prog, parse, argv, open_session)
+    finally:
+        sys.stderr.flush()
+        sys.stderr = given
     if code and Launch.for_messages().size > 1:
         # A regular exit would wait on a GPU for ranks that wait for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(code)
     return code
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NOISE_TIMESTEP = 999  # what a frame that has not started shows
+MOST_CELLS = 2_000_000  # rows times frames of a schedule
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def held_frames(num_frames: int, held: int | np.ndarray) -> np.ndarray:
     return mask
 
 
+def schedule_rows(num_steps: int, blocks: int, ar_step: int) -> int:
+    """Rows of a schedule in which so many blocks are denoised."""
+    return num_steps + min(ar_step, num_steps) * (blocks - 1) if blocks else 0
+
+
 def ad_schedule(
     num_frames: int,
     timesteps: np.ndarray,
@@ -89,7 +95,7 @@ def ad_schedule(
     block_of = np.arange(num_frames) // causal_block_size
     to_denoise = np.unique(block_of[~held])
     lag = min(ar_step, num_steps)
-    num_rows = num_steps + lag * (len(to_denoise) - 1) if len(to_denoise) else 0
+    num_rows = schedule_rows(num_steps, len(to_denoise), ar_step)
 
     rank = np.searchsorted(to_denoise, block_of)  # a held frame's is not used
     steps = np.arange(num_rows)[:, None] - lag * rank[None, :]  # below 0: not started; from num_steps on: done

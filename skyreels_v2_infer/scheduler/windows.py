@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from skyreels_v2_infer.errors import InputError
 
 TEMPORAL_STRIDE = 4  # frames in a latent frame, but for the first
+MOST_WINDOWS = 65_536  # of a video; a plan has each of them, printed or not
 USUAL_HISTORY = 17  # frames; the overlap that the published examples use
 
 
@@ -67,6 +68,7 @@ def plan_windows(
     base = base_num_frames
     if base is None:
         base = num_frames + (overlap_history if prefix_frames else 0)
+    check_window_count(num_frames, base, overlap_history or 0, extends=prefix_frames > 0)
     windows = []
     done = 0
     while done < num_frames:
@@ -80,6 +82,19 @@ def plan_windows(
         windows.append(Window(len(windows), history, prefix_frames + done, new))
         done += new
     return tuple(windows)
+
+
+def check_window_count(num_frames: int, base: int, overlap: int, extends: bool) -> None:
+    """Raises an `InputError` for a video of more than `MOST_WINDOWS` windows, before any is made.
+
+    Args:
+        num_frames, base, overlap: see `plan_windows`; legal ones.
+        extends: whether there is a prefix.
+    """
+    most = MOST_WINDOWS * (base - overlap) + (0 if extends else overlap)
+    if num_frames > most:
+        windows = f"--base_num_frames {base} and --overlap_history {overlap}: {MOST_WINDOWS} windows"
+        raise InputError("num_frames", num_frames, f"must be at most {most} with {windows}")
 
 
 def check_lengths(

@@ -54,7 +54,7 @@ def local_folder(model_id: str | Path) -> Path | None:
     Raises:
         InputError: neither an existing folder nor a well-formed hub id.
     """
-    path = Path(model_id).expanduser()
+    path = Path(os.path.expanduser(model_id))  # unlike Path.expanduser, it leaves a name as it is without such a user
     # os.path.isdir returns False for a path that is too long; Path.is_dir raises OSError.
     if str(model_id).strip() and os.path.isdir(path):
         return snapshot_of(path)

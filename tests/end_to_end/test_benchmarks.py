@@ -38,6 +38,15 @@ def test_gradients_in_bfloat16_are_about_those_in_float32():
 
 
 @pytest.mark.slow
+def test_the_gpu_s_benchmarks_run_on_a_cpu_in_small(tmp_path):
+    whole = [sys.executable, ROOT / "benchmarks" / "whole.py", "--device", "cpu", "--tiny"]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count(" s") >= 3, done.stderr
+    hopper = [sys.executable, ROOT / "benchmarks" / "hopper.py", "--out", tmp_path, "--device", "cpu", "--tiny"]
+    done = subprocess.run([*hopper, "--sections", "exact"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "results.json").is_file(), done.stdout + done.stderr
+
+
 def test_a_long_run_leaves_nothing_behind_on_its_way():
     command = [sys.executable, ROOT / "benchmarks" / "endurance.py", "--windows", "60", "--every", "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

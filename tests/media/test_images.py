@@ -83,6 +83,24 @@ def test_transparent_grey_palette_and_16_bit_pictures_become_rgb(tmp_path):
             assert np.array_equal(np.asarray(as_picture(opened))[:16, :16], got), name
 
 
+def test_only_formats_that_pillow_itself_decodes_are_opened(tmp_path):
+    """Of others it would start a program: Ghostscript for EPS, whatever the file is called."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "drawn.eps")
+    (tmp_path / "drawn.eps").rename(tmp_path / "drawn.png")
+    refused(lambda path: images.image_size(path, "end_image"), tmp_path / "drawn.png")
+    refused(lambda path: images.read_image(path, 16, 16, "end_image"), tmp_path / "drawn.png")
+    for kind in ("png", "jpg", "webp", "avif", "gif", "bmp", "tiff", "ppm", "jp2", "tga"):
+        Image.new("RGB", (32, 48)).save(tmp_path / f"a.{kind}")
+        assert images.read_image(tmp_path / f"a.{kind}", 48, 32).shape == (48, 32, 3)
+
+
+def test_a_file_without_end_is_no_picture(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.webp")  # which Pillow reads as a whole
+    with (tmp_path / "a.webp").open("rb+") as file:
+        file.truncate(2**33)
+    refused(lambda path: images.image_size(path, "end_image"), tmp_path / "a.webp")
+
+
 def broken_pictures(folder: Path) -> list[Path]:
     Image.fromarray(scene(64, 96)).save(folder / "whole.jpg")
     Image.fromarray(scene(64, 96)).save(folder / "whole.png")

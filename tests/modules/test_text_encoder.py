@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.modules import get_text_encoder
+from skyreels_v2_infer.modules import get_text_encoder, image_encoder, text_encoder
 from skyreels_v2_infer.modules.text_encoder import clean
 
 SENTENCE = "a swan and the cat on water, 7 of them in the wind"
@@ -175,3 +175,12 @@ def test_config_that_cannot_be_used(folders, tmp_path):
     with pytest.raises(InputError, match=r"no text encoder can be built from its config.json") as caught:
         get_text_encoder(folder, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_the_config_of_an_encoder_chooses_no_kernel(key):
+    """transformers would fetch code from the hub."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    assert image_encoder.empty_model(sizes | {key: "someone/kernel"}) is not None
+    sizes = {"vocab_size": 8, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    assert text_encoder.empty_model(sizes | {key: "someone/kernel"}) is not None

@@ -1,6 +1,7 @@
 """The prompt enhancer: what becomes of answers, and the whole way with a small random chat model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -119,6 +120,42 @@ def test_a_template_without_a_system_role_gets_the_instruction_from_the_user(cha
     monkeypatch.setattr(enhancer.tokenizer, "chat_template", picky + "[{{ m.content }}]{% endfor %}")
     text = enhancer.tokenizer.decode(enhancer._asked("a dog")["input_ids"][0])
     assert text == f"[{prompt_enhancer.INSTRUCTION}\n\na dog]"
+
+
+def copy_of(model, folder, **config):
+    shutil.copytree(model, folder)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | config))
+    return folder
+
+
+def test_no_code_of_a_model_is_run_and_nobody_is_asked(chat_model, tmp_path, monkeypatch):
+    """Without a word transformers asks on stdin, where `yes |` answers."""
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.T", None]}
+    folder = copy_of(chat_model, tmp_path / "own", auto_map=classes, model_type="own", architectures=["Model"])
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\nraise OSError")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"auto_map": classes}))
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
+    with pytest.raises(InputError, match=f"--prompt_enhancer_model {folder}: "):
+        PromptEnhancer(str(folder), device_map="cpu")
+    assert not asked and not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_config_chooses_no_kernel(chat_model, tmp_path, key):
+    folder = copy_of(chat_model, tmp_path / "kernel", **{key: "someone/kernel"})
+    assert PromptEnhancer(str(folder), device_map="cpu").model.config._attn_implementation in ("sdpa", "eager")
+
+
+def test_a_tokenizer_that_panics_is_one_line(chat_model, tmp_path):
+    folder = copy_of(chat_model, tmp_path / "panics")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(([a-z ]+)+)+$"}, "content": "b"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match=rf"--prompt_enhancer_model {folder}: .*tokenizer.json"):
+        PromptEnhancer(str(folder), device_map="cpu")("a dog")
 
 
 def test_a_model_that_cannot_chat_is_refused(chat_model, tmp_path):

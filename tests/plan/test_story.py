@@ -49,6 +49,8 @@ def test_a_story_is_read_from_a_file_or_from_its_text(tmp_path):
         ('[{"start": -1, "prompt": "a"}]', "scene 1: start must be a frame"),
         ('[{"start": "soon", "prompt": "a"}]', "scene 1: start must be a frame"),
         ('[{"start": "1e999s", "prompt": "a"}]', "scene 1: start must be a frame"),
+        (f'[{{"start": {"9" * 4000}, "prompt": "a"}}]', "scene 1: start must be a frame"),
+        (f'[{{"start": {"9" * 5000}, "prompt": "a"}}]', "cannot be read"),
         ('[{"start": true, "prompt": "a"}]', "scene 1: start must be a frame"),
         ('[{"start": 0, "prompt": "a", "promt": "b"}]', "scene 1: promt is none of start, prompt, negative_prompt"),
         ('[{"start": 0, "prompt": "a", "guidance_scale": -1}]', "scene 1: guidance_scale must be"),
@@ -61,6 +63,25 @@ def test_what_is_wrong_is_named(story, wrong):
     with pytest.raises(InputError, match="--story ") as caught:
         read_story(story, fps=24)
     assert wrong in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("story", "wrong"),
+    [
+        (f"- {{start: {'9' * 5000}, prompt: a}}", "cannot be read"),
+        (f"- {{start: 0x{'f' * 5000}, prompt: a}}", "scene 1: start must be a frame"),
+        (f"- {{start: 0, prompt: a, seed: 0x{'f' * 5000}}}", "scene 1: seed must be"),
+        (f"- {{start: 0, prompt: a, guidance_scale: 0x{'f' * 5000}}}", "scene 1: guidance_scale must be"),
+        (f"- start: 0\n  prompt: a\n  ? 0x{'f' * 5000}\n  : 1\n", "scene 1: a key that is no text"),
+        (f"- {{start: 0, prompt: 0x{'f' * 5000}}}", "scene 1: prompt must be text"),
+        ("[" * 10_000, "is no YAML"),
+    ],
+)
+def test_numbers_of_5000_digits_are_one_line(story, wrong, tmp_path):
+    (tmp_path / "story.yaml").write_text(story)
+    with pytest.raises(InputError, match="--story ") as caught:
+        read_story(str(tmp_path / "story.yaml"), fps=24)
+    assert wrong in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_scenes_begin_where_windows_begin():

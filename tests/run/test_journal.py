@@ -25,6 +25,7 @@ from skyreels_v2_infer.media import preview
 from skyreels_v2_infer.media.comment import comment_of
 from skyreels_v2_infer.media.write import VideoWriter, join_videos
 from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.modules.vae import WanVAE
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.run import inputs
 from skyreels_v2_infer.run import main as conductor
@@ -453,6 +454,26 @@ def test_numbers_that_are_none_are_no_video(tmp_path, monkeypatch, capsys):
     assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert "window 1: model output contains NaN or Inf; try --dtype float32" in last and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("history", ["pixel", "latent"])
+def test_decoded_frames_that_are_no_numbers_are_no_video(tmp_path, monkeypatch, capsys, history):
+    real, calls = WanVAE.decode_stream, []
+
+    def decode(*given):
+        calls.append(given)
+        for piece in real(*given):
+            if len(calls) == 2:
+                piece[0, 0, -1, 0, 0] = float("nan")
+            yield piece
+
+    monkeypatch.setattr(WanVAE, "decode_stream", decode)
+    flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path), "--inference_steps", "1"]
+    flags += ["--num_frames", "49", "--device", "cpu", "--history", history]
+    assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "window 2: decoded frames contain NaN" in last and "1 of 2 pieces" in last
+    assert not list(tmp_path.glob("*.mp4")) and len(list(tmp_path.glob("*.parts/*.mp4"))) == 1
 
 
 def test_a_video_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch, capsys):

@@ -156,6 +156,7 @@ def test_what_a_manifest_names_is_used_only_when_it_is_trusted(tmp_path, capsys)
         line = refused(named)
         name, value = next(iter(named.items()))
         assert f"--replay {path}: " in line and f"--{name} {value}" in line and "--trust_replay" in line
+    assert "--lora 1" in refused({"lora": [1]})
     assert all(flag in refused({"image": image, "model_id": model}) for flag in ("--image", "--model_id"))
     assert "--model_id" not in refused({"image": image, "model_id": model}, "--model_id", "tiny")
     assert str(parse({"image": image, "model_id": model}, "--trust_replay").image) == image
