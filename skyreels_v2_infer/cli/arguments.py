@@ -59,7 +59,9 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_content(parser)
     _add_shape(parser)
     _add_sampling(parser)
-    _add_machine(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
+    _add_model(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
+    _add_output(parser)
+    _add_machine(parser)
     _add_speed(parser)
     _add_ranks(parser)
     return _settings(parser, argv, checks.generate_settings)
@@ -82,7 +84,9 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_shape(parser)
     _add_sampling(parser)
     _add_diffusion_forcing(parser)
-    _add_machine(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
+    _add_model(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
+    _add_output(parser)
+    _add_machine(parser)
     _add_speed(parser)
     _add_ranks(parser)
     return _settings(parser, argv, checks.forcing_settings)
@@ -321,8 +325,8 @@ def _add_diffusion_forcing(parser: Parser) -> None:
     )
 
 
-def _add_machine(parser: Parser, model_id: str) -> None:
-    group = parser.add_argument_group("model, machine and output")
+def _add_model(parser: Parser, model_id: str) -> None:
+    group = parser.add_argument_group("model")
     group.add_argument(
         "--model_id",
         metavar="ID",
@@ -357,6 +361,10 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         help="round the weights of the blocks' linear layers to one byte each; fp8 also computes in float8 where the "
         "GPU can (faster on Hopper); an approximation, see docs/knobs.md (default: as they are)",
     )
+
+
+def _add_output(parser: Parser) -> None:
+    group = parser.add_argument_group("output, resuming and replaying")
     group.add_argument(
         "--outdir",
         metavar="DIR",
@@ -401,6 +409,10 @@ def _add_machine(parser: Parser, model_id: str) -> None:
         help="only print the plan: windows, steps, arithmetic, memory, legal numbers of GPUs; needs no weights "
         "(--dry_run json: as JSON)",
     )
+
+
+def _add_machine(parser: Parser) -> None:
+    group = parser.add_argument_group("machine and precision")
     group.add_argument(
         "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -241,8 +241,51 @@ def make_plan(
     if window_prompts is not None and len(window_prompts) > 1:
         story = of_prompts(window_prompts, windows)
     scenes = scenes_of(story, windows) if story is not None else [Scene(0, prompt)] * len(windows)
-    plans = []
-    made: dict[tuple, tuple[np.ndarray, Schedule]] = {}  # most windows have the same
+    defaults = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+
+    def schedule(held: np.ndarray) -> Schedule:
+        return ad_schedule(len(held), timesteps, ar_step, held, causal_block_size)
+
+    return Plan(
+        tuple(window_plans(windows, scenes, schedule, image, end_image, defaults, loras)),
+        num_frames,
+        num_inference_steps=len(levels) - 1,
+        shift=shift,
+        sigmas=levels,
+        overlap_history=overlap_history or 0,
+        prefix_frames=prefix_frames,
+        height=height or 0,
+        width=width or 0,
+        fps=fps,
+        seed=seed,
+        scenes=None if story is None else tuple(story),
+        addnoise=addnoise,
+        history=history,
+        ar_step=ar_step,
+        causal_block_size=causal_block_size if causal_attention else None,
+        cache=cache,
+        sharing=sharing,
+        solver=solver,
+        loras=tuple(loras),
+    )
+
+
+def window_plans(
+    windows: Sequence[Window],
+    scenes: Sequence[Scene],
+    schedule: Callable[[np.ndarray], Schedule],
+    image: bool,
+    end_image: bool,
+    defaults: dict,
+    loras: Sequence[LoraPlan],
+) -> Iterator[WindowPlan]:
+    """Each window with its scene, its held frames and its schedule.
+
+    Args:
+        schedule: of held frames, bool ``[F]``; called once for windows that are alike.
+        defaults: negative_prompt and guidance_scale where a scene has none.
+    """
+    made: dict[tuple, tuple[np.ndarray, Schedule]] = {}
     for window, scene in zip(windows, scenes, strict=True):
         given = 1 if image and window.index == 0 else window.history_latents
         end = 1 if end_image and window.index == len(windows) - 1 else 0
@@ -251,44 +294,11 @@ def make_plan(
             held = np.zeros(window.latents + end, dtype=bool)
             held[:given] = True
             held[window.latents :] = True
-            made[alike] = held, ad_schedule(len(held), timesteps, ar_step, held, causal_block_size)
-        held, schedule = made[alike]
-        plans.append(
-            WindowPlan(
-                window,
-                held,
-                schedule,
-                given,
-                end,
-                scene.prompt,
-                negative_prompt if scene.negative_prompt is None else scene.negative_prompt,
-                guidance_scale if scene.guidance_scale is None else scene.guidance_scale,
-                scene.seed,
-                strengths_of(loras, scene),
-            )
-        )
-    return Plan(
-        tuple(plans),
-        num_frames,
-        len(levels) - 1,
-        shift,
-        levels,
-        overlap_history or 0,
-        prefix_frames,
-        height or 0,
-        width or 0,
-        fps,
-        seed,
-        None if story is None else tuple(story),
-        addnoise,
-        history,
-        ar_step,
-        causal_block_size if causal_attention else None,
-        cache,
-        sharing,
-        solver,
-        tuple(loras),
-    )
+            made[alike] = held, schedule(held)
+        own = {name: value for name in defaults if (value := getattr(scene, name)) is not None}
+        texts = {"prompt": scene.prompt, **(defaults | own)}
+        strengths = strengths_of(loras, scene)
+        yield WindowPlan(window, *made[alike], given, end, **texts, seed=scene.seed, lora_strengths=strengths)
 
 
 def check_schedule_size(windows: Sequence[Window], steps: int, ar_step: int, block: int, end_image: bool) -> None:

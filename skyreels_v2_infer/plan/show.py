@@ -2,7 +2,7 @@
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
-from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -40,21 +40,7 @@ def describe(
         "seed": plan.seed,
         "mode": "asynchronous" if plan.ar_step else "synchronous",
         "inference_steps": plan.num_inference_steps,
-        "windows": [
-            {
-                "first_frame": window.window.first_frame,
-                "last_frame": window.window.first_frame + window.window.new_frames - 1,
-                "new_frames": window.window.new_frames,
-                "history_frames": window.window.history_frames,
-                "image": window.given_latents > window.window.history_latents,
-                "end_image": window.end_latents > 0,
-                "latents": window.latents,
-                "rows": len(window.schedule),
-                "guidance_scale": window.guidance_scale,
-                "prompt": window.prompt,
-            }
-            for window in plan.windows
-        ],
+        "windows": [described_window(window) for window in plan.windows],
         "rows": plan.rows,
         "forwards": sum(cost.forwards(plan)),
         "output": output,
@@ -73,6 +59,21 @@ def describe(
         "weights_gib": spent.weights_gib,
         "activations_gib": spent.activations_gib,
         "gpus": gpus,
+    }
+
+
+def described_window(window: WindowPlan) -> dict:
+    return {
+        "first_frame": window.window.first_frame,
+        "last_frame": window.window.first_frame + window.window.new_frames - 1,
+        "new_frames": window.window.new_frames,
+        "history_frames": window.window.history_frames,
+        "image": window.given_latents > window.window.history_latents,
+        "end_image": window.end_latents > 0,
+        "latents": window.latents,
+        "rows": len(window.schedule),
+        "guidance_scale": window.guidance_scale,
+        "prompt": window.prompt,
     }
 
 

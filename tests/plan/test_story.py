@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named(story, wrong):
         (f"- {{start: 0, prompt: a, guidance_scale: 0x{'f' * 5000}}}", "scene 1: guidance_scale must be"),
         (f"- start: 0\n  prompt: a\n  ? 0x{'f' * 5000}\n  : 1\n", "scene 1: a key that is no text"),
         (f"- {{start: 0, prompt: 0x{'f' * 5000}}}", "scene 1: prompt must be text"),
-        ("[" * 10_000, "is no YAML"),
+        ("[" * 10_000, "is not valid YAML"),
     ],
 )
 def test_numbers_of_5000_digits_are_one_line(story, wrong, tmp_path):
