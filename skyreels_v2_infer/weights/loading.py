@@ -193,6 +193,8 @@ def get_text_encoder(
         weights.drop([r"^encoder\.embed_tokens\.weight$"])
     words = find_tokenizer(checkpoint, weights)
     model = empty(text_encoder, part, weights)
+    if words.pad_token_id is None:
+        raise refusal(model_id, "the tokenizer has no padding token")
     if len(words) > model.config.vocab_size:
         sizes = f"{len(words)} words, the text encoder {model.config.vocab_size}"
         raise refusal(model_id, f"the tokenizer belongs to another text encoder: it has {sizes}")

@@ -404,7 +404,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
 
 
 @pytest.mark.parametrize(
-    "limit_kib", [pytest.param(2, marks=pytest.mark.slow), 20, pytest.param(60, marks=pytest.mark.slow)]
+    "limit_kib", [pytest.param(4, marks=pytest.mark.slow), 20, pytest.param(60, marks=pytest.mark.slow)]
 )
 def test_a_disk_that_is_full_ends_in_one_line_and_the_run_goes_on_later(tmp_path, whole, limit_kib):
     """A limit on the size of files stands for the disk; what fails depends on it: latents, history or a segment."""

@@ -290,6 +290,13 @@ def test_files_that_are_no_regular_files(tmp_path, kind, name):
         refusal(read_transformer_config, folder)
 
 
+def test_a_tokenizer_without_padding(tmp_path):
+    folder = small.write_original(tmp_path / "m")
+    path = folder / "google" / "umt5-xxl" / "tokenizer_config.json"
+    path.write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>"}))
+    assert "no padding token" in refusal(get_text_encoder, folder, "cpu")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
 @pytest.mark.parametrize("suffix", (".safetensors", ".gguf", ".pth"))
 def test_a_file_that_is_no_regular_file(tmp_path, kind, suffix):
