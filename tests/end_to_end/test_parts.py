@@ -8,9 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from script_runs import FORCING, GENERATE, Run, psnr, run
 
-from skyreels_v2_infer import embedded
+from skyreels_v2_infer import DiffusionForcingPipeline, embedded
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
+from skyreels_v2_infer.cli.planning import plan_of
+from skyreels_v2_infer.pipelines.base import collect
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import LoraPlan, make_plan
+from skyreels_v2_infer.run import manifest
+from skyreels_v2_infer.run.identity import identity_of
 from skyreels_v2_infer.weights import key_tables
 from skyreels_v2_infer.weights.loading import get_transformer
+from skyreels_v2_infer.weights.locate import Checkpoint
 
 SHORT = ("--model_id", "tiny", "--inference_steps", 4, "--seed", 3, "--prompt", "a red circle", "--device", "cpu")
 FRAMES = ("--num_frames", 17)
@@ -118,6 +126,57 @@ def test_noise_levels_replace_steps_and_shift(tmp_path):
     for wrong in ("0.5,0.9", "2,1", "a,b", ""):
         refused = run(GENERATE, *flags, *FRAMES, f"--sigmas={wrong}", cwd=tmp_path)
         assert refused.code == 2 and len(refused.lines) == 1 and "--sigmas" in refused.err
+
+
+def test_a_replay_takes_noise_levels_and_what_replaces_them(tmp_path):
+    flags = SHORT[:2] + SHORT[4:]
+    made = run(FORCING, *flags, "--num_frames", 5, "--sigmas", "1,0.9,0.6", cwd=tmp_path)
+    again = run(FORCING, "--replay", made.path, "--outdir", "again", cwd=tmp_path)
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+    def parsed(*argv):
+        return parse_diffusion_forcing(["--replay", str(made.path), *argv])
+
+    assert (parsed("--shift", "2").sigmas, parsed("--shift", "2").inference_steps) == (None, 20)
+    assert parsed("--sigmas", "0.5,0.1").sigmas == (0.5, 0.1)
+    preset = parsed("--preset", "4steps")
+    assert (preset.sigmas, preset.inference_steps, preset.solver, preset.guidance_scale) == (None, 4, "euler", 1.0)
+
+
+def test_a_given_lora_replaces_recorded_ones(folder, tmp_path):
+    settings = {"model_id": "tiny", "prompt": "a red circle", "lora": ["/etc/elsewhere.safetensors:0.5"]}
+    about = {"format": 1, "script": FORCING, "settings": settings}
+    (tmp_path / "from.json").write_text(json.dumps(about))
+    argv = ["--replay", str(tmp_path / "from.json"), "--lora", str(folder / "style.safetensors")]
+    assert [lora.name for lora in parse_diffusion_forcing(argv).lora] == ["style"]
+    with pytest.raises(SystemExit):
+        parse_diffusion_forcing(argv[:2])
+
+
+def test_kernels_that_are_not_exact_are_part_of_a_run_s_identity():
+    def identity(*flags):
+        settings = parse_diffusion_forcing(["--model_id", "tiny", *flags])
+        return identity_of(FORCING, settings, plan_of(settings, None), Checkpoint.open(settings.model_id))
+
+    assert identity("--attention", "math") == identity() != identity("--attention", "sage")
+    sage = parse_diffusion_forcing(["--model_id", "tiny", "--attention", "sage"])
+    assert manifest.settings_of(sage, plan_of(sage, None))["attention"] == "sage"
+
+
+def test_strengths_follow_every_plan_of_a_pipeline(folder):
+    pipeline = DiffusionForcingPipeline(
+        embedded.folder(False), device="cpu", loras=[(folder / "style.safetensors", 1.0)], loras_change=True
+    )
+    settings = {"height": 64, "width": 64, "prompt": "a red circle", "negative_prompt": "", "seed": 1}
+
+    def latents(strength: float) -> torch.Tensor:
+        loras = [LoraPlan(folder / "style.safetensors", strength)]
+        return collect(pipeline.execute(make_plan(5, 1, 3.0, loras=loras, **settings), Inputs()), "latent")
+
+    one, off = latents(1.0), latents(0.0)
+    plain = DiffusionForcingPipeline(embedded.folder(False), device="cpu")
+    assert torch.equal(off, collect(plain.execute(make_plan(5, 1, 3.0, **settings), Inputs()), "latent"))
+    assert not torch.equal(one, off) and torch.equal(latents(1.0), one)
 
 
 def test_a_preset_is_its_flags(tmp_path):

@@ -61,6 +61,21 @@ def test_a_resumed_run_is_planned_once(folder):
     assert found == {"plans": 1, "noise levels": 1, "windows": 1}
 
 
+def test_a_resumed_run_decodes_its_video_only_if_it_has_to(folder):
+    command = (FORCING, *SHORT, "--video_path", "clip.mp4", "--num_frames", 16, "--resume")
+    (begun,) = counts(folder, *command)
+    assert begun["videos"] == begun["counted videos"] == 1  # nothing to resume yet
+    (finished,) = counts(folder, *command)
+    assert "videos" not in finished and finished["counted videos"] == 1
+    (shown,) = counts(folder, *command[:-1], "--dry_run")
+    assert "videos" not in shown and "placements" not in shown
+
+
+def test_wrong_flags_are_found_before_the_hub_is_asked(tmp_path):
+    made = run(FORCING, "--prompt", "a red kite", "a blue kite", "--num_frames", 97, cwd=tmp_path)
+    assert made.code == 2 and len(made.lines) == 1 and "--prompt" in made.err
+
+
 def test_of_several_ranks_the_first_decodes(folder):
     flags = ("--image", "first.png", "--num_frames", 17, "--use_usp")
     first, second = counts(folder, FORCING, *SHORT, *flags, ranks=2)
