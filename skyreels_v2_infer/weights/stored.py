@@ -6,7 +6,7 @@ Needs no torch until tensors are read, so that a part can be recognised, checked
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -189,21 +189,29 @@ class Weights:
     def __iter__(self) -> "Iterator[tuple[str, torch.Tensor | Quantized]]":
         """(name, tensor) pairs on the CPU; the tensors are views of the mapped files."""
         for file in self.files:
-            waiting = deque(name for name, source in self.sources.items() if source.file is file)
-            budget = file.path.stat().st_size * MAPPED_AT_ONCE
-            while waiting:
-                reads = {file: file.open()}
-                used = 0
+            names = [name for name, source in self.sources.items() if source.file is file]
+            yield from self.read(names, file.path.stat().st_size * MAPPED_AT_ONCE)
 
-                def reader(other: TensorFile, reads=reads):
-                    if other not in reads:
-                        reads[other] = other.open()
-                    return reads[other]
+    def read(self, names: Iterable[str], mapped: float) -> "Iterator[tuple[str, torch.Tensor | Quantized]]":
+        """(name, tensor) pairs as above, in the order of `names`.
 
-                while waiting and used <= budget:
-                    name = waiting.popleft()
-                    used += self.sources[name].nbytes
-                    yield name, self.sources[name].read(reader)
+        Args:
+            mapped: bytes after which the files are mapped anew.
+        """
+        waiting = deque(names)
+        while waiting:
+            reads: dict[TensorFile, Callable] = {}
+            used = 0
+
+            def reader(file: TensorFile, reads=reads):
+                if file not in reads:
+                    reads[file] = file.open()
+                return reads[file]
+
+            while waiting and used <= mapped:
+                name = waiting.popleft()
+                used += self.sources[name].nbytes
+                yield name, self.sources[name].read(reader)
 
 
 def joined(found: dict[str, Source], metadata: dict, model_id: object) -> dict[str, Source]:
