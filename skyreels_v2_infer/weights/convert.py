@@ -24,7 +24,7 @@ import torch
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.errors import InputError, first_line, printable
-from skyreels_v2_infer.modules.linear import FP8, FP8_LARGEST, PROMPT_LAYERS, STEP_LAYERS
+from skyreels_v2_infer.modules.linear import FP8, FP8_LARGEST
 from skyreels_v2_infer.modules.quantized import Quantized
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.weights import key_tables
@@ -53,7 +53,6 @@ SHARD_SIZE = 5.0  # GB
 MAPPED = 2**28  # bytes of the source that are mapped at a time
 SINGLE = "model.safetensors"  # a single file's name until it is complete
 SCALED_MARKER = Planned("scaled_fp8", (0,), "F8_E4M3")
-BLOCK_LINEAR = re.compile(rf"^blocks\.\d+\.({'|'.join(map(re.escape, STEP_LAYERS + PROMPT_LAYERS))})\.weight$")
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def planned(weights: Weights, shapes: dict, to: str, dtype: str | None, loras: l
 
 def stored_as(ours: str, source: Source, dtype: str | None, changed: bool) -> str:
     """safetensors' name of the dtype that a parameter is written in."""
-    if dtype == SCALED and BLOCK_LINEAR.search(ours):
+    if dtype == SCALED and key_tables.BLOCK_LINEAR.search(ours):
         return DTYPES[SCALED]
     dense = source.dtype if source.dtype in DENSE - {"F64"} and source.scale is None else None
     if key_tables.KEEP_FLOAT32.search(ours):

@@ -19,6 +19,9 @@ KEEP_FLOAT32 = re.compile(
     r"time_embedding|time_projection|fps_embedding|fps_projection|modulation|norm_q|norm_k|norm_k_img|norm3"
 )
 
+# The weights of the blocks' linear layers: almost all of a transformer, and what is quantised of it.
+BLOCK_LINEAR = re.compile(r"^blocks\.\d+\.((self|cross)_attn\.([qkvo]|[kv]_img)|ffn\.[02])\.weight$")
+
 # SkyReelsV2Transformer3DModel -> WanModel
 DIFFUSERS_TRANSFORMER: Table = [
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),

@@ -4,6 +4,7 @@ Needs no torch until tensors are read, so that a part can be recognised, checked
 """
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.weights.gguf_header import QUANTIZED
 from skyreels_v2_infer.weights.headers import refusing
-from skyreels_v2_infer.weights.key_tables import LORA, MARKERS, OTHER_PARTS, PREFIXES, STYLES, Style
+from skyreels_v2_infer.weights.key_tables import LORA, MARKERS, OTHER_PARTS, PREFIXES, STYLES, Style, renamed
 from skyreels_v2_infer.weights.layouts import LABELS, Part, refusal
 from skyreels_v2_infer.weights.tensor_files import TensorFile, open_tensor_file
 
@@ -28,6 +29,8 @@ MAPPED_AT_ONCE = 1 / 16
 DENSE = {"F64", "F32", "F16", "BF16"}
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 SCALED = {**FLOAT8, "I8": "int8"}
+
+TOKENS = "shared.weight"  # a text encoder's embedding of tokens
 
 # Suffixes of the tensors that belong to a weight X.weight, X being the layer.
 SCALES = (".scale_weight", ".weight_scale", ".weight._scale")  # ComfyUI and musubi; LightX2V and ComfyUI; quanto
@@ -170,6 +173,32 @@ class Weights:
         """Of all tensors to load, as stored."""
         return sum(source.nbytes for source in self.sources.values())
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix stays quantised when it is loaded as stored."""
+        return any(source.form is not None for source in self.sources.values())
+
+    def loaded_bytes(self, weight_bytes: int, one_byte: re.Pattern | None = None) -> int:
+        """Bytes of the loaded tensors, quantised matrices as stored and the largest of them expanded.
+
+        Args:
+            weight_bytes: per number of all others.
+            one_byte: parameters that are rounded to one byte per number.
+        """
+        total = expanded = 0
+        for name, source in self.sources.items():
+            ours = renamed(name, self.style.table)
+            count = math.prod(source.shape)
+            if one_byte is not None and one_byte.search(ours):
+                total += count
+            elif source.form is None:
+                total += count * weight_bytes
+            else:
+                total += source.nbytes
+                if ours != TOKENS:  # of which only some rows are expanded
+                    expanded = max(expanded, count * weight_bytes)
+        return total + expanded
+
     def check_formats(self) -> None:
         """Raises an `InputError` for the first tensor whose numbers cannot be used: integers without scales, say."""
         for name, source in self.sources.items():
@@ -262,7 +291,7 @@ def comfy_format(source: Source, model_id: object) -> str:
     with refusing(model_id, f"{source.name} cannot be read"):
         if source.dtype != "U8" or source.nbytes > 2**16:
             raise ValueError("it is no json object in uint8")
-        return named_format(json.loads(bytes(source.file.read(source.name).tolist())))
+        return named_format(json.loads(source.file.read_bytes(source.name)))
 
 
 def named_format(about: dict) -> str:
