@@ -6,6 +6,7 @@ they take no space), and prints a row for each. Needs gguf.
 
 import json
 import math
+import re
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from skyreels_v2_infer.weights.headers import SIZES
 from skyreels_v2_infer.weights.key_tables import BLOCK_LINEAR
 
 MODEL = "Skywork/SkyReels-V2-DF-14B-540P"
+PUBLISHED = Path(__file__).parents[1] / "tests" / "data" / "state_dict_shapes.json"
+TEXT_LINEAR = re.compile(r"^blocks\.\d+\.(attn|ffn)\..*weight$")
 GGUF_FORMS = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K")
 
 
@@ -28,12 +31,22 @@ def shapes() -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in WanModel(**architecture(MODEL)).named_parameters()}
 
 
-def write_safetensors(path: Path, linear: str, scales: bool = False) -> None:
-    """A file with the blocks' linear weights in one dtype and all else in bfloat16, without data."""
+def text_encoder_shapes() -> dict[str, tuple[int, ...]]:
+    published = json.loads(PUBLISHED.read_text())["models_t5_umt5-xxl-enc-bf16.pth"]
+    layers = {name: re.search(r"<(\d+)>", name) for name in published}
+    return {
+        re.sub(r"<\d+>", str(i), name): tuple(shape)
+        for name, shape in published.items()
+        for i in range(int(layers[name][1]) if layers[name] else 1)
+    }
+
+
+def write_safetensors(path: Path, shapes: dict, linear: str, pattern: re.Pattern, scales: bool = False) -> None:
+    """A file with the weights that match a pattern in one dtype and all else in bfloat16, without data."""
     header, end = {}, 0
-    tensors = {name: (shape, linear if BLOCK_LINEAR.search(name) else "BF16") for name, shape in shapes().items()}
+    tensors = {name: (shape, linear if pattern.search(name) else "BF16") for name, shape in shapes.items()}
     if scales:
-        for name in [name for name in tensors if BLOCK_LINEAR.search(name)]:
+        for name in [name for name in tensors if pattern.search(name)]:
             tensors[name.replace(".weight", ".scale_weight")] = (), "F32"
     for name, (shape, dtype) in tensors.items():
         first, end = end, end + math.prod(shape) * SIZES[dtype]
@@ -71,21 +84,23 @@ def gib(*flags: object) -> str:
 
 
 def main() -> None:
-    print("| transformer | file, GB | peak, GiB | with `--offload` |")
+    print("| transformer | file, GB | peak, GiB | umT5 in float8, too |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         forms = {"bfloat16": "BF16", "float8": "F8_E4M3", "float8 with scales": "F8_E4M3"}
         files = [(form, Path(folder, f"{form}.safetensors")) for form in forms]
         for form, path in files:
-            write_safetensors(path, forms[form], "scales" in form)
+            write_safetensors(path, shapes(), forms[form], BLOCK_LINEAR, "scales" in form)
         for form in GGUF_FORMS:
             files.append((f"GGUF {form}", Path(folder, f"{form}.gguf")))
             write_gguf(files[-1][1], form)
-        for form, path in files:
-            size = f"{path.stat().st_size / 1e9:.1f}"
-            print(f"| {form} | {size} | {gib('--dit_path', path)} | {gib('--dit_path', path, '--offload')} |")
-    for kind in ("fp8", "int8"):
-        print(f"| `--quantize {kind}` | | {gib('--quantize', kind)} | {gib('--quantize', kind, '--offload')} |")
+        encoder = Path(folder, "umt5.safetensors")
+        write_safetensors(encoder, text_encoder_shapes(), "F8_E4M3", TEXT_LINEAR, scales=True)
+        rows = [(form, f"{path.stat().st_size / 1e9:.1f}", ("--dit_path", path)) for form, path in files]
+        rows += [(f"`--quantize {kind}`", "28.6", ("--quantize", kind)) for kind in ("fp8", "int8")]
+        for form, size, flags in rows:
+            small = (*flags, "--text_encoder_path", encoder)
+            print(f"| {form} | {size} | {gib(*flags)} | {gib(*small)} |")
 
 
 if __name__ == "__main__":
