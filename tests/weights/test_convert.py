@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from skyreels_v2_infer.modules import get_transformer
 from skyreels_v2_infer.modules.quantized import QuantizedLinear
-from skyreels_v2_infer.weights import convert as converter
-from skyreels_v2_infer.weights import key_tables
-from skyreels_v2_infer.weights.convert import convert
+from skyreels_v2_infer.weights import conversion, key_tables
+from skyreels_v2_infer.weights import convert as command_line
+from skyreels_v2_infer.weights.conversion import convert
 from skyreels_v2_infer.weights.lora import apply
 from skyreels_v2_infer.weights.lora_file import LoraFile
 
@@ -34,7 +34,7 @@ def run(capsys, *argv) -> Result:
     """The command line, in this process."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        code = converter.main([*map(str, argv)])
+        code = command_line.main([*map(str, argv)])
     except SystemExit as error:
         code = error.code
     finally:
@@ -340,7 +340,7 @@ def test_too_little_space_and_failures_while_writing(tmp_path, capsys, monkeypat
     source = forms.write_folder(tmp_path / "a", forms.weights())
     usage = namedtuple("Usage", "free")
     with monkeypatch.context() as patch:
-        patch.setattr(converter.shutil, "disk_usage", lambda _: usage(1000))
+        patch.setattr(conversion.shutil, "disk_usage", lambda _: usage(1000))
         made = run(capsys, source, tmp_path / "o", "--to", "original")
         assert made.code == 2 and len(made.lines) == 1 and "OUT" in made.lines[0]
 
@@ -350,7 +350,7 @@ def test_too_little_space_and_failures_while_writing(tmp_path, capsys, monkeypat
             raise error
             yield
 
-        monkeypatch.setattr(converter, "values", fails)
+        monkeypatch.setattr(conversion, "values", fails)
         made = run(capsys, source, tmp_path / "o", "--to", "original")
         assert made.code == code and made.out == "" and len(made.lines) == 1
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -358,14 +358,14 @@ def test_too_little_space_and_failures_while_writing(tmp_path, capsys, monkeypat
 
 def test_a_result_that_appeared_meanwhile_is_kept(tmp_path, capsys, monkeypatch):
     source = forms.write_folder(tmp_path / "a", forms.weights())
-    values = converter.values
+    values = conversion.values
     for to, name in (("original", "o"), ("file", "o.safetensors")):
 
         def slow(*arguments, name=name):
             yield from values(*arguments)
             (tmp_path / name).write_text("of another process")
 
-        monkeypatch.setattr(converter, "values", slow)
+        monkeypatch.setattr(conversion, "values", slow)
         made = run(capsys, source, tmp_path / name, "--to", to)
         assert made.code == 1 and len(made.lines) == 1 and (tmp_path / name).read_text() == "of another process"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "o", "o.safetensors"]
@@ -379,9 +379,9 @@ def test_the_module_converts_the_embedded_model_and_is_stopped_cleanly(tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 't.safetensors'}\n", "")
     assert get_transformer(tmp_path / "t.safetensors", "cpu").num_heads == 4
     code = (
-        "import os, signal\nfrom skyreels_v2_infer.weights import convert\n"
+        "import os, signal\nfrom skyreels_v2_infer.weights import conversion, convert\n"
         "def stopped(*_):\n    os.kill(os.getpid(), signal.SIGTERM)\n    yield\n"
-        f"convert.values = stopped\nconvert.main(['tiny', {str(tmp_path / 'o')!r}, '--to', 'original'])"
+        f"conversion.values = stopped\nconvert.main(['tiny', {str(tmp_path / 'o')!r}, '--to', 'original'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
