@@ -1,8 +1,9 @@
 """The cost of a plan: arithmetic of the transformer and peak memory, computed from the architecture alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -40,6 +41,12 @@ def parameters(config: dict) -> int:
     if image:
         total += 2 * picture + picture * picture + picture + picture * d + d + 2 * d
     return total
+
+
+def block_weights(config: dict) -> int:
+    """Number of weights of the blocks' linear layers, biases not counted."""
+    d = config["dim"]
+    return config["num_layers"] * ((8 + 2 * (config["model_type"] == "i2v")) * d * d + 2 * d * config["ffn_dim"])
 
 
 def forward_flop(config: dict, frames: int, frame_tokens: int, block_frames: int | None = None) -> float:
@@ -87,12 +94,21 @@ def frame_tokens(height: int, width: int) -> int:
     return (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
 
 
-def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = False, on_cpu: bool = False) -> Cost:
+def cost_of(
+    plan: Plan,
+    config: dict,
+    *,
+    weight_bytes: int,
+    loaded: Mapping[str, float] = MappingProxyType({}),
+    offload: bool = False,
+    on_cpu: bool = False,
+) -> Cost:
     """The cost of a plan on one device.
 
     Args:
         config: of the transformer.
         weight_bytes: bytes per parameter of the transformer and the encoders; the VAE has 4.
+        loaded: bytes of parts for which that does not hold, see `part_bytes`.
         offload: only the module that computes is on the device. Otherwise transformer and VAE stay there, and the
             encoders only while they compute.
         on_cpu: the device is the CPU, which holds all weights throughout.
@@ -105,7 +121,7 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
         for reach in np.flatnonzero(rows).tolist():
             reached[reach] += int(rows[reach]) * count * (1 + window.is_guided)
     flop = sum(count * forward_flop(config, reach, size, plan.causal_block_size) for reach, count in reached.items())
-    parts = part_bytes(config, weight_bytes)
+    parts = part_bytes(config, weight_bytes) | loaded
     stream = stream_bytes(config, tokens, weight_bytes, plan.is_guided)
     decoder = VAE_FRAMES * plan.height * plan.width * VAE_CHANNELS * 4
     if on_cpu:
@@ -113,8 +129,9 @@ def cost_of(plan: Plan, config: dict, *, weight_bytes: int, offload: bool = Fals
     else:
         block = parts["transformer"] / config["num_layers"]  # layers outside of blocks are about one block more
         both = parts["transformer"] + parts["vae"]
+        encoders = parts["text_encoder"] + parts["image_encoder"]
         stages = (
-            Stage((0 if offload else both) + parts["encoders"], 0),  # encoding texts
+            Stage((0 if offload else both) + encoders, 0),  # encoding texts
             Stage(3 * block if offload else both, stream),  # denoising
             Stage(parts["vae"] if offload else both, decoder),  # decoding
         )
@@ -144,10 +161,10 @@ class Stage:
 def part_bytes(config: dict, weight_bytes: int) -> dict[str, float]:
     """Bytes of a model's parts; encoders and VAE of models smaller than the published ones count as 0."""
     published = config.get("text_dim", 4096) == 4096
-    encoders = TEXT_ENCODER + IMAGE_ENCODER * (config["model_type"] == "i2v")
     return {
         "transformer": parameters(config) * weight_bytes,
-        "encoders": published * encoders * weight_bytes,
+        "text_encoder": published * TEXT_ENCODER * weight_bytes,
+        "image_encoder": published * IMAGE_ENCODER * (config["model_type"] == "i2v") * weight_bytes,
         "vae": published * VAE * 4,
     }
 

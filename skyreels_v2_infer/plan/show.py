@@ -1,5 +1,8 @@
 """What --dry_run prints: a plan as JSON data, and as a table."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
@@ -17,6 +20,7 @@ def describe(
     model: str,
     output: str,
     dtype: str,
+    loaded: Mapping[str, float] = MappingProxyType({}),
     offload: bool = False,
     on_cpu: bool = False,
     wanted: Wanted = Wanted(),  # noqa: B008  frozen
@@ -27,7 +31,7 @@ def describe(
         config: of the transformer; None: not known.
         model, output: names of the model and of the video.
         dtype: of the weights.
-        offload, on_cpu: see `cost_of`.
+        loaded, offload, on_cpu: see `cost_of`.
         wanted: the requested layout.
     """
     about = {
@@ -47,7 +51,7 @@ def describe(
     }
     if config is None:
         return about | dict.fromkeys(("dtype", "tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
-    spent = cost.cost_of(plan, config, weight_bytes=WEIGHT_BYTES[dtype], offload=offload, on_cpu=on_cpu)
+    spent = cost.cost_of(plan, config, weight_bytes=WEIGHT_BYTES[dtype], loaded=loaded, offload=offload, on_cpu=on_cpu)
     tokens = cost.frame_tokens(plan.height, plan.width)
     gpus = legal_counts(config["num_heads"], tokens, plan.is_guided, wanted)
     if not gpus:

@@ -26,7 +26,7 @@ from skyreels_v2_infer.plan.models import PUBLISHED, architecture
 from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import clean, cut_lines, long_texts, texts_of
-from skyreels_v2_infer.plan.show import describe, table
+from skyreels_v2_infer.plan.show import WEIGHT_BYTES, describe, table
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
@@ -35,6 +35,7 @@ from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.record import RunInfo
 from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
+from skyreels_v2_infer.run.sizes import loaded_bytes
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.weights.download import local_folder
 from skyreels_v2_infer.weights.layouts import Given
@@ -382,12 +383,14 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
     config, folder = known_config(settings)
     plan = plan_of(settings, config, folder, video_frames, ranks)
     seed = "SEED" if settings.seed is None else settings.seed
+    dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
     about = describe(
         plan,
         config,
         model=embedded.name_of(settings.model_id),
         output=str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
-        dtype=settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16"),
+        dtype=dtype,
+        loaded={} if config is None else loaded_bytes(settings, config, folder, WEIGHT_BYTES[dtype]),
         offload=settings.offload,
         on_cpu=settings.device == "cpu",
         wanted=wanted_layout(settings),

@@ -1,4 +1,4 @@
-"""A transformer's ``config.json``, of either layout, as the keyword arguments of `WanModel`."""
+"""A transformer's ``config.json``, of either layout, from and to the keyword arguments of `WanModel`."""
 
 import json
 from pathlib import Path
@@ -84,3 +84,28 @@ def config_in(folder: Path, model_id: object) -> dict:
             shown = "config.json" if place == folder else "transformer/config.json"
             return transformer_arguments(read_json(place / "config.json", shown, model_id), model_id)
     raise refusal(model_id, "is no SkyReels-V2 checkpoint: it has neither config.json nor transformer/config.json")
+
+
+def original_config(full: dict) -> dict:
+    """The config.json of the original layout, from all arguments of `WanModel`."""
+    left_out = () if full["model_type"] == "i2v" else ("img_dim",)
+    full = {name: value for name, value in full.items() if name not in left_out}
+    return {"_class_name": "WanModel", **full, "patch_size": list(full["patch_size"])}
+
+
+def diffusers_config(full: dict) -> dict:
+    """The config.json of a ``SkyReelsV2Transformer3DModel``, from all arguments of `WanModel`."""
+    image = full["model_type"] == "i2v"
+    same = ("text_dim", "freq_dim", "ffn_dim", "num_layers", "cross_attn_norm", "eps", "inject_sample_info")
+    config = {
+        "_class_name": "SkyReelsV2Transformer3DModel",
+        "patch_size": list(full["patch_size"]),
+        **{theirs: full[ours] for theirs, ours in DIFFUSERS_FIELDS.items()},
+        **{name: full[name] for name in same},
+        "attention_head_dim": full["dim"] // full["num_heads"],
+        "image_dim": full["img_dim"] if image else None,
+        "added_kv_proj_dim": full["dim"] if image else None,
+        "qk_norm": "rms_norm_across_heads",
+    }
+    # Not a field of theirs: the length is a setting of their pipelines, and that of all published models the default.
+    return config if full["text_len"] == 512 else config | {"text_len": full["text_len"]}

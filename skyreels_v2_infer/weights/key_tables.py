@@ -19,6 +19,9 @@ KEEP_FLOAT32 = re.compile(
     r"time_embedding|time_projection|fps_embedding|fps_projection|modulation|norm_q|norm_k|norm_k_img|norm3"
 )
 
+# The weights of the blocks' linear layers: almost all of a transformer, and what is quantised of it.
+BLOCK_LINEAR = re.compile(r"^blocks\.\d+\.((self|cross)_attn\.([qkvo]|[kv]_img)|ffn\.[02])\.weight$")
+
 # SkyReelsV2Transformer3DModel -> WanModel
 DIFFUSERS_TRANSFORMER: Table = [
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
@@ -44,6 +47,33 @@ DIFFUSERS_TRANSFORMER: Table = [
     (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
     (r"^scale_shift_table$", "head.modulation"),
     (r"^proj_out\.", "head.head."),
+]
+
+# WanModel -> SkyReelsV2Transformer3DModel, the inverse of the table above.
+TO_DIFFUSERS_TRANSFORMER: Table = [
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
+    (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
+    (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
+    (r"^fps_projection\.0\.", "fps_projection.net.0.proj."),
+    (r"^fps_projection\.2\.", "fps_projection.net.2."),
+    (r"_attn\.([qkv])\.", r"_attn.to_\1."),
+    (r"_attn\.o\.", "_attn.to_out.0."),
+    (r"_attn\.([kv])_img\.", r"_attn.add_\1_proj."),
+    (r"_attn\.norm_k_img\.", "_attn.norm_added_k."),
+    (r"\.self_attn\.", ".attn1."),
+    (r"\.cross_attn\.", ".attn2."),
+    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
+    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
+    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
+    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"^head\.head\.", "proj_out."),
 ]
 
 

@@ -25,6 +25,7 @@ WEIGHT_STEMS = ("model", "diffusion_pytorch_model")
 JSON_LIMIT = 2**28  # bytes; umT5's tokenizer.json has 17 MB
 DIFFUSERS_CLASSES = {"SkyReelsV2Transformer3DModel": "transformer", "AutoencoderKLWan": "vae"}
 
+CONFIG_KEY = "skyreels_v2_config"  # in the metadata of a single file: the config.json that it would have in a folder
 CONFIG_FILES = ["config.json", "model_index.json", "transformer/config.json"]
 DOWNLOADS = {
     "original": {

@@ -1,5 +1,6 @@
 """Where the files of a checkpoint are: which files make up which part, in either layout. Needs no torch."""
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from skyreels_v2_infer.weights.config import config_in, transformer_arguments
 from skyreels_v2_infer.weights.download import download_model, fetch, local_file, local_folder
 from skyreels_v2_infer.weights.layouts import (
     CONFIG_FILES,
+    CONFIG_KEY,
     LABELS,
     ORIGINAL_FILES,
     ORIGINAL_TOKENIZER,
@@ -163,10 +165,20 @@ def open_file(
     part = Part((file,), "file", config or config_beside(file, name))
     found, arguments = {name: part}, {}
     if name == "transformer":
-        arguments = transformer_config(Weights(part, name, model_id), part.config)
+        weights = Weights(part, name, model_id)
+        arguments = transformer_config(weights, config_within(weights) or part.config)
     if name == "text_encoder" and (words := tokenizer_for(file, tokenizer)) is not None:
         found["tokenizer"] = Part((words,), "file")
     return Checkpoint(as_given(model_id), file.parent, "file", found, arguments)
+
+
+def config_within(weights: Weights) -> dict:
+    """The config.json in a file's metadata, where `convert` puts it; else an empty dict."""
+    try:
+        config = json.loads(weights.metadata[CONFIG_KEY])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def config_beside(file: Path, name: str) -> dict:

@@ -4,15 +4,16 @@ Needs no torch until tensors are read, so that a part can be recognised, checked
 """
 
 import json
+import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.weights.gguf_header import QUANTIZED
 from skyreels_v2_infer.weights.headers import refusing
-from skyreels_v2_infer.weights.key_tables import LORA, MARKERS, OTHER_PARTS, PREFIXES, STYLES, Style
+from skyreels_v2_infer.weights.key_tables import LORA, MARKERS, OTHER_PARTS, PREFIXES, STYLES, Style, renamed
 from skyreels_v2_infer.weights.layouts import LABELS, Part, refusal
 from skyreels_v2_infer.weights.tensor_files import TensorFile, open_tensor_file
 
@@ -28,6 +29,8 @@ MAPPED_AT_ONCE = 1 / 16
 DENSE = {"F64", "F32", "F16", "BF16"}
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 SCALED = {**FLOAT8, "I8": "int8"}
+
+TOKENS = "shared.weight"  # a text encoder's embedding of tokens
 
 # Suffixes of the tensors that belong to a weight X.weight, X being the layer.
 SCALES = (".scale_weight", ".weight_scale", ".weight._scale")  # ComfyUI and musubi; LightX2V and ComfyUI; quanto
@@ -170,6 +173,32 @@ class Weights:
         """Of all tensors to load, as stored."""
         return sum(source.nbytes for source in self.sources.values())
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix stays quantised when it is loaded as stored."""
+        return any(source.form is not None for source in self.sources.values())
+
+    def loaded_bytes(self, weight_bytes: int, one_byte: re.Pattern | None = None) -> int:
+        """Bytes of the loaded tensors, quantised matrices as stored and the largest of them expanded.
+
+        Args:
+            weight_bytes: per number of all others.
+            one_byte: parameters that are rounded to one byte per number.
+        """
+        total = expanded = 0
+        for name, source in self.sources.items():
+            ours = renamed(name, self.style.table)
+            count = math.prod(source.shape)
+            if one_byte is not None and one_byte.search(ours):
+                total += count
+            elif source.form is None:
+                total += count * weight_bytes
+            else:
+                total += source.nbytes
+                if ours != TOKENS:  # of which only some rows are expanded
+                    expanded = max(expanded, count * weight_bytes)
+        return total + expanded
+
     def check_formats(self) -> None:
         """Raises an `InputError` for the first tensor whose numbers cannot be used: integers without scales, say."""
         for name, source in self.sources.items():
@@ -189,21 +218,29 @@ class Weights:
     def __iter__(self) -> "Iterator[tuple[str, torch.Tensor | Quantized]]":
         """(name, tensor) pairs on the CPU; the tensors are views of the mapped files."""
         for file in self.files:
-            waiting = deque(name for name, source in self.sources.items() if source.file is file)
-            budget = file.path.stat().st_size * MAPPED_AT_ONCE
-            while waiting:
-                reads = {file: file.open()}
-                used = 0
+            names = [name for name, source in self.sources.items() if source.file is file]
+            yield from self.read(names, file.path.stat().st_size * MAPPED_AT_ONCE)
 
-                def reader(other: TensorFile, reads=reads):
-                    if other not in reads:
-                        reads[other] = other.open()
-                    return reads[other]
+    def read(self, names: Iterable[str], mapped: float) -> "Iterator[tuple[str, torch.Tensor | Quantized]]":
+        """(name, tensor) pairs as above, in the order of `names`.
 
-                while waiting and used <= budget:
-                    name = waiting.popleft()
-                    used += self.sources[name].nbytes
-                    yield name, self.sources[name].read(reader)
+        Args:
+            mapped: bytes after which the files are mapped anew.
+        """
+        waiting = deque(names)
+        while waiting:
+            reads: dict[TensorFile, Callable] = {}
+            used = 0
+
+            def reader(file: TensorFile, reads=reads):
+                if file not in reads:
+                    reads[file] = file.open()
+                return reads[file]
+
+            while waiting and used <= mapped:
+                name = waiting.popleft()
+                used += self.sources[name].nbytes
+                yield name, self.sources[name].read(reader)
 
 
 def joined(found: dict[str, Source], metadata: dict, model_id: object) -> dict[str, Source]:
@@ -254,7 +291,7 @@ def comfy_format(source: Source, model_id: object) -> str:
     with refusing(model_id, f"{source.name} cannot be read"):
         if source.dtype != "U8" or source.nbytes > 2**16:
             raise ValueError("it is no json object in uint8")
-        return named_format(json.loads(bytes(source.file.read(source.name).tolist())))
+        return named_format(json.loads(source.file.read_bytes(source.name)))
 
 
 def named_format(about: dict) -> str:

@@ -75,6 +75,10 @@ class TensorFile:
         """A tensor as stored, on the CPU: in its dtype; a quantised GGUF matrix as uint8 ``[rows, bytes of a row]``."""
         return self.open()(name)
 
+    def read_bytes(self, name: str) -> bytes:
+        """The data of a small tensor of uint8."""
+        return bytes(self.read(name).tolist())
+
     def _open(self) -> "Callable[[str], torch.Tensor]":
         raise NotImplementedError
 

@@ -1,0 +1,52 @@
+"""Bytes of a model's parts on the device, where these are not those of its parameters in one dtype; for --dry_run.
+
+From headers and configurations alone, without torch and without a download.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan import cost
+from skyreels_v2_infer.weights.key_tables import BLOCK_LINEAR
+from skyreels_v2_infer.weights.layouts import Given
+from skyreels_v2_infer.weights.locate import Checkpoint
+from skyreels_v2_infer.weights.stored import Weights
+from skyreels_v2_infer.weights.tensor_files import ARCHIVES
+
+
+def loaded_bytes(settings: GenerateSettings, config: dict, folder: Path | None, weight_bytes: int) -> dict[str, float]:
+    """Bytes by part, of the parts that are stored quantised and stay so (--weights), or that --quantize rounds.
+
+    Args:
+        config: of the transformer.
+        folder: of the model, if it is local.
+        weight_bytes: per parameter that is not quantised.
+    """
+    rounded = settings.quantize is not None
+    found: dict[str, float] = {}
+    if settings.weights == "stored":
+        names = ("transformer", "text_encoder", *(["image_encoder"] if config["model_type"] == "i2v" else []))
+        for name in names:
+            pattern = BLOCK_LINEAR if rounded and name == "transformer" else None
+            with suppress(InputError):  # reported by the run itself
+                weights = opened(settings, name, config, folder)
+                if weights is not None and weights.is_quantized:
+                    found[name] = weights.loaded_bytes(weight_bytes, pattern)
+    if rounded and "transformer" not in found:
+        one_byte = cost.block_weights(config)
+        found["transformer"] = (cost.parameters(config) - one_byte) * weight_bytes + one_byte
+    return found
+
+
+def opened(settings: GenerateSettings, name: str, config: dict, folder: Path | None) -> Weights | None:
+    """The headers of a part; None if it is not on this machine, or in ``.pth`` files, whose headers need torch."""
+    given = replaced_parts(settings).get(name)
+    if folder is None if given is None else not Path(given).expanduser().exists():
+        return None
+    path = settings.model_id if given is None else Given(given, f"{'dit' if name == 'transformer' else name}_path")
+    part = Checkpoint.open(path, (name,), config=config if name == "transformer" else None).parts[name]
+    if any(file.suffix in ARCHIVES for file in part.files):
+        return None
+    return Weights(part, name, path)
