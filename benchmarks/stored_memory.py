@@ -16,7 +16,7 @@ import torch
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.plan.models import architecture
-from skyreels_v2_infer.run.jobs import described
+from skyreels_v2_infer.run.dry_run import described
 from skyreels_v2_infer.weights.headers import SIZES
 from skyreels_v2_infer.weights.key_tables import BLOCK_LINEAR
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import tempfile
 import time
@@ -13,8 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.planning import for_model, plan_of, plan_without_model, wanted_layout, with_cache
+from skyreels_v2_infer.cli.planning import for_model, plan_without_model, with_cache
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
@@ -22,24 +20,19 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.plan.cost import cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.models import PUBLISHED, architecture
 from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.plan import Plan
-from skyreels_v2_infer.plan.prompts import clean, cut_lines, long_texts, texts_of
-from skyreels_v2_infer.plan.show import WEIGHT_BYTES, describe, table
-from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
+from skyreels_v2_infer.plan.prompts import cut_lines
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
 from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images
 from skyreels_v2_infer.run.journal import Journal
+from skyreels_v2_infer.run.model_files import cache_folder, check_prompts, config_of, known_folder
 from skyreels_v2_infer.run.record import RunInfo
 from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
-from skyreels_v2_infer.run.sizes import loaded_bytes
 from skyreels_v2_infer.run.video import Video
-from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.layouts import Given
-from skyreels_v2_infer.weights.locate import Checkpoint, compose, config_of_base, read_transformer_config
+from skyreels_v2_infer.weights.locate import compose
 from skyreels_v2_infer.weights.verify import check_files
 
 if TYPE_CHECKING:
@@ -50,35 +43,6 @@ MUCH_NOISE = 60  # --addnoise_condition above this gets a warning
 # PFLOP from which compiling saves more time than it takes: about 10 s of compiling (H200, torch 2.11) against a tenth
 # of the time of a run at 570 TFLOP/s (benchmarks/hopper.py).
 WORTH_COMPILING = 60.0
-
-
-def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
-    """The transformer's arguments and the model's folder; None where a download would be needed."""
-    folder = known_folder(settings)
-    if settings.dit_path is not None:
-        return config_of_file(settings) if Path(settings.dit_path).exists() else None, folder
-    config = architecture(settings.model_id)
-    if config is None and folder is not None:
-        config = read_transformer_config(settings.model_id)
-    return config, folder
-
-
-def known_folder(settings: GenerateSettings) -> Path | None:
-    """The model's folder; None where it has to be downloaded, or where all its parts are from elsewhere."""
-    if {"transformer", "vae", "text_encoder"} <= replaced_parts(settings).keys():
-        return Path(settings.dit_path).parent
-    return local_folder(settings.model_id)
-
-
-def config_of_file(settings: GenerateSettings) -> dict:
-    """The transformer's arguments from --dit_path."""
-    given = Given(settings.dit_path, "dit_path")
-    return Checkpoint.open(given, ("transformer",), config=config_of_base(settings.model_id)).transformer_config
-
-
-def config_of(settings: GenerateSettings) -> dict:
-    """The transformer's arguments; small files of the model are downloaded if need be."""
-    return read_transformer_config(settings.model_id) if settings.dit_path is None else config_of_file(settings)
 
 
 class Job:
@@ -311,24 +275,6 @@ class Job:
             say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all of it will play at the new rate")
 
 
-def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> None:
-    """Raises an `InputError` if a model's tokenizer, unless it is a published one, cannot be used on the plan's texts.
-
-    Args:
-        tokenizer: its folder.
-    """
-    file, model = tokenizer / "tokenizer.json", settings.model_id
-    if model not in PUBLISHED and embedded.name_of(model) != embedded.NAME and file.is_file():
-        check_tokenizer(file, [clean(text) for _, text in texts_of(plan)], "model_id", model)
-
-
-def cache_folder(checkpoint: Checkpoint) -> Path:
-    """Where a transformer's TeaCache coefficients would be: in its checkpoint, or beside a file from elsewhere."""
-    if checkpoint.layout == "parts":
-        return checkpoint.parts["transformer"].files[0].parent
-    return checkpoint.folder
-
-
 def check_packages(plan: Plan) -> None:
     """Raises an `InputError` if the plan splits tokens over ranks and yunchang is not installed."""
     if plan.sharing is not None and plan.sharing.parts > 1 and find_spec("yunchang") is None:
@@ -368,40 +314,3 @@ def enhanced(settings: GenerateSettings, place: Placement) -> str:
     unusable = "not enhanced: the language model gave no usable answer"
     say(unusable if prompt == settings.prompt else f"enhanced: {prompt}")
     return prompt
-
-
-def dry_run(settings: GenerateSettings, ranks: int) -> str:
-    """The output of --dry_run: the plan that would be executed, and its cost. Needs no weights and no torch."""
-    read_images(settings)  # damaged ones are found here, too
-    source = count_video(settings)
-    about = described(settings, source.frames if source else 0, ranks)
-    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
-
-
-def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1) -> dict:
-    """The plan and its cost, as far as they are known without a download."""
-    config, folder = known_config(settings)
-    plan = plan_of(settings, config, folder, video_frames, ranks)
-    seed = "SEED" if settings.seed is None else settings.seed
-    dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
-    about = describe(
-        plan,
-        config,
-        model=embedded.name_of(settings.model_id),
-        output=str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
-        dtype=dtype,
-        loaded={} if config is None else loaded_bytes(settings, config, folder, WEIGHT_BYTES[dtype]),
-        offload=settings.offload,
-        on_cpu=settings.device == "cpu",
-        wanted=wanted_layout(settings),
-    )
-    about["cut"] = []
-    local = settings.text_encoder_path is None and folder is not None and local_folder(settings.model_id) is not None
-    if local and config is not None and long_texts(plan, config):
-        tokenizer = None
-        with suppress(InputError):  # a missing tokenizer is reported by the run itself
-            tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
-        if tokenizer is not None:
-            check_prompts(settings, plan, tokenizer)
-            about["cut"] = cut_lines(plan, tokenizer, config)
-    return about

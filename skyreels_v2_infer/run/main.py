@@ -18,7 +18,8 @@ from skyreels_v2_infer.console import Lenient, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
-from skyreels_v2_infer.run.jobs import Job, dry_run
+from skyreels_v2_infer.run.dry_run import dry_run
+from skyreels_v2_infer.run.jobs import Job
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.signals import INTERRUPTED, Interrupts
 

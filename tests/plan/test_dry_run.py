@@ -27,7 +27,7 @@ from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan import cost, models
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.show import table
-from skyreels_v2_infer.run.jobs import described
+from skyreels_v2_infer.run.dry_run import described
 
 DF_14B = "Skywork/SkyReels-V2-DF-14B-540P"
 PROMPT = "A graceful white swan with a curved neck"

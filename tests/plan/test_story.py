@@ -13,7 +13,7 @@ from skyreels_v2_infer import DiffusionForcingPipeline
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.story import Scene, of_prompts, read_story, scenes_of
-from skyreels_v2_infer.run.jobs import described
+from skyreels_v2_infer.run.dry_run import described
 from skyreels_v2_infer.scheduler.windows import plan_windows
 
 SCENES = [

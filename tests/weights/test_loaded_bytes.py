@@ -17,7 +17,7 @@ from skyreels_v2_infer.modules.quantized import QuantizedLayer
 from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.models import architecture
-from skyreels_v2_infer.run.jobs import described
+from skyreels_v2_infer.run.dry_run import described
 from skyreels_v2_infer.run.sizes import loaded_bytes
 from skyreels_v2_infer.weights.key_tables import BLOCK_LINEAR
 from skyreels_v2_infer.weights.locate import Checkpoint

@@ -1,0 +1,56 @@
+"""--dry_run: the plan that would be executed, and its cost. Needs no weights and no torch."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
+from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.naming import output_stem
+from skyreels_v2_infer.plan.prompts import cut_lines, long_texts
+from skyreels_v2_infer.plan.show import WEIGHT_BYTES, describe, table
+from skyreels_v2_infer.run.inputs import count_video, read_images
+from skyreels_v2_infer.run.model_files import check_prompts, known_config
+from skyreels_v2_infer.run.sizes import loaded_bytes
+from skyreels_v2_infer.weights.download import local_folder
+from skyreels_v2_infer.weights.locate import Checkpoint
+
+
+def dry_run(settings: GenerateSettings, ranks: int) -> str:
+    """The output of --dry_run: the plan that would be executed, and its cost. Needs no weights and no torch."""
+    read_images(settings)  # damaged ones are found here, too
+    source = count_video(settings)
+    about = described(settings, source.frames if source else 0, ranks)
+    return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
+
+
+def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1) -> dict:
+    """The plan and its cost, as far as they are known without a download."""
+    config, folder = known_config(settings)
+    plan = plan_of(settings, config, folder, video_frames, ranks)
+    seed = "SEED" if settings.seed is None else settings.seed
+    dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
+    about = describe(
+        plan,
+        config,
+        model=embedded.name_of(settings.model_id),
+        output=str(settings.outdir / f"{output_stem(settings.prompt, seed)}.mp4"),
+        dtype=dtype,
+        loaded={} if config is None else loaded_bytes(settings, config, folder, WEIGHT_BYTES[dtype]),
+        offload=settings.offload,
+        on_cpu=settings.device == "cpu",
+        wanted=wanted_layout(settings),
+    )
+    about["cut"] = []
+    local = settings.text_encoder_path is None and folder is not None and local_folder(settings.model_id) is not None
+    if local and config is not None and long_texts(plan, config):
+        tokenizer = None
+        with suppress(InputError):  # a missing tokenizer is reported by the run itself
+            tokenizer = Checkpoint.open(settings.model_id, ("tokenizer",)).parts["tokenizer"].files[0]
+        if tokenizer is not None:
+            check_prompts(settings, plan, tokenizer)
+            about["cut"] = cut_lines(plan, tokenizer, config)
+    return about

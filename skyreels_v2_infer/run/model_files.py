@@ -1,0 +1,62 @@
+"""What a run has to know of its model before weights are loaded: architecture, folder, tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
+from skyreels_v2_infer.plan.models import PUBLISHED, architecture
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.prompts import clean, texts_of
+from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
+from skyreels_v2_infer.weights.download import local_folder
+from skyreels_v2_infer.weights.layouts import Given
+from skyreels_v2_infer.weights.locate import Checkpoint, config_of_base, read_transformer_config
+
+
+def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:
+    """The transformer's arguments and the model's folder; None where a download would be needed."""
+    folder = known_folder(settings)
+    if settings.dit_path is not None:
+        return config_of_file(settings) if Path(settings.dit_path).exists() else None, folder
+    config = architecture(settings.model_id)
+    if config is None and folder is not None:
+        config = read_transformer_config(settings.model_id)
+    return config, folder
+
+
+def known_folder(settings: GenerateSettings) -> Path | None:
+    """The model's folder; None where it has to be downloaded, or where all its parts are from elsewhere."""
+    if {"transformer", "vae", "text_encoder"} <= replaced_parts(settings).keys():
+        return Path(settings.dit_path).parent
+    return local_folder(settings.model_id)
+
+
+def config_of_file(settings: GenerateSettings) -> dict:
+    """The transformer's arguments from --dit_path."""
+    given = Given(settings.dit_path, "dit_path")
+    return Checkpoint.open(given, ("transformer",), config=config_of_base(settings.model_id)).transformer_config
+
+
+def config_of(settings: GenerateSettings) -> dict:
+    """The transformer's arguments; small files of the model are downloaded if need be."""
+    return read_transformer_config(settings.model_id) if settings.dit_path is None else config_of_file(settings)
+
+
+def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> None:
+    """Raises an `InputError` if a model's tokenizer, unless it is a published one, cannot be used on the plan's texts.
+
+    Args:
+        tokenizer: its folder.
+    """
+    file, model = tokenizer / "tokenizer.json", settings.model_id
+    if model not in PUBLISHED and embedded.name_of(model) != embedded.NAME and file.is_file():
+        check_tokenizer(file, [clean(text) for _, text in texts_of(plan)], "model_id", model)
+
+
+def cache_folder(checkpoint: Checkpoint) -> Path:
+    """Where a transformer's TeaCache coefficients would be: in its checkpoint, or beside a file from elsewhere."""
+    if checkpoint.layout == "parts":
+        return checkpoint.parts["transformer"].files[0].parent
+    return checkpoint.folder
