@@ -24,7 +24,8 @@ def clean(prompt: str) -> str:
 
 def texts_of(plan: Plan) -> list[tuple[str, str]]:
     """Each distinct text that is encoded, with the name of its flag."""
-    named = [("prompt", window.prompt) for window in plan.windows]
+    asked = "prompt" if plan.scenes is None else "story"
+    named = [(asked, window.prompt) for window in plan.windows]
     named += [("negative_prompt", window.negative_prompt) for window in plan.windows if window.is_guided]
     return [(name, text) for name, text in dict.fromkeys(named) if isinstance(text, str)]
 

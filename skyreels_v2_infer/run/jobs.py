@@ -268,6 +268,9 @@ class Job:
         settings = self.settings
         if settings.seed is None:
             say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
+        if settings.dit_path is not None:
+            size = f"{settings.height}x{settings.width}"
+            say(f"--dit_path: weights do not say the size that they were trained for; this run makes {size}")
         noise = getattr(settings, "addnoise_condition", 0)
         if noise > MUCH_NOISE:
             say(f"--addnoise_condition {noise:g}: high; windows may not fit together (20 is usual)")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,8 +126,7 @@ def compose(model_id: str | Path, replaced: dict[str, str | Path]) -> Checkpoint
     arguments: dict = {}
     for name, path in replaced.items():
         given = Given(path, f"{'dit' if name == 'transformer' else name}_path")
-        config = config_of_base(model_id) if name == "transformer" else None
-        part = Checkpoint.open(given, (name,), config=config)
+        part = opened_part(given, name, model_id)
         found |= part.parts
         arguments = part.transformer_config or arguments
     lacking = [name for name in PARTS if name not in found]
@@ -139,6 +139,15 @@ def compose(model_id: str | Path, replaced: dict[str, str | Path]) -> Checkpoint
         found.pop("image_encoder", None)
     first = next(iter(found.values())).files[0]
     return Checkpoint(as_given(model_id), first.parent, "parts", found, arguments)
+
+
+def opened_part(given: Given, name: str, model_id: str | Path) -> Checkpoint:
+    """One part from elsewhere; a text encoder with its tokenizer, if that is there, too."""
+    if name == "text_encoder":
+        with suppress(InputError):
+            return Checkpoint.open(given, (name, "tokenizer"))
+    config = config_of_base(model_id) if name == "transformer" else None
+    return Checkpoint.open(given, (name,), config=config)
 
 
 def config_of_base(model_id: str | Path) -> dict | None:

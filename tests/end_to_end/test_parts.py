@@ -57,6 +57,33 @@ def test_a_transformer_in_one_file_makes_the_same_video(folder, plain, tmp_path)
     assert again.path.read_bytes() == made.path.read_bytes()
 
 
+def test_parts_can_replace_a_model_wholly(folder, plain, tmp_path):
+    """The model that is named is not looked at: there is no network here."""
+    df = embedded.FOLDER / "df"
+    parts = ("--dit_path", df, "--vae_path", df, "--text_encoder_path", df)
+    tiny = ("--height", 64, "--width", 64, "--guidance_scale", 2, "--shift", 3, "--fps", 16, "--negative_prompt", "")
+    tiny += ("--addnoise_condition", 20, "--base_num_frames", 33)
+    made = run(FORCING, "--model_id", "some/one", *SHORT[2:], *FRAMES, *tiny, *parts, cwd=tmp_path)
+    assert made.code == 0, made.err
+    assert np.array_equal(made.frames, plain.frames)
+
+
+def test_a_lora_loaded_from_python(folder):
+    pipeline = DiffusionForcingPipeline(embedded.folder(False), device="cpu")
+    settings = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 1, "ar_step": 0, "seed": 1}
+
+    def made() -> torch.Tensor:
+        return pipeline("a red circle", output_type="latent", **settings)
+
+    plain = made()
+    report = pipeline.load_lora(folder / "style.safetensors", 0.5)
+    assert report.applied and not torch.equal(made(), plain)
+    pipeline.load_lora(folder / "style.safetensors", -0.5)
+    assert (made() - plain).abs().max() < 1e-4, "strengths add up"
+    pipeline.loras.remove()
+    assert torch.equal(made(), plain)
+
+
 def test_parts_that_are_not_there_are_refused(folder, tmp_path):
     for flag in ("--dit_path", "--vae_path", "--text_encoder_path"):
         made = run(FORCING, *SHORT, *FRAMES, flag, "nowhere.safetensors", cwd=tmp_path)
