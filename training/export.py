@@ -15,30 +15,6 @@ from skyreels_v2_infer.modules.transformer import WanModel
 from skyreels_v2_infer.weights import key_tables
 
 DIFFUSERS_VERSION = "0.42.1"  # the release that reads what is written here in the tests
-# WanModel -> SkyReelsV2Transformer3DModel, the other way round than `key_tables`.
-TRANSFORMER: key_tables.Table = [
-    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
-    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
-    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
-    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
-    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
-    (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
-    (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
-    (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
-    (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
-    (r"_attn\.([kv])_img\.", r"_attn.add_\1_proj."),
-    (r"_attn\.norm_k_img\.", "_attn.norm_added_k."),
-    (r"_attn\.([qkv])\.", r"_attn.to_\1."),
-    (r"_attn\.o\.", "_attn.to_out.0."),
-    (r"\.self_attn\.", ".attn1."),
-    (r"\.cross_attn\.", ".attn2."),
-    (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),
-    (r"^(blocks\.\d+)\.ffn\.0\.", r"\1.ffn.net.0.proj."),
-    (r"^(blocks\.\d+)\.ffn\.2\.", r"\1.ffn.net.2."),
-    (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
-    (r"^head\.modulation$", "scale_shift_table"),
-    (r"^head\.head\.", "proj_out."),
-]
 
 
 def vae_table(blocks: int) -> key_tables.Table:
@@ -112,7 +88,7 @@ def write_transformer(folder: Path, model: WanModel) -> None:
         "inject_sample_info": False,
         "num_frame_per_block": 1,
     }
-    tensors = renamed(model, TRANSFORMER, key_tables.DIFFUSERS_TRANSFORMER)
+    tensors = renamed(model, key_tables.TO_DIFFUSERS_TRANSFORMER, key_tables.DIFFUSERS_TRANSFORMER)
     write_part(folder, config, tensors, "diffusion_pytorch_model")
 
 

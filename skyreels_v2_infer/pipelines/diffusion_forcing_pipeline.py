@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from skyreels_v2_infer.media.images import fit
-from skyreels_v2_infer.pipelines.arguments import as_text, check_generator, check_seed, check_texts, negative_text
+from skyreels_v2_infer.pipelines.arguments import check_seed, inputs_of, text_settings
 from skyreels_v2_infer.pipelines.base import VideoPipeline
 from skyreels_v2_infer.pipelines.conditioning import Prefix, PrefixFrames, as_picture, count_frames
 from skyreels_v2_infer.pipelines.history import Finished, Resume
@@ -83,7 +83,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
         """
-        check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        texts = text_settings(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         if story is not None and prompt_embeds is not None:
             raise ValueError("story: scenes have prompts of their own; give it or prompt_embeds")
         if num_frames is None:
@@ -96,8 +96,7 @@ class DiffusionForcingPipeline(VideoPipeline):
             shift,
             height=height,
             width=width,
-            prompt=as_text(prompt),
-            negative_prompt=negative_text(negative_prompt, negative_prompt_embeds),
+            **texts,
             guidance_scale=guidance_scale,
             seed=check_seed(seed),
             fps=fps,
@@ -113,14 +112,11 @@ class DiffusionForcingPipeline(VideoPipeline):
             history=history,
             story=story,
         )
-        inputs = Inputs(
+        given = prompt_embeds, negative_prompt_embeds, latents, generator, callback_on_step_end
+        inputs = inputs_of(
+            *given,
             image=None if image is None else fit(as_picture(image), height, width),
             end_image=None if end_image is None else fit(as_picture(end_image, "end_image"), height, width),
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            latents=latents,
-            generator=check_generator(generator),
-            callback=callback_on_step_end,
         )
         if prefix_video is None:
             return self.execute(plan, inputs, resume)

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from skyreels_v2_infer.pipelines.arguments import as_text, check_generator, check_seed, check_texts, negative_text
+from skyreels_v2_infer.pipelines.arguments import check_seed, inputs_of, text_settings
 from skyreels_v2_infer.pipelines.base import VideoPipeline
 from skyreels_v2_infer.pipelines.history import Finished, Resume
-from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import make_plan
 
 
@@ -53,24 +52,18 @@ class Text2VideoPipeline(VideoPipeline):
         Raises:
             ValueError: names the argument, its value and the nearest legal values.
         """
-        check_texts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        texts = text_settings(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         plan = make_plan(
             num_frames,
             num_inference_steps,
             shift,
             height=height,
             width=width,
-            prompt=as_text(prompt),
-            negative_prompt=negative_text(negative_prompt, negative_prompt_embeds),
+            **texts,
             guidance_scale=guidance_scale,
             seed=check_seed(seed),
             fps=fps,
         )
-        inputs = Inputs(
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            latents=latents,
-            generator=check_generator(generator),
-            callback=callback_on_step_end,
-        )
+        given = prompt_embeds, negative_prompt_embeds, latents, generator, callback_on_step_end
+        inputs = inputs_of(*given)
         return self.execute(plan, inputs, resume)
