@@ -87,8 +87,7 @@ def _child(case: cases.Case, box: Path, process: bool) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (4 * CPU_SECONDS, 4 * CPU_SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * MEMORY,) * 2)  # a net under `MEMORY`, for the machine
+        resource.setrlimit(resource.RLIMIT_AS, (_pages(0) + 2 * MEMORY,) * 2)  # a net under `MEMORY`, for the machine
         null = os.open(os.devnull, os.O_RDONLY)
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(box / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -110,6 +109,11 @@ def _child(case: cases.Case, box: Path, process: bool) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code & 255)
+
+
+def _pages(column: int) -> int:
+    """Bytes that this process has mapped (column 0) or resident (column 1)."""
+    return int(Path("/proc/self/statm").read_text().split()[column]) * resource.getpagesize()
 
 
 def _call(case: cases.Case) -> int:
@@ -135,7 +139,7 @@ def run(case: cases.Case, box: Path, process: bool = False) -> Outcome:
     sys.stdout.flush()
     sys.stderr.flush()
     began, limit = time.monotonic(), patience() * (2 if process else 1)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    base = _pages(1)  # what a fork begins with, not this process's peak
     pid = os.fork()
     if pid == 0:
         _child(case, box, process)

@@ -95,6 +95,12 @@ def test_a_fault_is_found(monkeypatch, template, tmp_path, act, named):
     assert any(named in wrong for wrong in outcome(monkeypatch, template, tmp_path, act))
 
 
+def test_memory_is_counted_from_what_is_in_use(monkeypatch, template, tmp_path):
+    """Not from the peak, which an earlier case may have raised."""
+    hold(3 * 2**29)
+    assert any("GiB" in wrong for wrong in outcome(monkeypatch, template, tmp_path, lambda: hold(5 * 2**29)))
+
+
 @pytest.mark.parametrize(
     "act", [lambda: 0, lambda: say("one"), lambda: write("video_out/x.mp4"), lambda: write("../home/.cache/x")]
 )
