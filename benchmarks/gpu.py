@@ -28,6 +28,7 @@ from side_by_side import lowered, timed
 from yunchang.ring.utils import update_out_and_lse
 
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, embedded
+from skyreels_v2_infer.cli.defaults import TINY
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.attention import attend, attend_block_causal, attend_with_log_sum
 from skyreels_v2_infer.modules.caches.teacache import TeaCache
@@ -49,7 +50,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 LEFT, RIGHT = (Image.open(PICTURES / f"square_{side}.png") for side in ("left", "right"))
 STEPS = 6
-OWN = {"prompt": embedded.DEFAULTS.prompt, "num_inference_steps": STEPS}
+OWN = {"prompt": TINY.prompt, "num_inference_steps": STEPS}
 SHORT, WINDOW = settings(**OWN, num_frames=17), forcing(**OWN, num_frames=33)
 IMAGE = {"prompt": "a yellow square moves quickly to the right", "image": LEFT}
 LATENT = {"num_frames": 65, "history": "latent"}

@@ -5,10 +5,14 @@ with the gguf package: the numbers must be the same.
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from skyreels_v2_infer.modules.quantized import BYTE_FORMATS, GGUF, Quantized, QuantizedLinear
 

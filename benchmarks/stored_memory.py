@@ -7,11 +7,14 @@ they take no space), and prints a row for each. Needs gguf.
 import json
 import math
 import re
+import sys
 import tempfile
 from pathlib import Path
 
 import gguf
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
 from skyreels_v2_infer.modules.transformer import WanModel

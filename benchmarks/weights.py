@@ -5,6 +5,7 @@ float8 with scales, GGUF), loads each as a user's file would be and makes the sa
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.modules import get_text_encoder, get_transformer, get_vae

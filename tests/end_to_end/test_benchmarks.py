@@ -9,6 +9,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_it_starts_from_anywhere(path, tmp_path):
+    if path.stem == "gpu":
+        pytest.importorskip("yunchang")
+    command = [sys.executable, path, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
 @pytest.mark.slow
 def test_a_cpu_compared_with_itself_is_the_same():
     pytest.importorskip("yunchang")
