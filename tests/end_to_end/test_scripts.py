@@ -338,7 +338,7 @@ def test_addnoise_follows_the_seed(scripts, models):
 
 
 def test_long_video_asynchronous_with_causal_attention(scripts, models):
-    """Published: a dense mask is handed to a kernel that takes none, and the run crashes."""
+    """Published: a dense mask is passed to a kernel that accepts none, and the run crashes."""
     made = scripts(*long(models, *ASYNCHRONOUS, "--causal_attention"))
     frames = checked(made, 57, (HEIGHT, WIDTH), windows=3, seed=7)
     assert differ(frames, scripts(*long(models, *ASYNCHRONOUS)).frames), "--causal_attention has no effect"

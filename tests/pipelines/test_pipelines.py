@@ -343,7 +343,7 @@ class TestWindows:
 
 
 class TestHistories:
-    """What a window goes on from, and runs that are taken up again."""
+    """The history that a window gets, and runs that are resumed."""
 
     def test_by_latents_the_video_is_one_decode_and_windows_see_the_latents(self):
         settings = LONG | {"history": "latent", "guidance_scale": 1.0}

@@ -75,7 +75,7 @@ def test_as_many_pieces_are_taken_over_as_are_alike_and_can_be_gone_on_from(tmp_
     assert adopted(tmp_path, ["a", "b", "c"]) == 3
     assert adopted(tmp_path, ["a", "b", "d"]) == 2
     assert adopted(tmp_path, ["a", "x", "y"]) == 2
-    assert adopted(tmp_path, ["a", "b", "d"], history=(0, 9, 10)) == 1  # it goes on from more than was kept
+    assert adopted(tmp_path, ["a", "b", "d"], history=(0, 9, 10)) == 1  # its history is longer than what was kept
     assert adopted(tmp_path, ["d", "b", "c"]) == 0
 
 
