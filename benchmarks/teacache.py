@@ -13,7 +13,6 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from skyreels_v2_infer import DiffusionForcingPipeline, embedded
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
 from skyreels_v2_infer.cli.planning import plan_of
-from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache
+from skyreels_v2_infer.modules.caches.base import BlockCache, WindowRows
+from skyreels_v2_infer.modules.caches.teacache import TeaCache
 from skyreels_v2_infer.pipelines.base import collect
 from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan.caching import choose_coefficients
@@ -42,19 +42,14 @@ PROMPTS = (
 
 
 class Counted:
-    """A cache that keeps every branch's `FeatureCache`, which knows which steps were computed."""
+    """A TeaCache that keeps the decisions of every window."""
 
     def __init__(self, cache: TeaCache):
-        self.cache, self.branches = cache, []
+        self.cache, self.windows = cache, []
 
-    def window(self, *asked) -> Callable[[], FeatureCache]:
-        make = self.cache.window(*asked)
-
-        def branch() -> FeatureCache:
-            self.branches.append(make())
-            return self.branches[-1]
-
-        return branch
+    def window(self, rows: WindowRows) -> BlockCache:
+        self.windows.append(self.cache.window(rows))
+        return self.windows[-1]
 
 
 def timed(pipeline, cache, plan: Plan) -> tuple[np.ndarray, float]:
@@ -101,7 +96,7 @@ def main() -> None:
         for threshold in THRESHOLDS:
             cache = Counted(TeaCache(threshold, found, args.use_ret_steps))
             frames, seconds = timed(pipeline, cache, plan)
-            computed = float(np.mean([step for branch in cache.branches for step in branch.computed]))
+            computed = float(np.mean([step for window in cache.windows for step in window.decisions[0]]))
             rows[threshold].append((100 * computed, whole / seconds, psnr(frames, plain)))
     print("| threshold | steps computed | speed-up | PSNR to the uncached run, median | least |\n|---|---|---|---|---|")
     for threshold, values in rows.items():

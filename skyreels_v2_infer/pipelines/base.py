@@ -11,6 +11,7 @@ import torch
 
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.caches.base import CONDITIONAL, UNCONDITIONAL, WindowCache, WindowRows
 from skyreels_v2_infer.modules.compiled import compile_blocks
 from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
@@ -25,6 +26,7 @@ from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import choose_layout
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler import SOLVERS
+from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 
 if TYPE_CHECKING:
     from skyreels_v2_infer.weights.lora import Applied
@@ -312,15 +314,16 @@ class VideoPipeline:
             options["y"] = hooks.ranks.agree(channels.expand(texts.batch, -1, -1, -1, -1))
         if self.transformer.inject_sample_info:
             options["fps"] = torch.full((texts.batch,), 0 if plan.fps == 16 else 1, device=self.device)
-        cached = self._cached(rows, options.get("fps"), hooks)
+        cached = self._cached(window.schedule, rows, options.get("fps"), hooks)
 
-        def branch(context: PromptContext | None):
+        def branch(context: PromptContext | None, number: int):
             if context is None:
                 return None
-            around = cached()
+            around = cached.blocks(number)
             return lambda x, t: self.transformer(x, t, context, around=around, **options)
 
-        velocity = Guided(branch(positive), branch(negative), window.guidance_scale, hooks.ranks.branches)
+        passes = branch(positive, CONDITIONAL), branch(negative, UNCONDITIONAL)
+        velocity = Guided(*passes, window.guidance_scale, hooks.ranks.branches, cached.velocities)
         solver = SOLVERS[plan.solver](plan.sigmas)
         with hooks.progress(window.window.index, len(plan.windows), len(rows)) as advance:
 
@@ -337,13 +340,14 @@ class VideoPipeline:
             raise FloatingPointError(f"window {window.window.index + 1}: model output contains NaN or Inf; {hint}")
         return done
 
-    def _cached(self, rows: list[Row], fps: torch.Tensor | None, hooks: Hooks) -> Callable:
-        """Returns a function that makes the wrapper of the block stack for one pass of guidance, or None."""
+    def _cached(self, schedule: Schedule, rows: list[Row], fps: torch.Tensor | None, hooks: Hooks) -> WindowCache:
+        """What wraps the computation of a window's rows."""
         if hooks.cache is None:
-            return lambda: None
+            return WindowCache()
         fps = None if fps is None else fps[:1]
-        with self.at_work(self.transformer.time_layers):  # they are needed before the first forward
-            return hooks.cache.window(rows, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
+        about = WindowRows(rows, schedule, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
+        with self.at_work(self.transformer.time_layers):  # a cache may need them before the first forward
+            return hooks.cache.window(about)
 
     def _called_back(self, callback, row: int, window: WindowPlan, latents: torch.Tensor) -> torch.Tensor:
         if callback is None:

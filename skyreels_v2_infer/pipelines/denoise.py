@@ -1,6 +1,6 @@
 """Guidance, and the denoising loop that all tasks share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,11 @@ def both_branches(positive: Velocity, negative: Velocity, x: torch.Tensor, t: to
     return positive(x, t), negative(x, t)
 
 
+def directly(compute: Callable, x: torch.Tensor, t: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Computes the velocities of a row, with nothing around."""
+    return compute(x, t)
+
+
 class Guided:
     """Classifier-free guidance (Ho and Salimans 2022): ``negative + scale * (positive - negative)``.
 
@@ -26,16 +31,27 @@ class Guided:
             None.
         scale: up to 1 is no guidance.
         branches: runs both, see `both_branches`.
+        around: called in place of what computes the velocities, with that and its arguments, see `WindowCache`.
     """
 
-    def __init__(self, positive: Velocity, negative: Velocity | None, scale: float, branches=both_branches):
-        self.positive, self.negative, self.scale, self.branches = positive, negative, scale, branches
+    def __init__(
+        self, positive: Velocity, negative: Velocity | None, scale: float, branches=both_branches, around=directly
+    ):
+        self.positive, self.negative, self.scale = positive, negative, scale
+        self.branches, self.around = branches, around
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if not is_guided(self.scale):
-            return self.positive(x, t)
-        positive, negative = self.branches(self.positive, self.negative, x, t)
+        positive, *others = self.around(self.passes, x, t)
+        if not others:
+            return positive
+        (negative,) = others
         return negative.add(positive - negative, alpha=self.scale)
+
+    def passes(self, x: torch.Tensor, t: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The velocity of the conditional and, with guidance, of the unconditional pass."""
+        if not is_guided(self.scale):
+            return [self.positive(x, t)]
+        return self.branches(self.positive, self.negative, x, t)
 
 
 class Row(NamedTuple):

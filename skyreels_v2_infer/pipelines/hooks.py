@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +13,7 @@ from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence
 from skyreels_v2_infer.pipelines.denoise import both_branches
 
 if TYPE_CHECKING:
+    from skyreels_v2_infer.modules.caches.base import Cache
     from skyreels_v2_infer.modules.transformer import PromptContext
 
 # (index of the window, number of windows, rows) -> context manager whose value is called after every row
@@ -51,10 +52,10 @@ class Hooks:
 
     Attributes:
         progress: context manager around the rows of a window, see `Progress`.
-        cache: decides once per window which rows run the transformer's blocks (`TeaCache`); None: all do.
+        cache: makes the cache of each window, see `modules.caches.base`; None: every row is computed.
         ranks: see `Ranks`.
     """
 
     progress: Progress = no_progress
-    cache: Any = None
+    cache: Cache | None = None
     ranks: Ranks = field(default_factory=Ranks)

@@ -17,7 +17,8 @@ from small_checkpoints import write_diffusers
 from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.caches import teacache as feature_cache
-from skyreels_v2_infer.modules.caches.teacache import FeatureCache, TeaCache, predicted
+from skyreels_v2_infer.modules.caches.base import FeatureCache, WindowCache, WindowRows
+from skyreels_v2_infer.modules.caches.teacache import TeaCache, predicted
 from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan import caching
 from skyreels_v2_infer.plan.caching import choose_coefficients
@@ -38,26 +39,42 @@ def embeds(batch: int = 1) -> dict:
     return {"prompt_embeds": drawn[:batch], "negative_prompt_embeds": drawn[batch:]}
 
 
-class Watched:
+class Around(WindowCache):
+    """One function around the block stack of every pass."""
+
+    def __init__(self, around=None):
+        self.around = around
+
+    def window(self, rows: WindowRows) -> WindowCache:
+        return self
+
+    def blocks(self, branch: int):
+        return self.around
+
+
+class Watched(WindowCache):
     """A `TeaCache` that keeps every branch, in the order in which they were made."""
 
     def __init__(self, threshold: float, coefficients=IDENTITY, use_ret_steps: bool = False):
         self.settings = TeaCache(threshold, coefficients, use_ret_steps)
         self.branches: list[FeatureCache] = []
 
-    def window(self, *asked):
-        make = self.settings.window(*asked)
+    def window(self, rows: WindowRows) -> WindowCache:
+        self.of_window = self.settings.window(rows)
+        return self
 
-        def branch() -> FeatureCache:
-            self.branches.append(make())
-            return self.branches[-1]
-
-        return branch
+    def blocks(self, branch: int) -> FeatureCache:
+        self.branches.append(self.of_window.blocks(branch))
+        return self.branches[-1]
 
     @property
     def computed(self) -> list[list[int]]:
         """For each branch the steps in which the blocks ran."""
         return [np.flatnonzero(branch.computed).tolist() for branch in self.branches]
+
+
+def rows_of(model, embed, agree=lambda decisions: decisions) -> WindowRows:
+    return WindowRows(model, None, embed, agree)
 
 
 def run(kind, cache=None, **arguments):
@@ -133,7 +150,7 @@ class TestModes:
             return run(tokens)
 
         asked = arguments | {"guidance_scale": guidance, "num_inference_steps": 9}
-        run(kind, SimpleNamespace(window=lambda *asked: lambda: around), **asked)
+        run(kind, Around(around), **asked)
         signals, frames = (each[:: 1 if guidance == 1 else 2] for each in (signals, frames))
         begun = [i for i, (a, b) in enumerate(itertools.pairwise(frames), start=1) if a != b]
         assert bool(begun) == (mode == "causal")
@@ -165,8 +182,8 @@ def test_a_branch_reuses_its_own_and_not_the_others():
     assert not torch.allclose(cached, unguided)
     signal, tokens = torch.ones(1, 1, 4), torch.zeros(1, 1, 2, 4)
     rows = [(torch.zeros(1), 1)] * 3
-    make = TeaCache(1.0, NOTHING).window(rows, lambda t: (signal, signal), lambda decisions: decisions)
-    one, other = make(), make()
+    window = TeaCache(1.0, NOTHING).window(rows_of(rows, lambda t: (signal, signal)))
+    one, other = window.blocks(0), window.blocks(1)
     for branch, added in ((one, 1.0), (other, 2.0)):
         assert branch(tokens, signal, signal, lambda x, added=added: x + added).mean() == added
     for branch, added in ((one, 1.0), (other, 2.0)):
@@ -194,9 +211,9 @@ class TestWindow:
         kind, arguments = self.ARGUMENTS[mode]
         foreseen, seen = [], []
 
-        def window(rows, embed, agree):
-            foreseen.extend((t.tolist(), frames, *embed(t[None])) for t, frames in rows)
-            return lambda: around
+        def window(rows):
+            foreseen.extend((t.tolist(), frames, *rows.embed(t[None])) for t, frames in rows.model)
+            return Around(around)
 
         def around(tokens, time, modulation, run):
             seen.append((None, tokens.shape[1], time, modulation))
@@ -222,13 +239,13 @@ class TestWindow:
 
         def of_rank_0(decisions):
             asked.append(decisions)
-            return torch.tensor([True, False, False, True])
+            return torch.tensor([[True, False, False, True]] * 2)
 
         rows = [(torch.tensor([t]), 1) for t in (900.0, 600.0, 300.0, 0.0)]
-        make = TeaCache(0.0, IDENTITY).window(rows, lambda t: (t[..., None], t[..., None]), of_rank_0)
+        window = TeaCache(0.0, IDENTITY).window(rows_of(rows, lambda t: (t[..., None], t[..., None]), of_rank_0))
         (own,) = asked
-        assert own.tolist() == [True] * 4
-        for branch in (make(), make()):
+        assert own.tolist() == [[True] * 4] * 2
+        for branch in map(window.blocks, range(2)):
             results = [branch(torch.zeros(1, 1, 2, 4), None, None, lambda x: x + 1).mean() for _ in rows]
             assert results == [1.0] * 4 and branch.computed == (True, False, False, True)
 
@@ -245,8 +262,8 @@ class TestWindow:
 
             monkeypatch.setattr(torch.Tensor, name, counted)
         rows = [(torch.tensor([t]), 1) for t in np.linspace(999, 1, 20)]
-        make = TeaCache(3.0, IDENTITY).window(rows, functools.partial(parts()[0].embed_time, fps=None), lambda x: x)
-        branch = make()
+        window = TeaCache(3.0, IDENTITY).window(rows_of(rows, functools.partial(parts()[0].embed_time, fps=None)))
+        branch = window.blocks(0)
         for _ in rows:
             branch(torch.zeros(1, 1, 2, 4), None, None, lambda x: x + 1)
         assert waits == ["tolist"] and 1 < sum(branch.computed) < 20
@@ -261,9 +278,9 @@ class TestWindow:
             yield
             resident.clear()
 
-        def window(rows, embed, agree):
+        def window(rows):
             assert {*model.time_embedding.parameters(), *model.time_projection.parameters()} <= resident
-            return lambda: None
+            return WindowCache()
 
         pipeline = Text2VideoPipeline.from_parts(*parts(), hooks=Hooks(cache=SimpleNamespace(window=window)))
         pipeline.at_work = at_work

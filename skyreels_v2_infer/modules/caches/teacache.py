@@ -16,22 +16,17 @@ B batch, F latent frames, S tokens of a frame, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
+from skyreels_v2_infer.modules.caches.base import BlockCache, Embed, Rows, WindowCache, WindowRows
 from skyreels_v2_infer.plan.caching import DEGREE
 
-if TYPE_CHECKING:  # the coefficients are looked up before torch is needed
+if TYPE_CHECKING:  # --help of the calibration does without torch
     import torch
 
 RETAINED = 5  # first steps that are always computed with `use_ret_steps`
-
-# Of each row: the timesteps that the model sees, float32 [F] or, shared by all frames, [1]; latent frames computed
-Rows = Sequence[tuple["torch.Tensor", int]]
-# t [1, F or 1] -> time embedding [1, F or 1, D] and modulation [1, F or 1, 6, D]
-Embed = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -49,23 +44,10 @@ class TeaCache:
     coefficients: tuple[float, ...]
     use_ret_steps: bool = False
 
-    def window(
-        self, rows: Rows, embed: Embed, agree: Callable[[torch.Tensor], torch.Tensor]
-    ) -> Callable[[], FeatureCache]:
-        """Decides which rows of a window run the blocks.
-
-        Args:
-            rows: see `denoise.rows_of`.
-            embed: `WanModel.embed_time` with the frame rate filled in.
-            agree: rank 0's tensor, on all ranks; the identity on one rank.
-
-        Returns:
-            what makes a `FeatureCache` with these decisions, one for each guidance branch.
-        """
-        import torch
-
-        decisions = torch.tensor(self.decide(rows, embed), dtype=torch.bool)
-        return partial(FeatureCache, agree(decisions).tolist())
+    def window(self, rows: WindowRows) -> BlockCache:
+        """Decides which rows of a window run the blocks, alike for both passes of guidance."""
+        decisions = self.decide(rows.model, rows.embed)
+        return BlockCache((decisions, decisions), rows.agree)
 
     def decide(self, rows: Rows, embed: Embed) -> list[bool]:
         """For each row, whether the blocks run.
@@ -99,35 +81,6 @@ class TeaCache:
         values = torch.stack(list(changes.values())).tolist() if changes else []
         known = dict(zip(changes, values, strict=True))
         return [known.get(row) for row in range(len(rows))]
-
-
-class FeatureCache:
-    """Runs the blocks or adds the stored residual, row by row as decided; called around the blocks (`Around`).
-
-    Args:
-        decisions: for each row, whether the blocks run; the first does.
-    """
-
-    def __init__(self, decisions: Sequence[bool]):
-        self.decisions = tuple(decisions)
-        self._rows = 0
-        self._residual: torch.Tensor | None = None
-
-    @property
-    def computed(self) -> tuple[bool, ...]:
-        """For each row so far, whether the blocks ran."""
-        return self.decisions[: self._rows]
-
-    def __call__(self, tokens: torch.Tensor, time: torch.Tensor, modulation: torch.Tensor, run) -> torch.Tensor:
-        """tokens ``[B, F, S, D]``; the embeddings have been used for the decisions."""
-        if self.decisions[self._rows]:
-            self._residual = None  # its memory is needed while the blocks run
-            done = run(tokens)
-            self._residual = done - tokens
-        else:
-            done = tokens + self._residual
-        self._rows += 1
-        return done
 
 
 def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
@@ -178,23 +131,23 @@ class Recorder:
         return done
 
 
-class Recording:
-    """Stands in for a `TeaCache`: every branch of every window gets a `Recorder`.
+class Recording(WindowCache):
+    """Stands in for a `TeaCache`: every pass of every window gets a `Recorder`.
 
     Attributes:
-        windows: the `Recorder.changes` of each branch, in the order in which they began.
+        windows: the `Recorder.changes` of each pass, in the order in which they began.
     """
 
     def __init__(self):
         self.windows: list[list[tuple[float, float, float]]] = []
 
-    def window(self, rows: Rows, embed: Embed, agree) -> Callable[[], Recorder]:
-        def branch() -> Recorder:
-            recorder = Recorder()
-            self.windows.append(recorder.changes)  # not the recorder, which holds a step's tokens
-            return recorder
+    def window(self, rows: WindowRows) -> WindowCache:
+        return self
 
-        return branch
+    def blocks(self, branch: int) -> Recorder:
+        recorder = Recorder()
+        self.windows.append(recorder.changes)  # not the recorder, which holds a step's tokens
+        return recorder
 
 
 def fit(changes: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
