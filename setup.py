@@ -48,8 +48,10 @@ setup(
         "usp": XDIT,  # --use_usp
         "offload": ["accelerate", "diffusers>=0.41"],  # --offload
         "enhancer": ["accelerate"],  # --prompt_enhancer
+        "captioner": ["json-repair>=0.30"],  # repairs damaged answers of a captioner
         "dev": [
-            *("accelerate", "diffusers>=0.41", "gguf>=0.10", "matplotlib", "pytest>=8", "pytest-xdist", "ruff"),
+            *("accelerate", "diffusers>=0.41", "gguf>=0.10", "hypothesis", "json-repair>=0.30", "matplotlib"),
+            *("pytest>=8", "pytest-xdist", "ruff"),
             *("sentencepiece", *XDIT),
         ],
     },

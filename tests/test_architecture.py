@@ -30,8 +30,9 @@ ALLOWED["cli"] = ALLOWED["plan"] | {"plan"}
 ALLOWED["modules"] = ALLOWED["plan"] | {"plan"}
 ALLOWED["distributed"] = ALLOWED["modules"] | {"modules"}
 ALLOWED["weights"] = ALLOWED["modules"] | {"modules"}
+ALLOWED["captioner"] = ALLOWED["plan"] | {"plan"}
 ALLOWED["pipelines"] = ALLOWED["weights"] | {"weights", "distributed"}
-ALLOWED["run"] = ALLOWED["pipelines"] | {"pipelines", "cli", "facade"}
+ALLOWED["run"] = ALLOWED["pipelines"] | {"pipelines", "cli", "facade", "captioner"}
 ALLOWED["facade"] = set(ALLOWED) - {"run", "cli"}
 
 # Exceptions: the file lists published names that are in a higher room, and imports them when they are first used.
@@ -41,6 +42,7 @@ FACADES = {f"{PACKAGE}.modules": "published get_transformer, get_vae, ... are in
 WITHOUT_TORCH = ("cli", "plan", "media")
 PLANNING_FILES = {f"{PACKAGE}.{name}" for name in ("errors", "launch", "console", "embedded")}
 PLANNING_FILES |= {f"{PACKAGE}.scheduler.{name}" for name in ("sigmas", "solvers", "windows", "diffusion_forcing")}
+PLANNING_FILES |= {f"{PACKAGE}.captioner.{name}" for name in ("schema", "validation", "answer", "frames", "pixels")}
 PLANNING_FILES |= {PACKAGE, f"{PACKAGE}.scheduler"}
 HEAVY = {"torch", "transformers", "diffusers"}
 
@@ -246,7 +248,7 @@ RIDDLES = (
     "who this one is",
     "can mend",
 )
-PLAIN = ("__init__", *sorted(GROUND), "cli", "plan", "run", "pipelines")  # files and rooms
+PLAIN = ("__init__", *sorted(GROUND), "cli", "plan", "run", "captioner", "pipelines")  # files and rooms
 
 
 def riddles_in(text: str) -> list[str]:

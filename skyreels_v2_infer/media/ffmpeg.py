@@ -42,6 +42,7 @@ _CRF = "10"  # imageio's quality 8: int((1 - 8 / 10) * 51)
 
 # Outputs of decoding. PPM states the size in front of every frame, which may change within a video.
 PIXELS = ("-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe")
+RAW_PIXELS = ("-pix_fmt", "rgb24", "-c:v", "rawvideo", "-f", "rawvideo")  # of a known size
 # One line of text per frame with its timestamp; wrapped_avframe avoids copying pixels that nobody reads.
 TIMESTAMPS = ("-c:v", "wrapped_avframe", "-f", "framecrc")
 
@@ -103,6 +104,12 @@ def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = N
     if timestamps is not None:
         arguments += [*every_frame, *TIMESTAMPS, "-y", f"file:{timestamps}"]
     return arguments
+
+
+def picked_filter(indices: Sequence[int], height: int, width: int) -> str:
+    """The filter that passes frames by number only, stretched to a size."""
+    picked = "+".join(rf"eq(n\,{index})" for index in indices)
+    return f"select={picked},scale={width}:{height}:{_ACCURATE},setsar=1"
 
 
 def executable() -> str:

@@ -9,7 +9,7 @@ import re
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import (
     PIXELS,
+    RAW_PIXELS,
     REFUSED_FORMAT,
     TIMESTAMPS,
     VIDEO_EXAMPLES,
     Ffmpeg,
     decode_arguments,
+    picked_filter,
     unusable,
 )
 from skyreels_v2_infer.media.files import check_file
@@ -114,6 +116,34 @@ def read_video(path: Path | str, height: int, width: int, name: str = "video_pat
     """
     with _decoding(path, name, *PIXELS) as stream:
         yield from _fitted(stream, height, width)
+
+
+def pick_frames(
+    path: Path | str, indices: Sequence[int], height: int, width: int, name: str = "video_path"
+) -> list[np.ndarray]:
+    """Frames of the video at `path` by number, uint8 ``[height, width, 3]``, stretched to the size.
+
+    Args:
+        indices: rising, from 0. Decoding ends with the last one.
+
+    Raises:
+        InputError: for the flag `name`: the file is missing, is no video, is damaged before the last of these frames,
+            or is too short for them.
+        OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
+    """
+    import numpy as np
+
+    check_file(path, name)
+    arguments = decode_arguments(path, *RAW_PIXELS, "-frames:v", f"{len(indices)}")
+    arguments[arguments.index("-vf") + 1] += f",{picked_filter(indices, height, width)}"
+    size = 3 * height * width
+    with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
+        content = ffmpeg.output.read(size * len(indices))
+        if not ffmpeg.succeeded():
+            raise _refused(ffmpeg, path, name)
+    if len(content) < size * len(indices):
+        raise InputError(name, path, f"has no frame {indices[len(content) // size]}")
+    return list(np.frombuffer(content, np.uint8).reshape(-1, height, width, 3))
 
 
 def decode_prefix(
