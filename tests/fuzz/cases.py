@@ -228,7 +228,29 @@ def value(rng: Random, flag: str, choices: list[str]) -> str:
 
 
 def argv(rng: Random, inputs: Path) -> Case:
-    """Flags in any order, some of them twice, glued or without a value, in odd surroundings."""
+    """Flags in any order, some of them twice, glued or without a value, in odd surroundings; makes no video."""
+    parse, words, env = command(rng, inputs)
+    words.append(["--dry_run"] if rng.random() < 0.7 else ["--dry_run", "json"])
+    return Case(parse, flat(rng, words), env)
+
+
+def videos(rng: Random, inputs: Path) -> Case:
+    """As `argv`, but legal commands make a video, a short one unless their flags say otherwise."""
+    parse, words, env = command(rng, inputs)
+    before = ["--num_frames", rng.choice(("1", "9", "17")), "--inference_steps", "1"]
+    env = {name: text for name, text in env.items() if name not in TALK}  # it would wait for the others
+    # Other models would be looked for on the hub.
+    return Case(parse, [*before, *flat(rng, words), *TINY[:2]], env, makes=True)
+
+
+def flat(rng: Random, words: list[list[str]]) -> list[str]:
+    """The words of a command whose groups may come in any order."""
+    rng.shuffle(words)
+    return [word for group in words for word in group if "\0" not in word]
+
+
+def command(rng: Random, inputs: Path) -> tuple[str, list[list[str]], dict[str, str]]:
+    """A script's parser, flags with their values, and environment variables."""
     os.mkfifo(inputs / "fifo")
     (inputs / "loop").symlink_to("loop")
     (inputs / "dangling").symlink_to("nowhere")
@@ -249,20 +271,13 @@ def argv(rng: Random, inputs: Path) -> Case:
         words.append([*TINY[:2]])
     if rng.random() < 0.05:
         words.append([rng.choice(("--help", "-h", "--", "word", "--no-such_flag", "--@x", "@x"))])
-    makes = rng.random() < 0.1 and [*TINY[:2]] in words  # others would be looked for on the hub
-    if not makes:
-        words.append(["--dry_run"] if rng.random() < 0.7 else ["--dry_run", "json"])
-    rng.shuffle(words)
     env = {}
     if rng.random() < 0.15:
         for name in rng.sample(TALK, rng.choice((1, 2, 3, 5))):
             env[name] = rng.choice(("0", "1", "2", "-1", "", "x", "99999999999999999999", "127.0.0.1", "1e3", "٣"))
     if rng.random() < 0.05:
         env |= rng.choice(PLACES)
-    if makes:
-        env = {name: text for name, text in env.items() if name not in TALK}  # it would wait for the others
-    flat = [word for group in words for word in group if "\0" not in word]
-    return Case(parse, flat, env)
+    return parse, words, env
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -409,7 +424,7 @@ def media(rng: Random, inputs: Path) -> Case:
 
 
 KINDS: dict[str, Callable[[Random, Path], Case]] = {
-    made.__name__: made for made in (argv, configs, headers, parts, stories, manifests, folders, media)
+    made.__name__: made for made in (argv, videos, configs, headers, parts, stories, manifests, folders, media)
 }
 
 

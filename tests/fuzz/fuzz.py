@@ -14,12 +14,18 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch and the hub client are imported
 
 import argparse
+import gc
+import importlib
 import json
+import multiprocessing
+import pkgutil
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,9 +36,11 @@ import cases  # noqa: E402
 import oracle  # noqa: E402
 
 # How many cases of a kind there are for one of the slowest, which load a checkpoint.
-SHARES = {"argv": 20, "stories": 5, "manifests": 5, "media": 2}
+SHARES = {"argv": 30, "stories": 10, "manifests": 3, "media": 5}
 EVERY = 25  # one of so many cases is a process of its own, as a user starts it
-NEED_TORCH = {"argv", "configs", "headers", "parts", "manifests", "folders"}
+# Kinds of which most cases import torch. Without them this process stays small, and its forks are several times faster.
+NEED_TORCH = {"videos", "configs", "headers", "parts", "manifests", "folders"}
+MEMORY_DISK, ENOUGH = Path("/dev/shm"), 2 * 2**30  # files of a case are made and deleted there 50 times faster
 
 
 def one(kind: str, seed: int, number: int, template: Path, boxes: Path) -> tuple[cases.Case, oracle.Outcome, Path]:
@@ -61,9 +69,7 @@ def fuzz(
 ) -> tuple[dict[str, Counter], list[str]]:
     """Runs cases for some time -> per kind the outcomes, and the names of the failing cases."""
     counts, failed = {kind: Counter() for kind in kinds}, []
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
-        cases.write_templates(Path(work, "template"))
-        warm_up(kinds)
+    with workplace(kinds) as work:
         turns = [kind for kind in kinds for _ in range(SHARES.get(kind, 1))]
         until, done = time.monotonic() + seconds, Counter()
         while time.monotonic() < until and turns:
@@ -71,7 +77,7 @@ def fuzz(
                 number = done[kind]
                 done[kind] += 1
                 name = f"{kind}:{seed}:{number}"
-                case, outcome, box = one(kind, seed, number, Path(work, "template"), Path(work, "boxes"))
+                case, outcome, box = one(kind, seed, number, work / "template", work / "boxes")
                 counts[kind]["hung" if outcome.code is None else outcome.code] += 1
                 if outcome.wrong:
                     failed.append(name)
@@ -86,17 +92,34 @@ def fuzz(
     return counts, failed
 
 
+@contextmanager
+def workplace(kinds: list[str]) -> Iterator[Path]:
+    """Context manager: a folder with the templates, and this process ready to fork cases of some kinds."""
+    memory = MEMORY_DISK.is_dir() and "TMPDIR" not in os.environ and shutil.disk_usage(MEMORY_DISK).free > ENOUGH
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY_DISK if memory else None) as work:
+        fork = multiprocessing.get_context("fork")  # the templates' writer imports torch
+        writer = fork.Process(target=cases.write_templates, args=[Path(work, "template")])
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise RuntimeError("the templates cannot be written")
+        warm_up(kinds)
+        gc.freeze()  # or collections in forks copy all pages
+        yield Path(work)
+
+
 def warm_up(kinds: list[str]) -> None:
     """Imports once what every case would import; cases are forks of this process."""
     import skyreels_v2_infer.run.main
 
     if NEED_TORCH & set(kinds):
-        import numpy  # noqa: F401
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
+        import torch
+        import torch._dynamo  # modules that are built on the meta device import it
+        from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerFast, UMT5EncoderModel  # noqa: F401
 
-        import skyreels_v2_infer.modules
-        import skyreels_v2_infer.pipelines  # noqa: F401
+        for module in pkgutil.walk_packages(skyreels_v2_infer.__path__, "skyreels_v2_infer."):
+            importlib.import_module(module.name)
+        assert torch.get_num_threads() == 1  # forks would wait for the others
 
 
 def main() -> int:
@@ -113,10 +136,8 @@ def main() -> int:
         parser.error(f"--kinds {args.kinds}: must be of {', '.join(cases.KINDS)}")
     if args.only:
         kind, seed, number = args.only.split(":")
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
-            cases.write_templates(Path(work, "template"))
-            warm_up([kind])
-            case, outcome, _ = one(kind, int(seed), int(number), Path(work, "template"), Path(work, "boxes"))
+        with workplace([kind]) as work:
+            case, outcome, _ = one(kind, int(seed), int(number), work / "template", work / "boxes")
         print(case, outcome.out, outcome.err, f"exit {outcome.code}, {outcome.seconds:.1f} s", sep="\n")
         print("wrong:", "; ".join(outcome.wrong) or "nothing")
         return int(bool(outcome.wrong))
