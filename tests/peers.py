@@ -43,31 +43,38 @@ def small_vae(dim: int = 8) -> WanVAE:
     return randomize(WanVAE(dim=dim))
 
 
-def peer_transformer(model: WanModel) -> SkyReelsV2Transformer3DModel:
-    i2v = model.model_type == "i2v"
-    peer = SkyReelsV2Transformer3DModel(
-        num_attention_heads=model.num_heads,
-        attention_head_dim=model.dim // model.num_heads,
-        in_channels=model.in_dim,
-        text_dim=model.text_dim,
-        ffn_dim=model.ffn_dim,
-        num_layers=model.num_layers,
-        image_dim=20 if i2v else None,
-        added_kv_proj_dim=model.dim if i2v else None,
-        inject_sample_info=model.inject_sample_info,
-    )
+def named_as_diffusers(model: WanModel) -> dict[str, torch.Tensor]:
+    """The model's weights under diffusers' names."""
     weights = convert_wan_transformer_to_diffusers(dict(model.state_dict()))
     for ours, theirs in (
         ("fps_projection.0.", "fps_projection.net.0.proj."),
         ("fps_projection.2.", "fps_projection.net.2."),
     ):
         weights = {name.replace(ours, theirs): tensor for name, tensor in weights.items()}
-    peer.load_state_dict(weights)
+    return weights
+
+
+def peer_transformer(model: WanModel) -> SkyReelsV2Transformer3DModel:
+    i2v = model.model_type == "i2v"
+    with model.device:
+        peer = SkyReelsV2Transformer3DModel(
+            num_attention_heads=model.num_heads,
+            attention_head_dim=model.dim // model.num_heads,
+            in_channels=model.in_dim,
+            text_dim=model.text_dim,
+            ffn_dim=model.ffn_dim,
+            num_layers=model.num_layers,
+            image_dim=20 if i2v else None,
+            added_kv_proj_dim=model.dim if i2v else None,
+            inject_sample_info=model.inject_sample_info,
+        )
+    peer.load_state_dict(named_as_diffusers(model))
     return peer.eval().requires_grad_(False)
 
 
 def peer_vae(vae: WanVAE, dim: int = 8) -> AutoencoderKLWan:
-    peer = AutoencoderKLWan(base_dim=dim)
+    with vae.device:
+        peer = AutoencoderKLWan(base_dim=dim)
     peer.load_state_dict(convert_wan_vae_to_diffusers(dict(vae.state_dict())))
     return peer.eval().requires_grad_(False)
 

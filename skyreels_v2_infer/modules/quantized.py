@@ -186,13 +186,17 @@ class Quantized:
         size = len(self.stored) // count
         return [self.rows(slice(i * size, (i + 1) * size)) for i in range(count)]
 
-    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix, computed in float32 and rounded once, to `dtype`."""
+    def dequantize(self, dtype: torch.dtype, chunk: int | None = None) -> torch.Tensor:
+        """The matrix, computed in float32 and rounded once, to `dtype`.
+
+        Args:
+            chunk: how many numbers are expanded at a time; None: as suits the device.
+        """
         if self.form in BYTE_FORMATS and self.scale is None:
             return self.stored.view(BYTE_FORMATS[self.form]).to(dtype)
         rows, columns = self.shape
         out = torch.empty(rows, columns, dtype=dtype, device=self.stored.device)
-        step = max(1, CHUNK.get(out.device.type, CHUNK_ELSEWHERE) // columns)
+        step = max(1, (chunk or CHUNK.get(out.device.type, CHUNK_ELSEWHERE)) // columns)
         for first in range(0, rows, step):
             part = self.rows(slice(first, min(first + step, rows)))
             out[first : first + step] = part._expand()

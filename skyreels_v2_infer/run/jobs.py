@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SEEDS = 2**32  # drawn seeds are below this: short enough to type
 MUCH_NOISE = 60  # --addnoise_condition above this gets a warning
 # PFLOP from which compiling saves more time than it takes: about 10 s of compiling (H200, torch 2.11) against a tenth
-# of the time of a run at 570 TFLOP/s (benchmarks/hopper.py).
+# of the time of a run at 570 TFLOP/s (benchmarks/transformer.py).
 WORTH_COMPILING = 60.0
 
 

@@ -1,5 +1,7 @@
 """That benchmarks run, also those for a GPU where there is none, up to what only a GPU can tell."""
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,53 +9,142 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ENTRY = ROOT / "benchmarks"
+SCRIPTS = sorted(path for path in ENTRY.glob("*.py") if path.stem != "__main__" and "__main__" in path.read_text())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def benchmarks(*words: object, timeout: float = 600) -> subprocess.CompletedProcess:
+    command = [sys.executable, ENTRY, "--device", "cpu", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def measured(folder: Path, *words: object) -> dict[str, dict[str, dict]]:
+    """results.json of a run with one repetition: part -> name -> row."""
+    done = benchmarks(*words, "--runs", 1, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "results.json").read_text())
+    return {part: {row["name"]: row for row in rows} for part, rows in found["rows"].items()}
+
+
+@pytest.mark.parametrize("path", [ENTRY, *SCRIPTS], ids=lambda path: path.stem)
 def test_it_starts_from_anywhere(path, tmp_path):
-    if path.stem == "gpu":
-        pytest.importorskip("yunchang")
     command = [sys.executable, path, "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["atention"], "'atention' is no part: must be one of transformer, "),
+        (["windows"], "windows needs a GPU"),
+        (["--size", "14b"], "--size 14b: needs a GPU"),
+        (["--runs", "0"], "--runs 0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(words, message):
+    done = benchmarks(*words)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_part_beside_diffusers(tmp_path):
+    ours, theirs = measured(tmp_path, "solver")["solver"].values()
+    assert ours["diffusers / it"] == pytest.approx(theirs["value"] / ours["value"]) and 0 < ours["error"] < 1e-5
+
+
+def test_a_budget_ends_a_run_and_what_was_not_run_is_said(tmp_path):
+    done = benchmarks("solver", "startup", "--budget", 0, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert not found["rows"] and found["not_run"]["vae"] == "not asked for"
+    assert found["not_run"]["startup"].endswith("of the budget left, about 30 s needed")
+    assert done.stdout == (tmp_path / "results.md").read_text() + "\n"
+
+
+def test_pauses_of_a_device():
+    windows = importlib.import_module("benchmarks.windows")
+    spans = [(0, 4), (1, 2), (3, 5), (7, 8), (8, 9), (12, 20)]  # nanoseconds
+    length, found = windows.pauses(spans)
+    assert length == pytest.approx(20e-9) and found == pytest.approx([2e-9, 3e-9])
+
+
+@pytest.mark.parametrize("how", ["fails", "is interrupted"])
+def test_a_part_that_ends_early_leaves_its_rows(how, tmp_path, capsys):
+    measure, table = (importlib.import_module(f"benchmarks.{name}") for name in ("measure", "table"))
+    import torch
+
+    def rows():
+        yield table.row("first", 1.5, "s", ratio=2.0, left_out=None)
+        raise {"fails": ValueError("out of luck"), "is interrupted": KeyboardInterrupt()}[how]
+
+    report = table.Report({"torch": "2"}, tmp_path)
+    try:
+        for found in measure.attempt("second", rows, torch.device("cpu")):
+            report.add("part", found)
+    except KeyboardInterrupt:
+        pass
+    kept = json.loads((tmp_path / "results.json").read_text())["rows"]["part"]
+    assert kept[0] == {"name": "first", "value": 1.5, "unit": "s", "ratio": 2.0}
+    failed = [{"name": "second", "value": None, "unit": "", "failed": "ValueError: out of luck"}]
+    assert kept[1:] == (failed if how == "fails" else [])
+    assert report.failed == (["part: second"] if how == "fails" else [])
+    assert "| first | 1.50 s | 2.00 |" in (tmp_path / "results.md").read_text()
+
+
 @pytest.mark.slow
-def test_a_cpu_compared_with_itself_is_the_same():
+def test_a_cpu_compared_with_itself_is_the_same(tmp_path):
     pytest.importorskip("yunchang")
-    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--device", "cpu", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if "|" in line]
-    videos = {row[0]: row[1:] for row in rows if row[-1].endswith(" dB")}
-    assert len(videos) == 5
-    for cells in videos.values():
-        assert cells[:5] == ["0.0e+00", "0", "0.0e+00", "0", "the same"]
-        assert float(cells[5].removesuffix(" dB")) > 15  # bfloat16
-    errors = {row[0]: [float(cell) for cell in row[1:]] for row in rows if row[0] in ("attend", "attend_block_causal")}
-    for in_bfloat16, in_float16, in_float32 in errors.values():
-        assert in_float32 < 1e-5 < in_float16 < 2e-3 and in_float16 < in_bfloat16 < 1e-2
-    assert len(errors) == 2
+    rows = measured(tmp_path, "exact")["exact"]
+    videos = [row for name, row in rows.items() if name.endswith(", latents")]
+    assert len(videos) == 3
+    for row in videos:
+        assert row["value"] == row["of 255"] == row["with TF32"] == 0 and row["offloaded the same"]
+        assert 15 < row["bfloat16, PSNR"] < 90
+    assert all(rows[f"{name}: offloaded the same"]["value"] for name in ("GGUF Q4_K", "--quantize fp8"))
+    for kind in ("default", "causal blocks", "flash with the log of the sum"):
+        half, less, full = (rows[f"{dtype}, {kind}"]["value"] for dtype in ("bfloat16", "float16", "float32"))
+        assert full < 1e-5 < less < 2e-3 and less < half < 1e-2
+    assert rows["transformer, bfloat16"]["value"] < 0.02 < 0.1 > rows["transformer, --quantize fp8"]["value"]
 
 
 @pytest.mark.slow
-def test_gradients_in_bfloat16_are_about_those_in_float32():
-    command = [sys.executable, ROOT / "benchmarks" / "training_update.py", "--batch", "1", "--runs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if "|" in line]
-    assert [row[:2] for row in rows[2:]] == [["5", "5"], ["5", "9"], ["10", "5"], ["10", "9"]]
-    assert all(1e-4 < float(row[-1]) < 0.02 for row in rows[2:])
+def test_parts_beside_diffusers(tmp_path):
+    found = measured(tmp_path, "transformer", "vae")
+    assert found["transformer"]["diffusers has the same weights"]["value"]
+    assert found["transformer"]["ours, uncompiled"]["diffusers default / it"] > 0.3
+    assert found["transformer"]["diffusers, default"]["error to the first"] < 1e-5
+    for verb in ("encode", "decode"):
+        assert found["vae"][f"{verb}, diffusers"]["error"] < 1e-4 and found["vae"][f"{verb}, float32"]["value"] > 0
 
 
 @pytest.mark.slow
-def test_the_gpu_s_benchmarks_run_on_a_cpu_in_small(tmp_path):
-    whole = [sys.executable, ROOT / "benchmarks" / "whole.py", "--device", "cpu", "--tiny"]
-    done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.count(" s") >= 3, done.stderr
-    hopper = [sys.executable, ROOT / "benchmarks" / "hopper.py", "--out", tmp_path, "--device", "cpu", "--tiny"]
-    done = subprocess.run([*hopper, "--sections", "exact"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and (tmp_path / "results.json").is_file(), done.stdout + done.stderr
+def test_gradients_in_bfloat16_are_about_those_in_float32(tmp_path):
+    rows = measured(tmp_path, "training")["training"]
+    cases = [row for name, row in rows.items() if "clips" in name]
+    assert len(cases) == 4 and all(1e-4 < row["gradients"] < 0.02 for row in cases)
+
+
+@pytest.mark.slow
+def test_the_other_parts(tmp_path):
+    parts = ("pipelines", "attention", "loading", "linears", "caches", "startup")
+    found = measured(tmp_path, *parts)
+    assert tuple(found) == parts
+    assert found["loading"]["--offload: the same latents"]["value"]
+    assert all(row["same numbers as on the CPU"] for row in found["linears"].values() if "expanding ms" in row)
+    assert found["caches"]["TeaCache 0.2, forcing, 65 frames"]["steps computed, %"] < 50
+    assert found["startup"]["--help"]["value"] < found["startup"]["python -c 'import torch'"]["value"]
+
+
+@pytest.mark.slow
+def test_a_video_of_three_windows_from_one_session(tmp_path):
+    measure, sizes, windows = (
+        importlib.import_module(f"benchmarks.{name}") for name in ("measure", "sizes", "windows")
+    )
+    import torch
+
+    run = measure.Run(torch.device("cpu"), sizes.SIZES["tiny"], 1, False, tmp_path)
+    rows = list(windows.measured(run, steps=2, base=33))
+    assert len(rows) == 4 and len(list(tmp_path.glob("*.mp4"))) == 2
 
 
 def test_a_long_run_leaves_nothing_behind_on_its_way():

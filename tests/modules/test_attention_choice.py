@@ -1,4 +1,4 @@
-"""Which attention kernel is chosen; the kernels themselves need a GPU (`benchmarks/hopper.py`)."""
+"""Which attention kernel is chosen; the kernels themselves need a GPU (`benchmarks/attention.py`)."""
 
 import sys
 from types import ModuleType

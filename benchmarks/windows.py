@@ -1,0 +1,131 @@
+"""How long a GPU waits in a video of several windows, made as the scripts make it.
+
+Two videos from one session: the first compiles all that the second needs. The model has the width and the video the
+size of a published one but few layers and steps, so a window is many times shorter than a real one, in which the pauses
+between windows would be the same in seconds and those between kernels the same in proportion.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.checkpoints import write_checkpoint
+from benchmarks.measure import Run, check_space
+from benchmarks.table import Row, row
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
+from skyreels_v2_infer.distributed.team import Team
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.cost import forward_flop, frame_tokens
+from skyreels_v2_infer.run.jobs import Job
+from skyreels_v2_infer.run.session import Session
+
+STEPS, REAL_STEPS = 6, 30
+RATE = 6.4e14  # operations a second of compiled denoising on an H200, see the part `transformer`
+LONG = 0.005  # seconds; a pause that is longer is not that between two kernels of a step
+
+
+class OneSession:
+    """Opens a session for the first job, and gives it to later ones as well."""
+
+    def __init__(self):
+        self.session: Session | None = None
+
+    def __call__(self, *parts, **settings) -> Session:
+        self.session = self.session or Session(*parts, **settings)
+        return self.session
+
+
+def make(argv: list[object], session: OneSession, check=lambda: None) -> Path:
+    job = Job("generate_video_df.py", parse_diffusion_forcing([str(word) for word in argv]), check)
+    try:
+        return job.run(Team(), session)
+    finally:
+        job.close()
+
+
+class Watch:
+    """Profiles the device from the end of a job's first row on."""
+
+    def __init__(self):
+        from torch.profiler import ProfilerActivity, profile
+
+        self.profiler, self.started = profile(activities=[ProfilerActivity.CUDA]), False
+
+    def __call__(self) -> None:
+        """Called after every row and every piece of frames."""
+        if not self.started:
+            self.started = True
+            self.profiler.start()
+
+    def spans(self) -> list[tuple[int, int]]:
+        """(start, end) of all that the device did, in nanoseconds, in order."""
+        self.profiler.stop()
+        events = self.profiler.profiler.kineto_results.events()
+        on_device = (event for event in events if event.device_type() == torch.autograd.DeviceType.CUDA)
+        return sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in on_device)
+
+
+def pauses(spans: list[tuple[int, int]]) -> tuple[float, list[float]]:
+    """(seconds from the first start to the last end, seconds of each pause in between)."""
+    found, end = [], spans[0][1]
+    for start, stop in spans:
+        if start > end:
+            found.append((start - end) / 1e9)
+        end = max(end, stop)
+    return (end - spans[0][0]) / 1e9, found
+
+
+def rows(run: Run) -> Iterator[Row]:
+    if not run.cuda:
+        raise InputError("device", run.device, "must be a GPU: what is measured is its idle time")
+    yield from measured(run)
+
+
+def measured(run: Run, steps: int = STEPS, base: int = 97, overlap: int = 17) -> Iterator[Row]:
+    height, width = run.size.whole
+    check_space(run.folder, 12)
+    layers = min(4, run.size.model["num_layers"])
+    folder = write_checkpoint(run.folder / "windows", run.size.model, layers, text_layers=1)
+    argv = [
+        "--model_id",
+        folder,
+        "--outdir",
+        run.folder,
+        "--device",
+        run.device,
+        "--compile",
+        "on" if run.cuda else "off",
+    ]
+    argv += ["--height", height, "--width", width, "--base_num_frames", base, "--overlap_history", overlap]
+    argv += ["--no_preview", "--prompt", "a swan on a lake"]
+    session = OneSession()
+    make([*argv, "--num_frames", 2 * base - overlap, "--inference_steps", 2, "--seed", 1], session)
+    frames, watch = 3 * base - 2 * overlap, Watch() if run.cuda else Times()
+    make([*argv, "--num_frames", frames, "--inference_steps", steps, "--seed", 2], session, watch)
+    length, found = pauses(watch.spans())
+    name = f"three windows of {base} frames, {layers} layers, {steps} guided steps"
+    yield row(name, length, "s", **{"idle, s": sum(found), "idle, %": 100 * sum(found) / length})
+    long = sorted((pause for pause in found if pause > LONG), reverse=True)
+    short = sum(found) - sum(long)
+    listed = ", ".join(f"{1e3 * pause:.0f}" for pause in long[:8])
+    yield row(f"pauses of more than {1e3 * LONG:.0f} ms", sum(long), "s", count=len(long), longest_ms=listed)
+    yield row("shorter pauses", short, "s")
+    # A window as published models make it: the same long pauses, short ones in proportion to its layers and steps.
+    scaled = run.size.model["num_layers"] / layers * REAL_STEPS / steps
+    config = run.size.model | {"num_layers": layers, "model_type": "t2v"}
+    denoising = 3 * steps * 2 * forward_flop(config, (base + 3) // 4, frame_tokens(height, width)) / RATE
+    waiting = sum(long) + short * scaled
+    working = length - sum(found) + (scaled - 1) * denoising
+    name = f"estimate for {run.size.model['num_layers']} layers and {REAL_STEPS} steps at {RATE / 1e12:.0f} TFLOP/s"
+    yield row(name, 100 * waiting / (waiting + working), "% idle")
+
+
+class Times:
+    """In place of `Watch` on a CPU, which is never idle: whether the rest runs."""
+
+    def __call__(self) -> None:
+        pass
+
+    def spans(self) -> list[tuple[int, int]]:
+        return [(0, 10**9), (10**9 + 10**7, 2 * 10**9)]
