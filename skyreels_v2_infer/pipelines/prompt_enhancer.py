@@ -7,7 +7,6 @@ surroundings, the light and the camera movement; the instruction asks for these.
 """
 
 import argparse
-import gc
 import re
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ from pathlib import Path
 if not __package__:  # run as a script; the package may not be installed
     sys.path[0] = str(Path(__file__).parents[2])
 
-from skyreels_v2_infer.errors import InputError, first_line
-from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
+from skyreels_v2_infer.chat.local import Chat
+from skyreels_v2_infer.errors import InputError
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-32B-Instruct"
 MOST_TOKENS = 400  # of an answer; together with MOST_WORDS it stays within the video models' 512 tokens
@@ -53,81 +52,19 @@ class PromptEnhancer:
     """
 
     def __init__(self, model_name: str = DEFAULT_MODEL, device_map: str = "auto"):
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
         self.model_name = model_name
-
-        try:
-            # Unset, transformers asks on stdin whether it may run the code that comes with a model.
-            own = {"trust_remote_code": False}
-            config = AutoConfig.from_pretrained(model_name, **own)
-            config._attn_implementation = None  # or a config could name a kernel to be fetched from the hub
-            self._check([])
-            self.tokenizer = AutoTokenizer.from_pretrained(model_name, **own)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                model_name, config=config, dtype="auto", device_map=device_map, **own
-            ).eval()
-        except InputError:
-            raise
-        except Exception as error:  # missing, damaged or unknown models raise exceptions of many types
-            reason = f"cannot be loaded ({first_line(error, 150)})"
-            raise InputError("prompt_enhancer_model", model_name, reason) from error
-        if self.tokenizer.chat_template is None:
-            raise InputError(
-                "prompt_enhancer_model", model_name, "is no chat model: its tokenizer has no chat template"
-            )
+        self.chat = Chat(model_name, "prompt_enhancer_model", device_map)
 
     def __call__(self, prompt: str) -> str:
         """The expanded prompt, one paragraph; the prompt unchanged if the answer is unusable.
 
         Decoding is greedy, so the same prompt always gives the same result.
         """
-        import torch
-
-        asked = self._asked(prompt).to(self.model.device)
-        with torch.no_grad():
-            told = self.model.generate(
-                **asked,
-                max_new_tokens=MOST_TOKENS,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-            )
-        answer = self.tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-        return cleaned(answer) or prompt
-
-    def _check(self, texts: list[str]) -> None:
-        """Raises an `InputError` if the model's tokenizer cannot be used on these texts."""
-        from transformers.utils import cached_file
-
-        file = cached_file(self.model_name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-        if file is not None:
-            check_tokenizer(Path(file), texts, "prompt_enhancer_model", self.model_name)
-
-    def _asked(self, prompt: str):
-        """The tokens of the conversation."""
-        from jinja2 import TemplateError
-
-        how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-        talk = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
-        try:
-            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-        except TemplateError:  # some models have no system role
-            talk = [{"role": "user", "content": f"{INSTRUCTION}\n\n{prompt}"}]
-            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-        self._check([text])
-        return self.tokenizer.apply_chat_template(talk, **how)
+        return cleaned(self.chat.say(prompt, INSTRUCTION, MOST_TOKENS).text) or prompt
 
     def free(self) -> None:
         """Frees the model's memory; the enhancer cannot be used afterwards."""
-        import torch
-
-        del self.model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.chat.free()
 
 
 def cleaned(answer: str) -> str | None:

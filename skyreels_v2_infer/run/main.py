@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.console import Lenient, open_standard_streams, say
@@ -30,13 +31,29 @@ FORESEEN = (OSError, MemoryError, FloatingPointError)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|can't (start|create) new thread")
 
 
+class Work(Protocol):
+    """What the process of a script does.
+
+    Attributes:
+        makes: what its result is, for messages.
+    """
+
+    makes: str
+
+    def run(self, interrupts: Interrupts) -> Path | str | None:
+        """Does it -> the result, which is printed; None: nothing is printed. Exceptions decide the exit code."""
+
+    def left(self) -> str:
+        """For messages: what survives if the work stops here."""
+
+
 def main(
     prog: str,
     parse: Callable[[Sequence[str]], GenerateSettings],
     argv: Sequence[str] | None = None,
     open_session: Callable[..., Session] = Session,
 ) -> int:
-    """Runs a script and returns its exit code: 0 done, 1 failed, 2 invalid input, 130 or 143 interrupted.
+    """Runs a script that makes a video and returns its exit code, see `run_process`.
 
     Args:
         prog: name of the script in messages.
@@ -44,13 +61,58 @@ def main(
         argv: arguments; None: those of the process.
         open_session: constructor of the session.
     """
+    return run_process(prog, VideoWork(prog, parse, argv, open_session))
+
+
+class VideoWork:
+    """Makes a video, see `main`."""
+
+    makes = "video"
+
+    def __init__(self, prog: str, parse: Callable, argv: Sequence[str] | None, open_session: Callable[..., Session]):
+        self.prog, self.parse, self.argv, self.open_session = prog, parse, argv, open_session
+        self.job: Job | None = None
+
+    def left(self) -> str:
+        return "no video was written" if self.job is None else self.job.left()
+
+    def run(self, interrupts: Interrupts) -> Path | str | None:
+        settings = self.parse(sys.argv[1:] if self.argv is None else self.argv)
+        launch = Launch.from_environment()
+        if settings.dry_run:
+            return None if launch.rank else dry_run(settings, launch.size)
+        if launch.rank:  # nothing to clean up, and Python handlers do not run while this rank waits for others
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if launch.size > 1:
+            settings = replace(settings, device=own_device(settings.device, launch.local_rank))
+        self.job = job = Job(self.prog, settings, interrupts.check)
+
+        def lost(reason: str) -> None:
+            left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
+            say(f"{self.prog}: failed: {reason}; {left}", from_any_rank=True)
+
+        with assembled(launch, settings.device, lost) as team:
+            try:
+                path = job.run(team, self.open_session)
+                team.meet()  # the first rank decodes and writes longer than the others compute
+            finally:
+                job.close()
+        return path
+
+
+def run_process(prog: str, work: Work) -> int:
+    """Does the work of a script and returns its exit code: 0 done, 1 failed, 2 invalid input, 130 or 143 interrupted.
+
+    Args:
+        prog: name of the script in messages.
+    """
     open_standard_streams()
     if sys.stderr is None:  # closed; tracebacks and libraries would write to stdout then
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
     given = sys.stderr
     sys.stderr = Lenient(given)  # for libraries' messages and tracebacks as well
     try:
-        code = _run(prog, parse, argv, open_session)
+        code = _run(prog, work)
     finally:
         sys.stderr.flush()
         sys.stderr = given
@@ -63,52 +125,37 @@ def main(
     return code
 
 
-def _run(prog: str, parse: Callable, argv: Sequence[str] | None, open_session: Callable[..., Session]) -> int:
-    interrupts, job = Interrupts(), None
+def _run(prog: str, work: Work) -> int:
+    interrupts = Interrupts()
     try:
         with interrupts:
-            settings = parse(sys.argv[1:] if argv is None else argv)
-            launch = Launch.from_environment()
-            if settings.dry_run:
-                return DONE if launch.rank else tell(prog, dry_run(settings, launch.size))
-            if launch.rank:  # nothing to clean up, and Python handlers do not run while this rank waits for others
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if launch.size > 1:
-                settings = replace(settings, device=own_device(settings.device, launch.local_rank))
-            job = Job(prog, settings, interrupts.check)
-
-            def lost(reason: str) -> None:
-                left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
-                say(f"{prog}: failed: {reason}; {left}", from_any_rank=True)
-
-            with assembled(launch, settings.device, lost) as team:
-                try:
-                    path = job.run(team, open_session)
-                    team.meet()  # the first rank decodes and writes longer than the others compute
-                finally:
-                    job.close()
+            result = work.run(interrupts)
+            if isinstance(result, str):  # a plan: no file that is complete and only has to be named
+                return tell(prog, result)
     except InputError as error:
         say(f"{prog}: {error}", from_any_rank=True)
         return REFUSED
     except SilencedError:
-        if job is not None:
-            say(f"{prog}: {job.left()}")  # printed by the first rank only
+        say(f"{prog}: {work.left()}")  # printed by the first rank only
         return interrupts.code or FAILED
     except KeyboardInterrupt:
-        say(f"{prog}: interrupted; {'no video was written' if job is None else job.left()}")
+        say(f"{prog}: interrupted; {work.left()}")
         return interrupts.code or INTERRUPTED
     except Exception as error:
         if not isinstance(error, FORESEEN) and not OUT_OF_MEMORY.search(str(error)):
             traceback.print_exc()  # neither disk nor memory: a bug, whose report needs the traceback
-        left = "no video was written" if job is None else job.left()
-        left = "" if Launch.for_messages().rank else f"; {left}"  # known to the first rank only
+        left = "" if Launch.for_messages().rank else f"; {work.left()}"  # known to the first rank only
         say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}{left}", from_any_rank=True)
         return FAILED
-    return DONE if path is None else tell(prog, path)
+    return DONE if result is None else tell(prog, result, work.makes)
 
 
-def tell(prog: str, result: Path | str) -> int:
-    """Prints the result on stdout -> exit code. If it cannot be printed, a message names the finished video."""
+def tell(prog: str, result: Path | str, kind: str = "") -> int:
+    """Prints the result on stdout -> exit code. If it cannot be printed, a message names the finished file.
+
+    Args:
+        kind: what a file is.
+    """
     line = f"{result}\n"
     try:
         if sys.stdout is None:
@@ -122,7 +169,7 @@ def tell(prog: str, result: Path | str) -> int:
     except OSError as error:
         if sys.stdout is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
-        complete = f", but the video is complete: {result}" if isinstance(result, Path) else ""
+        complete = f", but the {kind} is complete: {result}" if isinstance(result, Path) else ""
         say(f"{prog}: stdout cannot be written ({error.strerror}){complete}")
         return FAILED
     return DONE

@@ -7,10 +7,8 @@ import sys
 
 import pytest
 import small_checkpoints
-import torch
+import tiny_talkers
 from script_runs import GENERATE, ROOT, contents, environment, run
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.decoders import ByteLevel
 
 from skyreels_v2_infer import PromptEnhancer
 from skyreels_v2_infer.errors import InputError
@@ -18,27 +16,11 @@ from skyreels_v2_infer.pipelines import prompt_enhancer
 from skyreels_v2_infer.pipelines.prompt_enhancer import MOST_TOKENS, MOST_WORDS, cleaned
 
 CAPTION = "A medium shot of a brown dog that runs through tall grass. The camera follows it."
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
-    """A random Qwen2 over single bytes, as a folder."""
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("chat") / "model"
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "<eos>"])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Qwen2Config(vocab_size=len(alphabet) + 1, num_key_value_heads=1, eos_token_id=len(alphabet), **sizes)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_talkers.write_chat_model(tmp_path_factory.mktemp("chat") / "model")
 
 
 @pytest.mark.parametrize(
@@ -95,30 +77,30 @@ def test_other_scripts_are_text_too():
 
 def test_the_model_is_asked_with_the_instruction_and_its_answer_is_bounded(chat_model, monkeypatch):
     enhancer = PromptEnhancer(str(chat_model), device_map="cpu")
-    asked, generate = {}, enhancer.model.generate
+    asked, generate = {}, enhancer.chat.model.generate
 
     def record(**settings):
         asked.update(settings)
         return generate(**settings)
 
-    monkeypatch.setattr(enhancer.model, "generate", record)
+    monkeypatch.setattr(enhancer.chat.model, "generate", record)
     result = enhancer("a dog in the park")
-    text = enhancer.tokenizer.decode(asked["input_ids"][0])
+    text = enhancer.chat.tokenizer.decode(asked["input_ids"][0])
     assert text == f"<system>{prompt_enhancer.INSTRUCTION}\n<user>a dog in the park\n<assistant>"
     assert (asked["max_new_tokens"], asked["do_sample"]) == (MOST_TOKENS, False)
     # A random model answers garbage, and then the prompt stays what it was.
     assert result == "a dog in the park"
-    monkeypatch.setattr(enhancer.tokenizer, "decode", lambda tokens, **kw: f"Caption: {CAPTION}")
+    monkeypatch.setattr(enhancer.chat.tokenizer, "decode", lambda tokens, **kw: f"Caption: {CAPTION}")
     assert enhancer("a dog in the park") == CAPTION
     enhancer.free()
-    assert not hasattr(enhancer, "model")
+    assert not hasattr(enhancer.chat, "model")
 
 
 def test_a_template_without_a_system_role_gets_the_instruction_from_the_user(chat_model, monkeypatch):
     enhancer = PromptEnhancer(str(chat_model), device_map="cpu")
     picky = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    monkeypatch.setattr(enhancer.tokenizer, "chat_template", picky + "[{{ m.content }}]{% endfor %}")
-    text = enhancer.tokenizer.decode(enhancer._asked("a dog")["input_ids"][0])
+    monkeypatch.setattr(enhancer.chat.tokenizer, "chat_template", picky + "[{{ m.content }}]{% endfor %}")
+    text = enhancer.chat.tokenizer.decode(enhancer.chat.tokenized("a dog", prompt_enhancer.INSTRUCTION)["input_ids"][0])
     assert text == f"[{prompt_enhancer.INSTRUCTION}\n\na dog]"
 
 
@@ -146,7 +128,7 @@ def test_no_code_of_a_model_is_run_and_nobody_is_asked(chat_model, tmp_path, mon
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
 def test_a_config_chooses_no_kernel(chat_model, tmp_path, key):
     folder = copy_of(chat_model, tmp_path / "kernel", **{key: "someone/kernel"})
-    assert PromptEnhancer(str(folder), device_map="cpu").model.config._attn_implementation in ("sdpa", "eager")
+    assert PromptEnhancer(str(folder), device_map="cpu").chat.model.config._attn_implementation in ("sdpa", "eager")
 
 
 def test_a_tokenizer_that_panics_is_one_line(chat_model, tmp_path):

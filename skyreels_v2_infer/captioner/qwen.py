@@ -1,0 +1,123 @@
+"""Qwen2.5-VL, of which SkyCaptioner-V1 is one, loaded by transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from skyreels_v2_infer.captioner.pixels import patches_of, tokens_of
+from skyreels_v2_infer.chat.local import check_file_of, config_and_tokenizer, empty_memory, loading, reply_of
+from skyreels_v2_infer.chat.reply import Reply
+from skyreels_v2_infer.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+VIDEO = 2  # kind of a token in mm_token_type_ids
+# Seconds between two grids of frames: the temporal patch (2) over 2 frames per second, whatever the clip's length.
+# Without it, or with video metadata without a rate, transformers 5 assumes 24 frames per second, which puts the 8
+# grids at positions 0 0 0 0 0 0 1 1 instead of 0 2 4 ... 14.
+SECONDS_PER_GRID = 1.0
+# How an answer is chosen, by attempt. The published temperature, 0.05, is all but greedy; greedy is repeatable.
+CHOICES = (
+    {"do_sample": False},
+    {"do_sample": False, "repetition_penalty": 1.05},
+    {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
+)
+SEED = 0  # of the attempt that draws
+
+
+class QwenCaptioner:
+    """A captioner on this machine, see `caption.Captioner`.
+
+    Args:
+        model: hub id or folder of a Qwen2.5-VL.
+        flag: that names it, for messages.
+        device_map: see transformers; "auto" fills all GPUs, then host memory.
+
+    Raises:
+        InputError: the model cannot be loaded, or is no Qwen2.5-VL.
+    """
+
+    def __init__(self, model: str, flag: str = "model_id", device_map: str = "auto"):
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        self.name, self.flag = model, flag
+        with loading(flag, model):
+            self.config, self.tokenizer = config_and_tokenizer(model, flag)
+            if self.config.model_type != "qwen2_5_vl":
+                raise InputError(flag, model, f"must be a Qwen2.5-VL (this is {self.config.model_type})")
+            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                model, config=self.config, dtype="auto", device_map=device_map, trust_remote_code=False
+            ).eval()
+        if self.tokenizer.chat_template is None:
+            raise InputError(flag, model, "its tokenizer has no chat template")
+
+    def describe(self, clips: Sequence[np.ndarray], question: str, tokens: int, attempt: int = 0) -> list[Reply]:
+        """One answer for each clip, see `caption.Captioner`."""
+        import torch
+
+        inputs = {name: value.to(self.model.device) for name, value in self.inputs(clips, question).items()}
+        inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(self.model.dtype)
+        choice = {"temperature": None, "top_p": None, "top_k": None} | CHOICES[min(attempt, len(CHOICES) - 1)]
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(SEED)
+            told = self.model.generate(
+                **inputs, max_new_tokens=tokens, pad_token_id=self._padding(), eos_token_id=self._ends(), **choice
+            )
+        length = inputs["input_ids"].shape[1]
+        return [reply_of(answer[length:], self.tokenizer, tokens) for answer in told]
+
+    def inputs(self, clips: Sequence[np.ndarray], question: str) -> dict[str, torch.Tensor]:
+        """What the model reads for a batch of clips: tokens padded on the left, patches of all clips one after another.
+
+        pixel_values_videos is float32 ``[patches, 1176]``, video_grid_thw ``[clips, 3]``.
+        """
+        import numpy as np
+        import torch
+
+        patches, grids = zip(*(patches_of(clip) for clip in clips), strict=True)
+        rows = [self.tokens_of(question, tokens_of(grid)) for grid in grids]
+        length = max(map(len, rows))
+        ids = torch.full((len(rows), length), self._padding())
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, length - len(row) :] = torch.tensor(row)
+            mask[i, length - len(row) :] = 1
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "mm_token_type_ids": torch.where(ids == self.config.video_token_id, VIDEO, 0),
+            "pixel_values_videos": torch.from_numpy(np.concatenate(patches)),
+            "video_grid_thw": torch.tensor(grids),
+            "second_per_grid_ts": torch.full((len(rows),), SECONDS_PER_GRID),
+        }
+
+    def tokens_of(self, question: str, video_tokens: int) -> list[int]:
+        """The conversation's tokens: a user's turn with the video and then the question."""
+        parts = [{"type": "video"}, {"type": "text", "text": question}]
+        talk = [{"role": "user", "content": parts}]
+        text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        check_file_of(self.name, [text], self.flag)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        video = self.config.video_token_id
+        if ids.count(video) != 1:
+            raise InputError(
+                self.flag, self.name, f"its chat template has {ids.count(video)} places for a video, not 1"
+            )
+        place = ids.index(video)
+        return [*ids[:place], *[video] * video_tokens, *ids[place + 1 :]]
+
+    def _padding(self) -> int:
+        found = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if found is None else found
+
+    def _ends(self) -> list[int] | int | None:
+        return self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+
+    def free(self) -> None:
+        """Frees the model's memory; it cannot be used afterwards."""
+        del self.model
+        empty_memory()

@@ -1,0 +1,1 @@
+"""Language models that answer a text: loaded here, or behind an endpoint."""

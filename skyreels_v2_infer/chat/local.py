@@ -1,0 +1,129 @@
+"""A chat model that transformers loads."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from skyreels_v2_infer.chat.reply import Reply
+from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
+
+
+class Chat:
+    """A chat model, see `Talker`. Decoding is greedy: the same texts always get the same answer.
+
+    Args:
+        model: for transformers, as a hub id or a folder.
+        flag: that names it, for messages.
+        device_map: see transformers; "auto" fills all GPUs, then host memory.
+
+    Raises:
+        InputError: the model cannot be loaded, or is no chat model.
+    """
+
+    def __init__(self, model: str, flag: str, device_map: str = "auto"):
+        from transformers import AutoModelForCausalLM
+
+        self.name, self.flag = model, flag
+        with loading(flag, model):
+            config, self.tokenizer = config_and_tokenizer(model, flag)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                model, config=config, dtype="auto", device_map=device_map, trust_remote_code=False
+            ).eval()
+        if self.tokenizer.chat_template is None:
+            raise InputError(flag, model, "is no chat model: its tokenizer has no chat template")
+
+    def say(self, user: str = "", system: str = "", tokens: int = 512, stop: str | None = None) -> Reply:
+        import torch
+
+        asked = self.tokenized(user, system).to(self.model.device)
+        limits = {} if stop is None else {"stop_strings": [stop], "tokenizer": self.tokenizer}
+        with torch.no_grad():
+            told = self.model.generate(
+                **asked,
+                max_new_tokens=tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                **limits,
+            )
+        return reply_of(told[0, asked["input_ids"].shape[1] :], self.tokenizer, tokens, stop)
+
+    def tokenized(self, user: str, system: str = ""):
+        """The tokens of a conversation, as far as the answer, as transformers' ``BatchEncoding``."""
+        from jinja2 import TemplateError
+
+        turns = [("system", system), ("user", user)]
+        talk = [{"role": role, "content": text} for role, text in turns if text]
+        try:
+            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        except TemplateError:  # some models have no system role
+            talk = [{"role": "user", "content": "\n\n".join(text for _, text in turns if text)}]
+            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        check_file_of(self.name, [text], self.flag)
+        how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        return self.tokenizer.apply_chat_template(talk, **how)
+
+    def free(self) -> None:
+        del self.model
+        empty_memory()
+
+
+@contextmanager
+def loading(flag: str, model: str) -> Iterator[None]:
+    """Context manager: any error of loading a model becomes an InputError for its flag."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # missing, damaged or unknown models raise exceptions of many types
+        raise InputError(flag, model, f"cannot be loaded ({first_line(error, 150)})") from error
+
+
+def config_and_tokenizer(model: str, flag: str) -> tuple:
+    """(config, tokenizer) of a model; neither runs code of the model, nor asks whether it may."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    # Unset, transformers asks on stdin whether it may run the code that comes with a model.
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config._attn_implementation = None  # or a config could name a kernel to be fetched from the hub
+    check_file_of(model, [], flag)
+    return config, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+def check_file_of(model: str, texts: list[str], flag: str) -> None:
+    """Raises an `InputError` if the model's tokenizer cannot be used on these texts."""
+    from transformers.utils import cached_file
+
+    file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if file is not None:
+        check_tokenizer(Path(file), texts, flag, model)
+
+
+def reply_of(answer, tokenizer, most: int, stop: str | None = None) -> Reply:
+    """The reply in generated tokens ``[n]``, which may be padded behind their end.
+
+    Args:
+        most: limit on tokens that generation had.
+    """
+    ends = tokenizer.eos_token_id
+    tokens = answer.tolist()
+    cut_off = len(tokens) >= most and tokens[-1] not in (ends, tokenizer.pad_token_id)
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    if stop is not None and stop in text:
+        text, cut_off = text[: text.index(stop)], False
+    return Reply(text, cut_off)
+
+
+def empty_memory() -> None:
+    """Returns freed memory to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
