@@ -25,11 +25,12 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["skyreels_v2_infer", "skyreels_v2_infer.*"]),
     package_data={"skyreels_v2_infer": [f"assets/tiny/{pattern}" for pattern in ("*.md", "*/*.json", "*/*/*")]},
-    py_modules=["generate_video", "generate_video_df"],
+    py_modules=["generate_video", "generate_video_df", "caption_video"],
     entry_points={
         "console_scripts": [
             "generate_video = generate_video:main",
             "generate_video_df = generate_video_df:main",
+            "caption_video = caption_video:main",
         ]
     },
     # Ranges in which the package is expected to work; requirements.txt has the versions it is tested with.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.cli.captions import parse_captions
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "skyreels_v2_infer"
@@ -43,7 +44,9 @@ FACADES = {f"{PACKAGE}.modules": "published get_transformer, get_vae, ... are in
 WITHOUT_TORCH = ("cli", "plan", "media")
 PLANNING_FILES = {f"{PACKAGE}.{name}" for name in ("errors", "launch", "console", "embedded")}
 PLANNING_FILES |= {f"{PACKAGE}.scheduler.{name}" for name in ("sigmas", "solvers", "windows", "diffusion_forcing")}
-PLANNING_FILES |= {f"{PACKAGE}.captioner.{name}" for name in ("schema", "validation", "answer", "frames", "pixels")}
+PLANNING_FILES |= {
+    f"{PACKAGE}.captioner.{name}" for name in ("schema", "validation", "answer", "frames", "pixels", "inputs")
+}
 PLANNING_FILES |= {PACKAGE, f"{PACKAGE}.scheduler"}
 HEAVY = {"torch", "transformers", "diffusers"}
 
@@ -120,6 +123,7 @@ def test_imports_between_rooms_go_one_way():
 def test_only_run_and_the_scripts_import_run():
     users = [*ROOT.glob("*.py")]
     assert {path.name for path in users if f"{PACKAGE}.run" in path.read_text()} == {
+        "caption_video.py",
         "generate_video.py",
         "generate_video_df.py",
     }
@@ -168,7 +172,7 @@ def test_planning_files_import_no_torch():
 
 
 def test_planning_a_run_loads_no_torch():
-    names = ["cli.arguments", "cli.planning", "plan.show", "run.main"]
+    names = ["cli.arguments", "cli.planning", "plan.show", "run.main", "run.captions"]
     code = f"import sys, {', '.join(f'{PACKAGE}.{name}' for name in names)}\nprint(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
@@ -267,7 +271,7 @@ def test_documents_are_plain(document):
     assert not riddles_in(document.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("parse", [parse_generate, parse_diffusion_forcing])
+@pytest.mark.parametrize("parse", [parse_generate, parse_diffusion_forcing, parse_captions])
 def test_help_is_plain(parse, capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])

@@ -7,7 +7,8 @@ import re
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w. -]+)+")  # a model, or a file in one: owner/name/path/to/file
-ENHANCER = "Qwen/Qwen2.5-32B-Instruct"  # default chat model of --prompt_enhancer
+ENHANCER = "Qwen/Qwen2.5-32B-Instruct"  # default chat model of --prompt_enhancer and of --fusion_model
+CAPTIONER = "Skywork/SkyCaptioner-V1"  # default captioner
 
 # Sizes, by the part of a model's name; see `architecture`.
 SIZES = {

@@ -12,12 +12,16 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 @contextmanager
-def before_anything(prog: str) -> Iterator[None]:
-    """Context manager for a script's imports: SIGINT and SIGTERM end the process at once, with one line."""
+def before_anything(prog: str, left: str = "no video was written") -> Iterator[None]:
+    """Context manager for a script's imports: SIGINT and SIGTERM end the process at once, with one line.
+
+    Args:
+        left: what that line says survives.
+    """
 
     def arrived(number: int, frame) -> None:
         with suppress(OSError):
-            os.write(2, f"{prog}: interrupted; no video was written\n".encode())
+            os.write(2, f"{prog}: interrupted; {left}\n".encode())
         os._exit(Interrupts.CODES[number])
 
     before = {number: signal.signal(number, arrived) for number in Interrupts.CODES}

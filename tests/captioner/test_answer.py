@@ -1,10 +1,10 @@
-"""What becomes of a model's answers: the table in answers.py, and properties for all captions and all texts."""
+"""What becomes of a model's answers: the table in captions.py, and properties for all captions and all texts."""
 
 import json
 import time
 
 import pytest
-from answers import ANSWERS, GOOD, TEXT
+from captions import ANSWERS, GOOD, TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

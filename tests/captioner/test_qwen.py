@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_talkers
 import torch
-from answers import GOOD, TEXT
+from captions import GOOD, TEXT
 from scenes import scene
 
 from skyreels_v2_infer.captioner.caption import ATTEMPTS, structural_captions

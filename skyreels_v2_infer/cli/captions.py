@@ -1,0 +1,181 @@
+"""argv of caption_video.py -> frozen settings, or one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from skyreels_v2_infer.cli.checks import check_outdir
+from skyreels_v2_infer.cli.reading import Parser, device_name, one_of, some_path, some_text, whole
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_ID
+
+CAPTION = "caption_video.py"
+NO_MODEL = "none"  # of --fusion_model: by rule
+SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Validated settings of `caption_video.py`.
+
+    input: files, folders, patterns, tables. output: a .csv or .jsonl. task: struct, t2v or i2v. fusion_model: None: by
+    rule. device: None: cuda if there is one. bs: clips that are captioned together. instruction: None: our own.
+    """
+
+    input: tuple[str, ...]
+    output: Path
+    task: str
+    sampling: str
+    instruction: Path | None
+    model_id: str
+    fusion_model: str | None
+    bs: int
+    device: str | None
+    dry_run: str | None
+
+
+def parse_captions(argv: Sequence[str]) -> CaptionSettings:
+    """The settings in `argv` (without the program's name).
+
+    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
+    """
+    parser = Parser(
+        CAPTION,
+        "Describe videos as structured captions (JSON), and turn these into prompts.",
+        "example: %(prog)s --input clips/ --output captions.csv --task t2v",
+        elsewhere={},
+    )
+    _add_files(parser)
+    _add_models(parser)
+    args = parser.read(argv)
+    try:
+        return _checked(args)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _add_files(parser: Parser) -> None:
+    group = parser.add_argument_group("videos and captions")
+    group.add_argument(
+        *("--input", "--input_csv"),
+        metavar="PATH",
+        nargs="+",
+        type=some_text,
+        help="videos, folders, patterns (quoted: 'clips/*.mp4'), and .csv or .jsonl tables with a column path, whose "
+        "other columns are kept; a row with a structural_caption is not captioned again",
+    )
+    group.add_argument(
+        *("--output", "--out_csv"),
+        metavar="FILE",
+        type=some_path,
+        default=Path("captions.jsonl"),
+        help="table to write, .jsonl or .csv; it grows row by row, and the same command adds what is missing "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--task",
+        metavar="{struct,t2v,i2v}",
+        type=one_of("struct", "t2v", "i2v"),
+        default="struct",
+        help="struct: structured captions; t2v, i2v: also prompts made from them, for text-to-video or for "
+        "image-to-video models (default: %(default)s)",
+    )
+    group.add_argument(
+        "--sampling",
+        metavar="{faithful,better}",
+        type=one_of("faithful", "better"),
+        default="faithful",
+        help="faithful: 16 frames squashed to 360x420, as in training; better: the aspect is kept and the last frame "
+        "is among them (default: %(default)s)",
+    )
+    group.add_argument(
+        "--instruction",
+        metavar="FILE",
+        type=some_path,
+        help="text to ask the captioner with, in place of this program's; the model was trained on one fixed wording "
+        "(docs/captioning.md)",
+    )
+    group.add_argument(
+        "--dry_run",
+        metavar="json",
+        nargs="?",
+        const="table",
+        type=one_of("table", "json"),
+        help="only print what would be done; needs no weights (--dry_run json: as JSON)",
+    )
+
+
+def _add_models(parser: Parser) -> None:
+    group = parser.add_argument_group("models and machine")
+    group.add_argument(
+        *("--model_id", "--model_path"),
+        metavar="ID",
+        type=some_text,
+        default=CAPTIONER,
+        help="captioner, a Qwen2.5-VL: a hub id, downloaded on first use, or a folder (default: %(default)s)",
+    )
+    group.add_argument(
+        "--fusion_model",
+        metavar="ID",
+        type=some_text,
+        help="chat model that writes the prompts of --task t2v and i2v, a hub id or a folder; none: sentences by rule, "
+        f"without a model (default: {ENHANCER}, needs 65 GB)",
+    )
+    group.add_argument(
+        "--bs", metavar="N", type=whole(1, 1024), default=4, help="clips captioned together (default: %(default)s)"
+    )
+    group.add_argument(
+        "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)"
+    )
+
+
+def _checked(args: argparse.Namespace) -> CaptionSettings:
+    if args.input is None:
+        raise InputError("input", None, "is needed: videos, folders, patterns, .csv or .jsonl tables")
+    check_output(args.output, args.input)
+    if args.fusion_model is not None and args.task == "struct":
+        raise InputError("fusion_model", args.fusion_model, "has no effect without --task t2v or --task i2v")
+    check_model("model_id", args.model_id)
+    if args.fusion_model not in (None, NO_MODEL):
+        check_model("fusion_model", args.fusion_model)
+    fusion_model = args.fusion_model or ENHANCER
+    if find_spec("accelerate") is None and args.device != "cpu":
+        raise InputError("device", args.device, "placing a model needs accelerate: pip install accelerate")
+    return CaptionSettings(
+        input=tuple(args.input),
+        output=args.output,
+        task=args.task,
+        sampling=args.sampling,
+        instruction=args.instruction,
+        model_id=args.model_id,
+        fusion_model=None if args.task == "struct" or fusion_model == NO_MODEL else fusion_model,
+        bs=args.bs,
+        device=args.device,
+        dry_run=args.dry_run,
+    )
+
+
+def check_output(output: Path, inputs: Sequence[str]) -> None:
+    """Raises an `InputError` unless a table can be written there that is none of the inputs."""
+    if output.suffix.lower() not in SUFFIXES:
+        raise InputError("output", output, f"must end in {' or '.join(SUFFIXES)}")
+    if output.is_dir():
+        raise InputError("output", output, "is a folder")
+    for given in inputs:
+        if os.path.exists(given) and os.path.exists(output) and os.path.samefile(given, output):
+            raise InputError("output", output, "is an input as well")
+    try:
+        check_outdir(output.parent)
+    except InputError as error:
+        raise InputError("output", output, f"its folder {error.legal}") from None
+
+
+def check_model(name: str, model: str) -> None:
+    if not os.path.isdir(model) and (not HUB_ID.fullmatch(model) or re.search("^[.~/]", model)):
+        raise InputError(name, model, "is neither a folder nor the name of a model (owner/name)")

@@ -1,0 +1,385 @@
+"""caption_video.py's work with a stub for the model: rows in, rows out, resuming, broken videos. Over real files."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from captions import TEXT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from script_runs import ROOT, environment, write_clip
+
+from skyreels_v2_infer.captioner.inputs import rows_of
+from skyreels_v2_infer.chat.reply import Reply
+from skyreels_v2_infer.cli.captions import parse_captions
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.run.caption_plan import PARAMETERS
+from skyreels_v2_infer.run.caption_table import CaptionTable, record_ends
+from skyreels_v2_infer.run.captions import CaptionWork
+from skyreels_v2_infer.run.main import run_process
+
+CAPTION = "caption_video.py"
+
+
+class StubCaptioner:
+    """Describes a clip by its brightness; counts what it is asked."""
+
+    def __init__(self, answer=TEXT):
+        self.answer, self.asked, self.freed = answer, [], 0
+
+    def describe(self, clips, question, tokens, attempt):
+        assert all(clip.shape == (16, 420, 360, 3) for clip in clips)
+        self.asked.append([round(float(clip.mean())) for clip in clips])
+        return [Reply(self.answer.replace("morning", f"{clip.mean():.0f}"), False) for clip in clips]
+
+    def free(self):
+        self.freed += 1
+
+
+class StubChat:
+    def __init__(self, answer="A woman walks."):
+        self.answer, self.asked, self.freed = answer, 0, 0
+
+    def say(self, user="", system="", tokens=0, stop=None):
+        self.asked += 1
+        return Reply(self.answer, False)
+
+    def free(self):
+        self.freed += 1
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    """Five videos, the fourth broken."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips" / "more").mkdir(parents=True)
+    for i, name in enumerate(["a", "b", "c", "d", "more/e"]):
+        write_clip(tmp_path / "clips" / f"{name}.mp4", [np.full((32, 32, 3), 40 + 30 * i, np.uint8)] * 3)
+    broken = tmp_path / "clips" / "d.mp4"
+    broken.write_bytes(broken.read_bytes()[:400])
+    (tmp_path / "clips" / "notes.txt").write_text("no video")
+    return tmp_path / "clips"
+
+
+def work(*argv, captioner=None, chat=None):
+    """-> (exit code, captioner, chat)."""
+    captioner, chat = captioner or StubCaptioner(), chat or StubChat()
+    argv = [*map(str, argv), "--device", "cpu"]
+    code = run_process(CAPTION, CaptionWork(argv, lambda settings: captioner, lambda settings: chat))
+    return code, captioner, chat
+
+
+def read(path):
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_a_folder_becomes_a_table(clips, tmp_path, capsys, name):
+    code, captioner, _ = work("--input", "clips", "--output", name, "--bs", 2)
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (0, f"{name}\n")
+    assert "1 of 5 rows have no result; their column error says why" in printed.err
+    rows = read(tmp_path / name)
+    assert [row["path"] for row in rows] == [f"clips/{stem}.mp4" for stem in ("a", "b", "c", "d", "more/e")]
+    assert [bool(row["structural_caption"]) for row in rows] == [True, True, True, False, True]
+    assert [bool(row["error"]) for row in rows] == [False, False, False, True, False]
+    assert "must be a" in rows[3]["error"]
+    # each row has its own video's caption
+    levels = [json.loads(row["structural_caption"])["lighting"] for row in rows if row["structural_caption"]]
+    assert levels == [f"soft {level} light" for level in sorted(x for batch in captioner.asked for x in batch)]
+    assert [len(batch) for batch in captioner.asked] == [2, 1, 1]
+    assert captioner.freed == 1
+    assert rows[0]["made_by"] == "Skywork/SkyCaptioner-V1 (faithful)"
+
+
+def test_a_second_run_does_what_is_missing(clips, tmp_path, capsys):
+    work("--input", "clips/a.mp4", "clips/d.mp4", "--output", "out.csv")
+    code, captioner, _ = work("--input", "clips/*.mp4", "--output", "out.csv")
+    assert code == 0 and sum(map(len, captioner.asked)) == 2
+    assert sorted(row["path"] for row in read(tmp_path / "out.csv")) == [f"clips/{x}.mp4" for x in "abcd"]
+    before = (tmp_path / "out.csv").read_bytes()
+    code, captioner, _ = work("--input", "clips/*.mp4", "--output", "out.csv")
+    assert (code, captioner.asked, captioner.freed) == (0, [], 0)
+    assert (tmp_path / "out.csv").read_bytes() == before
+
+
+def test_published_names_and_columns(clips, tmp_path):
+    (tmp_path / "in.csv").write_text('index,path,title\n7,clips/a.mp4,"one, two"\n8,clips/b.mp4,\n')
+    names = ("--input_csv", "in.csv", "--out_csv", "out.csv", "--bs", 4, "--model_path", "some/model")
+    assert work(*names)[0] == 0
+    rows = read(tmp_path / "out.csv")
+    assert [(row["index"], row["title"]) for row in rows] == [("7", "one, two"), ("8", "")]
+    assert list(rows[0])[:4] == ["path", "index", "title", "structural_caption"]
+    assert json.loads(rows[0]["structural_caption"])["shot_type"] == "medium_shot"
+
+
+def test_prompts_by_rule_and_by_a_chat_model(clips, tmp_path):
+    code, captioner, chat = work(
+        "--input", "clips", "--output", "rule.jsonl", "--task", "i2v", "--fusion_model", "none"
+    )
+    assert (code, chat.asked) == (0, 0)
+    rows = read(tmp_path / "rule.jsonl")
+    assert rows[0]["i2v_fusion_caption"].startswith("Woman: walks along the pier, calm. ")
+    code, captioner, chat = work("--input", "clips", "--output", "chat.jsonl", "--task", "t2v")
+    assert (code, chat.asked) == (0, 4)
+    assert (captioner.freed, chat.freed) == (1, 1)
+    rows = read(tmp_path / "chat.jsonl")
+    assert rows[0]["t2v_fusion_caption"] == "A woman walks. The camera moves backwards, tracking."
+    assert rows[3]["error"] and not rows[3]["t2v_fusion_caption"]
+    assert not (tmp_path / "chat.struct.jsonl").exists()
+
+
+def test_the_captioner_is_freed_before_the_chat_model_is_loaded(clips):
+    captioner, chat, order = StubCaptioner(), StubChat(), []
+    captioner.free = lambda: order.append("captioner freed")
+    argv = ["--input", "clips/a.mp4", "--output", "out.jsonl", "--task", "t2v", "--device", "cpu"]
+    opened = CaptionWork(argv, lambda s: captioner, lambda s: order.append("chat opened") or chat)
+    assert run_process(CAPTION, opened) == 0
+    assert order == ["captioner freed", "chat opened"]
+
+
+def test_finished_captions_are_fused_without_a_captioner(clips, tmp_path):
+    (tmp_path / "in.csv").write_text(
+        "structural_caption\n" + json.dumps(TEXT)[:0] + '"' + TEXT.replace('"', '""') + '"\n'
+    )
+    code, captioner, chat = work("--input", "in.csv", "--output", "out.csv", "--task", "t2v")
+    assert (code, captioner.asked, chat.asked) == (0, [], 1)
+    assert read(tmp_path / "out.csv")[0]["t2v_fusion_caption"].startswith("A woman walks.")
+
+
+def test_a_failed_row_is_tried_again_from_the_table_that_names_it(clips, tmp_path):
+    """A table of results is an input as well: rows with a caption keep it, those with an error are captioned."""
+    work("--input", "clips/a.mp4", "clips/d.mp4", "--output", "first.csv")
+    whole = (clips / "a.mp4").read_bytes()
+    (clips / "d.mp4").write_bytes(whole)
+    code, captioner, _ = work("--input", "first.csv", "--output", "second.csv")
+    assert (code, sum(map(len, captioner.asked))) == (0, 1)
+    assert [row["error"] for row in read(tmp_path / "second.csv")] == ["", ""]
+
+
+def test_an_answer_that_is_no_caption_is_kept_with_the_reason(clips, tmp_path, capsys):
+    code, captioner, _ = work("--input", "clips/a.mp4", "--output", "out.jsonl", captioner=StubCaptioner("A woman."))
+    assert code == 1
+    assert len(captioner.asked) == 3
+    (row,) = read(tmp_path / "out.jsonl")
+    assert (row["structural_caption"], row["error"], row["answer"]) == ("", "there is no JSON in it", "A woman.")
+    assert "no row has a result" in capsys.readouterr().err
+
+
+def test_the_same_video_twice_is_two_rows(clips, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"path": "clips/a.mp4", "n": 1}\n{"path": "clips/a.mp4", "n": [2]}\n')
+    for name in ("out.jsonl", "out.csv"):
+        assert work("--input", "in.jsonl", "--output", name)[0] == 0
+        assert work("--input", "in.jsonl", "--output", name)[0] == 0
+        assert [str(row["n"]) for row in read(tmp_path / name)] == ["1", "[2]"]
+
+
+def test_the_dry_run_names_work_and_memory(clips, capsys):
+    assert work("--input", "clips", "--task", "t2v", "--dry_run", "json", "--bs", 2)[0] == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["rows"], about["captions"], about["prompts"], about["batches"]) == (5, 5, 5, 3)
+    assert (about["frames"], about["video_tokens"]) == (16, 1560)
+    assert about["models"]["captioner"] == {"model": "Skywork/SkyCaptioner-V1", "weights_gib": 15.4}
+    assert about["models"]["fusion"] == {"model": "Qwen/Qwen2.5-32B-Instruct", "weights_gib": 61.0}
+
+
+def test_the_parameters_of_the_published_models():
+    """Counted in transformers' own classes, without memory, with the published sizes."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
+
+    text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    text |= {"num_key_value_heads": 4, "vocab_size": 152064}
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    large = {"hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40}
+    with torch.device("meta"):
+        captioner = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+        chat = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=8, vocab_size=152064, **large))
+    counts = [sum(weight.numel() for weight in model.parameters()) for model in (captioner, chat)]
+    assert counts == list(PARAMETERS.values())
+
+
+# Wrong commands
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ((), "--input: is needed"),
+        (("--input",), "--input: needs a value"),
+        (("--input", "nowhere.mp4"), "--input nowhere.mp4: must be a video, a folder"),
+        (("--input", "*.mkv"), "--input *.mkv: must be a video, a folder"),
+        (("--input", "empty"), "--input empty: has no videos in it"),
+        (("--input", "clips", "--output", "out.txt"), "--output out.txt: must end in .csv or .jsonl"),
+        (("--input", "clips", "--output", "folder.csv"), "--output folder.csv: is a folder"),
+        (("--input", "bad.csv"), "--input bad.csv: line 1: no column path among a, b"),
+        (("--input", "long.csv"), "--input long.csv: line 3: it has more cells"),
+        (("--input", "bad.jsonl"), "--input bad.jsonl: line 2: "),
+        (("--input", "latin.csv"), "--input latin.csv: line "),
+        (("--input", "in.csv", "--output", "in.csv"), "--output in.csv: is an input as well"),
+        (("--input", "clips", "--task", "v2t"), "--task v2t: must be struct, t2v or i2v"),
+        (("--input", "clips", "--bs", "0"), "--bs 0: must be a whole number from 1"),
+        (("--input", "clips", "--fusion_model", "none"), "--fusion_model none: has no effect without --task"),
+        (("--input", "clips", "--model_id", "no model"), "--model_id no model: is neither a folder nor"),
+        (("--input", "clips", "--instruction", "nowhere.txt"), "--instruction nowhere.txt: must be a text file"),
+        (("--input", "clips", "--sampling", "good"), "--sampling good: must be faithful or better"),
+    ],
+)
+def test_a_wrong_command_is_one_line(clips, tmp_path, capsys, argv, line):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "in.csv").write_text("path\nclips/a.mp4\n")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "long.csv").write_text("path\nclips/a.mp4\nclips/b.mp4,more\n")
+    (tmp_path / "bad.jsonl").write_text('{"path": "clips/a.mp4"}\n["clips/b.mp4"]\n')
+    (tmp_path / "latin.csv").write_bytes(b"path\n\xff.mp4\n")
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        code, _, _ = work(*argv)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"{CAPTION}: {line}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_commands_table_is_refused(clips, tmp_path, capsys):
+    work("--input", "clips/a.mp4", "--output", "out.csv")
+    before = (tmp_path / "out.csv").read_bytes()
+    for more in (("--model_id", "some/other"), ("--sampling", "better"), ("--task", "t2v", "--fusion_model", "none")):
+        assert work("--input", "clips", "--output", "out.csv", *more)[0] == 2
+        assert "name another file" in capsys.readouterr().err
+    (tmp_path / "other.csv").write_text("some,other\n1,2\n")
+    assert work("--input", "clips", "--output", "other.csv")[0] == 2
+    assert (tmp_path / "other.csv").read_text() == "some,other\n1,2\n"
+    assert (tmp_path / "out.csv").read_bytes() == before
+
+
+# The table
+
+
+def test_one_process_at_a_time(tmp_path):
+    with CaptionTable(tmp_path / "a.jsonl", ["path", "made_by"], "x") as table:
+        with pytest.raises(InputError, match="another process is writing it"):
+            CaptionTable(tmp_path / "a.jsonl", ["path", "made_by"], "x")
+        table.add([{"path": "a"}])
+    assert len(CaptionTable(tmp_path / "a.jsonl", ["path", "made_by"], "x").rows) == 1
+
+
+def test_a_table_without_rows_leaves_no_file(tmp_path):
+    CaptionTable(tmp_path / "a.csv", ["path", "made_by"], "x").close()
+    assert not list(tmp_path.iterdir())
+
+
+ROWS = st.lists(st.fixed_dictionaries({"path": st.text(max_size=6), "note": st.text(max_size=12)}), max_size=4)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(ROWS.filter(bool), st.sampled_from([".csv", ".jsonl"]), st.data())
+def test_a_table_that_was_cut_anywhere_has_its_first_rows(tmp_path_factory, rows, suffix, data):
+    """And after the missing ones are added, each exactly once."""
+    path = tmp_path_factory.mktemp("table") / f"t{suffix}"
+    columns = ["path", "note", "made_by"]
+    with CaptionTable(path, columns, "x") as table:
+        table.add(rows)
+        written = [dict(row) for row in table.rows]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    with CaptionTable(path, columns, "x") as table:
+        assert table.rows == written[: len(table.rows)]
+        table.add(table.missing(rows))
+    assert path.read_bytes() == whole
+
+
+def test_shots_of_a_video_are_all_there_or_none(tmp_path):
+    columns = ["path", "shot", "shots", "made_by"]
+    with CaptionTable(tmp_path / "t.csv", columns, "x") as table:
+        table.add([{"path": "a", "shot": n, "shots": 2} for n in (1, 2)])
+        table.add([{"path": "b", "shot": n, "shots": 3} for n in (1, 2, 3)])
+    lines = (tmp_path / "t.csv").read_bytes().splitlines(keepends=True)
+    (tmp_path / "t.csv").write_bytes(b"".join(lines[:5]))
+    with CaptionTable(tmp_path / "t.csv", columns, "x") as table:
+        assert [row["path"] for row in table.rows] == ["a", "a"]
+        assert table.missing([{"path": "a"}, {"path": "b"}]) == [{"path": "b"}]
+
+
+def test_records_of_a_csv_end_outside_quotes():
+    content = b'a,b\n1,"x\ny"\n2,"""\n'
+    assert record_ends(content, quotes=True) == [4, 12]
+    assert record_ends(content, quotes=False) == [4, 9, 12, 18]
+
+
+def test_a_path_beside_the_table_is_found(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.mp4").write_text("")
+    (tmp_path / "data" / "in.csv").write_text("path\na.mp4\n")
+    monkeypatch.chdir(tmp_path)
+    assert rows_of(("data/in.csv",)) == [{"path": "data/a.mp4"}]
+
+
+def test_the_settings_are_frozen():
+    found = parse_captions(["--input", "a.mp4", "--device", "cpu"])
+    with pytest.raises(AttributeError):
+        found.task = "t2v"
+    assert found.fusion_model is None and found.output.name == "captions.jsonl"
+
+
+# Killed
+
+STUB = """
+import sys, time
+from pathlib import Path
+from skyreels_v2_infer.chat.reply import Reply
+from skyreels_v2_infer.run.captions import CaptionWork
+from skyreels_v2_infer.run.main import run_process
+class Stub:
+    def describe(self, clips, question, tokens, attempt):
+        time.sleep(0.02)
+        return [Reply(Path("answer.json").read_text(), False) for clip in clips]
+    def free(self):
+        pass
+sys.exit(run_process("caption_video.py", CaptionWork(sys.argv[1:], lambda settings: Stub())))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_a_run_of_200_clips_killed_three_times_has_each_row_once(tmp_path, name):
+    (tmp_path / "answer.json").write_text(TEXT)
+    write_clip(tmp_path / "0.mp4", [np.full((32, 32, 3), 90, np.uint8)] * 3)
+    for i in range(1, 200):
+        os.link(tmp_path / "0.mp4", tmp_path / f"{i}.mp4")
+    command = [sys.executable, "-c", STUB, "--input", ".", "--output", name, "--device", "cpu", "--task", "t2v"]
+    command += ["--fusion_model", "none"]
+    draw = random.Random(name)
+    started = {"cwd": tmp_path, "env": environment(PYTHONPATH=str(ROOT)), "stderr": subprocess.DEVNULL}
+    kills = 0
+    while kills < 3:
+        process = subprocess.Popen(command, **started)
+        rows = draw.randrange(10, 50)
+        before = lines_of(tmp_path / name)
+        while process.poll() is None and lines_of(tmp_path / name) < before + rows:
+            time.sleep(0.01)
+        time.sleep(draw.random() / 10)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+        kills += 1
+    done = subprocess.run(command, **started, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{name}\n")
+    paths = [row["path"] for row in read(tmp_path / name)]
+    assert len(paths) == 200 and len(set(paths)) == 200
+
+
+def lines_of(path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
