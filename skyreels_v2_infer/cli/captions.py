@@ -24,8 +24,10 @@ SUFFIXES = (".csv", ".jsonl")
 class CaptionSettings:
     """Validated settings of `caption_video.py`.
 
-    input: files, folders, patterns, tables. output: a .csv or .jsonl. task: struct, t2v or i2v. fusion_model: None: by
-    rule. device: None: cuda if there is one. bs: clips that are captioned together. instruction: None: our own.
+    input: files, folders, patterns, tables. output: a .csv or .jsonl. task: struct, t2v or i2v. instruction: None: our
+    own. fusion_model: None: by rule. backend: transformers or vllm, without an endpoint. endpoint: address of an API;
+    None: models run here. bs: clips that are captioned together. tp: GPUs that share a model. device: None: cuda if
+    there is one.
     """
 
     input: tuple[str, ...]
@@ -35,7 +37,10 @@ class CaptionSettings:
     instruction: Path | None
     model_id: str
     fusion_model: str | None
+    backend: str
+    endpoint: str | None
     bs: int
+    tp: int
     device: str | None
     dry_run: str | None
 
@@ -128,7 +133,27 @@ def _add_models(parser: Parser) -> None:
         f"without a model (default: {ENHANCER}, needs 65 GB)",
     )
     group.add_argument(
-        "--bs", metavar="N", type=whole(1, 1024), default=4, help="clips captioned together (default: %(default)s)"
+        "--backend",
+        metavar="{transformers,vllm}",
+        type=one_of("transformers", "vllm"),
+        help="what runs the models; vllm is faster on a GPU and has to be installed (default: transformers)",
+    )
+    group.add_argument(
+        "--endpoint",
+        metavar="URL",
+        type=some_text,
+        help="OpenAI-compatible API that has the models, as http://localhost:8000/v1 of `vllm serve`; clips are sent "
+        "there. A key is read from the environment variable OPENAI_API_KEY",
+    )
+    group.add_argument(
+        "--bs",
+        metavar="N",
+        type=whole(1, 1024),
+        default=4,
+        help="clips captioned together; --endpoint: requests at a time (default: %(default)s)",
+    )
+    group.add_argument(
+        "--tp", metavar="N", type=whole(1, 1024), default=1, help="--backend vllm: GPUs that share a model (default: 1)"
     )
     group.add_argument(
         "--device", type=device_name, help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one, else cpu)"
@@ -141,12 +166,14 @@ def _checked(args: argparse.Namespace) -> CaptionSettings:
     check_output(args.output, args.input)
     if args.fusion_model is not None and args.task == "struct":
         raise InputError("fusion_model", args.fusion_model, "has no effect without --task t2v or --task i2v")
-    check_model("model_id", args.model_id)
-    if args.fusion_model not in (None, NO_MODEL):
-        check_model("fusion_model", args.fusion_model)
     fusion_model = args.fusion_model or ENHANCER
-    if find_spec("accelerate") is None and args.device != "cpu":
-        raise InputError("device", args.device, "placing a model needs accelerate: pip install accelerate")
+    if args.endpoint is not None:
+        check_endpoint(args)
+    else:
+        check_model("model_id", args.model_id)
+        if fusion_model != NO_MODEL:
+            check_model("fusion_model", fusion_model)
+        check_backend(args)
     return CaptionSettings(
         input=tuple(args.input),
         output=args.output,
@@ -155,7 +182,10 @@ def _checked(args: argparse.Namespace) -> CaptionSettings:
         instruction=args.instruction,
         model_id=args.model_id,
         fusion_model=None if args.task == "struct" or fusion_model == NO_MODEL else fusion_model,
+        backend=args.backend or "transformers",
+        endpoint=args.endpoint,
         bs=args.bs,
+        tp=args.tp,
         device=args.device,
         dry_run=args.dry_run,
     )
@@ -179,3 +209,28 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
 def check_model(name: str, model: str) -> None:
     if not os.path.isdir(model) and (not HUB_ID.fullmatch(model) or re.search("^[.~/]", model)):
         raise InputError(name, model, "is neither a folder nor the name of a model (owner/name)")
+
+
+def check_endpoint(args: argparse.Namespace) -> None:
+    """--endpoint, and the flags that have no effect with it."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", args.endpoint):
+        raise InputError("endpoint", args.endpoint, "must be an address like http://localhost:8000/v1")
+    for name in ("backend", "device"):
+        if getattr(args, name) is not None:
+            raise InputError(name, getattr(args, name), "has no effect with --endpoint")
+    if args.tp > 1:
+        raise InputError("tp", args.tp, "has no effect with --endpoint")
+
+
+def check_backend(args: argparse.Namespace) -> None:
+    """What runs models here, and whether it is installed."""
+    if args.backend == "vllm":
+        if args.device is not None:
+            raise InputError("device", args.device, "has no effect with --backend vllm, which takes the first GPUs")
+        if find_spec("vllm") is None:
+            raise InputError("backend", "vllm", "needs vllm: pip install vllm")
+        return
+    if args.tp > 1:
+        raise InputError("tp", args.tp, "needs --backend vllm; transformers spreads a model over all GPUs by itself")
+    if find_spec("accelerate") is None and args.device != "cpu":
+        raise InputError("backend", "transformers", "needs accelerate: pip install accelerate")

@@ -20,6 +20,9 @@ from skyreels_v2_infer.captioner.frames import clip_frames
 from skyreels_v2_infer.captioner.fuse import fused
 from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, rows_of
 from skyreels_v2_infer.captioner.instruction import read_instruction
+from skyreels_v2_infer.chat import engine
+from skyreels_v2_infer.chat.endpoint import Endpoint, key_in_environment
+from skyreels_v2_infer.chat.local import Chat
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.cli.captions import CaptionSettings, parse_captions
 from skyreels_v2_infer.console import say, silent
@@ -54,7 +57,7 @@ class CaptionWork:
         open_chat: Callable[[CaptionSettings], Talker] | None = None,
     ):
         self.argv = argv
-        self.open_captioner, self.open_chat = open_captioner or local_captioner, open_chat or local_chat
+        self.open_captioner, self.open_chat = open_captioner or captioner_of, open_chat or chat_of
         self.written: Path | None = None
 
     def left(self) -> str:
@@ -86,7 +89,8 @@ class CaptionWork:
         """
         if any(map(needs_caption, rows)):
             check_ffmpeg(reading=True)
-        if settings.fusion_model is None or not any(map(needs_caption, rows)):
+        together = settings.fusion_model is None or settings.endpoint is not None
+        if together or not any(map(needs_caption, rows)):
             self._pass(settings, table, rows, question, check)
             return
         first = replace(settings, task="struct", fusion_model=None)
@@ -107,7 +111,6 @@ class CaptionWork:
         """
         if not rows:
             return
-        quiet_libraries()
         captions = captions and any(map(needs_caption, rows))
         with (
             self._models(settings, captions) as (captioner, chat),
@@ -261,13 +264,27 @@ def device_map(settings: CaptionSettings) -> str:
     return "auto" if torch.cuda.is_available() else "cpu"
 
 
-def local_captioner(settings: CaptionSettings) -> Captioner:
+def captioner_of(settings: CaptionSettings) -> Captioner:
+    """The captioner that the settings name."""
+    if settings.endpoint is not None:
+        return endpoint_of(settings, settings.model_id, engine.CAPTIONS.temperature)
+    quiet_libraries()
+    if settings.backend == "vllm":
+        return engine.Engine(settings.model_id, "model_id", engine.CAPTIONS, settings.tp)
     from skyreels_v2_infer.captioner.qwen import QwenCaptioner
 
     return QwenCaptioner(settings.model_id, "model_id", device_map(settings))
 
 
-def local_chat(settings: CaptionSettings) -> Talker:
-    from skyreels_v2_infer.chat.local import Chat
-
+def chat_of(settings: CaptionSettings) -> Talker:
+    """The chat model that the settings name."""
+    if settings.endpoint is not None:
+        return endpoint_of(settings, settings.fusion_model, engine.FUSION.temperature)
+    quiet_libraries()
+    if settings.backend == "vllm":
+        return engine.Engine(settings.fusion_model, "fusion_model", engine.FUSION, settings.tp)
     return Chat(settings.fusion_model, "fusion_model", device_map(settings))
+
+
+def endpoint_of(settings: CaptionSettings, model: str, temperature: float) -> Endpoint:
+    return Endpoint(settings.endpoint, model, key_in_environment(), temperature)

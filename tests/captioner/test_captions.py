@@ -14,9 +14,11 @@ import pytest
 from captions import TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback import completion, server
 from script_runs import ROOT, environment, write_clip
 
 from skyreels_v2_infer.captioner.inputs import rows_of
+from skyreels_v2_infer.chat import endpoint
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.cli.captions import parse_captions
 from skyreels_v2_infer.errors import InputError
@@ -207,6 +209,77 @@ def test_the_parameters_of_the_published_models():
         chat = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=8, vocab_size=152064, **large))
     counts = [sum(weight.numel() for weight in model.parameters()) for model in (captioner, chat)]
     assert counts == list(PARAMETERS.values())
+
+
+# Endpoints
+
+
+def over_endpoint(monkeypatch, *answers, argv=("--input", "clips/a.mp4", "clips/b.mp4", "clips/d.mp4")):
+    """-> (exit code, requests) of a run over an endpoint."""
+    monkeypatch.setattr(endpoint.Endpoint.__init__, "__defaults__", ("", 0.1, 300.0, lambda seconds: None))
+    with server(*answers) as (url, requests):
+        code = run_process(CAPTION, CaptionWork([*argv, "--endpoint", url, "--output", "out.jsonl"]))
+    return code, requests
+
+
+def test_captions_and_prompts_over_an_endpoint(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    argv = ("--input", "clips", "--task", "t2v", "--model_id", "captions", "--fusion_model", "prompts", "--bs", "2")
+
+    code, requests = over_endpoint(monkeypatch, completion(TEXT), argv=argv)
+    assert code == 0
+    assert [body["model"] for _, body, _ in requests].count("captions") == 4
+    assert [body["model"] for _, body, _ in requests].count("prompts") == 4
+    assert all(headers["Authorization"] == "Bearer secret" for headers, _, _ in requests)
+    rows = read(tmp_path / "out.jsonl")
+    assert [bool(row["t2v_fusion_caption"]) for row in rows] == [True, True, True, False, True]
+
+
+def test_an_endpoint_that_recovers_loses_nothing(clips, tmp_path, monkeypatch):
+    busy = (429, {"Retry-After": "1"}, b"")
+    code, requests = over_endpoint(monkeypatch, busy, b"garbage", completion(TEXT[:50], "length"), completion(TEXT))
+    assert code == 0 and len(requests) >= 5
+    assert [bool(row["structural_caption"]) for row in read(tmp_path / "out.jsonl")] == [True, True, False]
+
+
+def test_an_endpoint_that_fails_ends_the_run_and_the_next_one_goes_further(clips, tmp_path, monkeypatch, capsys):
+    argv = ("--input", "clips/a.mp4", "clips/b.mp4", "clips/d.mp4", "--bs", "1")
+    code, _ = over_endpoint(monkeypatch, completion(TEXT), (500, {}, b""), argv=argv)
+    assert code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "no usable answer in 4 tries (status 500); finished rows are in out.jsonl" in line
+    assert [row["path"] for row in read(tmp_path / "out.jsonl")] == ["clips/a.mp4"]
+    code, requests = over_endpoint(monkeypatch, completion(TEXT), argv=argv)
+    assert (code, len(requests)) == (0, 1)
+    assert len(read(tmp_path / "out.jsonl")) == 3
+
+
+def test_an_endpoint_that_refuses_is_a_wrong_command(clips, tmp_path, monkeypatch, capsys):
+    code, _ = over_endpoint(monkeypatch, (401, {}, b'{"error": {"message": "no key"}}'))
+    assert code == 2
+    assert "refuses the request with status 401 (no key); its key is read from" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (("--endpoint", "localhost:8000"), "--endpoint localhost:8000: must be an address like http"),
+        (("--endpoint", "http://user:word@host/v1"), "--endpoint http://user:word@host/v1: must be an address like"),
+        (("--endpoint", "http://h/v1", "--backend", "vllm"), "--backend vllm: has no effect with --endpoint"),
+        (("--endpoint", "http://h/v1", "--device", "cpu"), "--device cpu: has no effect with --endpoint"),
+        (("--endpoint", "http://h/v1", "--tp", "2"), "--tp 2: has no effect with --endpoint"),
+        (("--tp", "2", "--device", "cpu"), "--tp 2: needs --backend vllm"),
+        (("--backend", "vllm", "--device", "cpu"), "--device cpu: has no effect with --backend vllm"),
+        (("--backend", "vllm"), "--backend vllm: needs vllm: pip install vllm"),
+        (("--backend", "onnx"), "--backend onnx: must be transformers or vllm"),
+    ],
+)
+def test_where_models_run_is_one_choice(capsys, argv, line):
+    with pytest.raises(SystemExit) as error:
+        parse_captions(["--input", "a.mp4", *argv])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{CAPTION}: {line}")
 
 
 # Wrong commands
