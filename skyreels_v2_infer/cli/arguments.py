@@ -12,13 +12,16 @@ from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli import checks
+from skyreels_v2_infer.cli.batch import JobList, read_jobs
 from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
 from skyreels_v2_infer.cli.reading import (
+    CommandError,
     Parser,
     any_text,
     device_name,
     levels,
     lora_file,
+    name_pattern,
     number,
     numbers,
     one_of,
@@ -29,6 +32,7 @@ from skyreels_v2_infer.cli.reading import (
 )
 from skyreels_v2_infer.cli.replay import replayed_flags
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.cli.sweep import shard, swept
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan.kernels import KERNELS
@@ -41,8 +45,8 @@ GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
 
 
-def parse_generate(argv: Sequence[str]) -> GenerateSettings:
-    """The settings in `argv` (without the program's name).
+def parse_generate(argv: Sequence[str]) -> GenerateSettings | JobList:
+    """The settings in `argv` (without the program's name); with --jobs or --sweep those of every video.
 
     Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
     """
@@ -64,11 +68,12 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings:
     _add_machine(parser)
     _add_speed(parser)
     _add_ranks(parser)
+    _add_jobs(parser)
     return _settings(parser, argv, checks.generate_settings)
 
 
-def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
-    """The settings in `argv` (without the program's name).
+def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings | JobList:
+    """The settings in `argv` (without the program's name); with --jobs or --sweep those of every video.
 
     Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
     """
@@ -89,21 +94,31 @@ def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings:
     _add_machine(parser)
     _add_speed(parser)
     _add_ranks(parser)
+    _add_jobs(parser)
     return _settings(parser, argv, checks.forcing_settings)
 
 
-def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> GenerateSettings:
-    """The settings in `argv`, after those of the video that --replay names."""
-    args = parser.read(argv)
+def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> GenerateSettings | JobList:
+    """The settings in `argv`, or those of every row of a job file."""
     try:
-        if args.replay is not None:
-            written = replayed_flags(args.replay, parser.prog, argv, args.trust_replay)
-            args = parser.read([*written, *argv])
-        elif args.trust_replay:
-            raise InputError("trust_replay", None, "has no effect without --replay")
-        return settle(args, Launch.from_environment())
-    except InputError as error:
-        parser.error(str(error))
+        args, launch = parser.read(argv), Launch.from_environment()
+        if args.jobs is None and args.sweep is None:
+            checks.check_no_jobs(args)
+            return _of_one(parser, argv, settle, launch)
+        return read_jobs(parser, argv, args, launch, lambda words, group: _of_one(parser, words, settle, group))
+    except (CommandError, InputError) as error:
+        parser.refuse(error)
+
+
+def _of_one(parser: Parser, argv: Sequence[str], settle: Callable, launch: Launch) -> GenerateSettings:
+    """The settings of one video, after those of the video that --replay names."""
+    args = parser.read(argv)
+    if args.replay is not None:
+        written = replayed_flags(args.replay, parser.prog, argv, args.trust_replay)
+        args = parser.read([*written, *argv])
+    elif args.trust_replay:
+        raise InputError("trust_replay", None, "has no effect without --replay")
+    return settle(args, launch)
 
 
 def _defaults(name: str) -> str:
@@ -373,6 +388,13 @@ def _add_output(parser: Parser) -> None:
         help="folder for the video, created if missing; existing files are never overwritten (default: %(default)s)",
     )
     group.add_argument(
+        "--name",
+        metavar="PATTERN",
+        type=name_pattern,
+        help='file name of the video, with fields in braces: settings by the name of their flag, as in "{prompt:.20}_'
+        '{guidance_scale}_{seed}"; .N limits a text, 0N adds leading zeros (default: prompt and seed)',
+    )
+    group.add_argument(
         "--keep_parts",
         action="store_true",
         help="keep the files of the windows beside the finished video, and reuse those of an earlier kept run that are "
@@ -503,3 +525,48 @@ def _add_ranks(parser: Parser) -> None:
             type=whole(1),
             help=f"--use_usp: number of processes that {meaning} (default: chosen automatically)",
         )
+
+
+def _add_jobs(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "many videos",
+        "A job file has a row for each video; the model is loaded once. The same command again makes only what is "
+        "missing or failed (docs/batch.md).",
+    )
+    group.add_argument(
+        "--jobs",
+        metavar="FILE",
+        type=some_text,
+        help="a video for each row: JSON objects, one a line (.jsonl), a .csv file, or a list of prompts, one a line; "
+        'the keys of a row are flags without dashes, as in {"prompt": "a swan", "seed": 3}; this command line gives '
+        "the rest; - reads stdin",
+    )
+    group.add_argument(
+        "--sweep",
+        metavar="FLAG=VALUES",
+        type=swept,
+        nargs="+",
+        action="extend",
+        help="a video for every combination of values, of each row of --jobs or of this command alone: "
+        "guidance_scale=4,6,8 seed=1..4",
+    )
+    group.add_argument(
+        "--keep_going",
+        action="store_true",
+        help="--jobs, --sweep: make the videos of the valid rows where others are invalid, then exit with 1 (default: "
+        "make none, exit with 2)",
+    )
+    group.add_argument(
+        "--gpus_per_job",
+        metavar="N",
+        type=whole(1),
+        help="--jobs, --sweep: under torchrun, groups of N processes share a video, and take the next one when they "
+        "have finished it (default: 1; with --use_usp all processes)",
+    )
+    group.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=shard,
+        help="--jobs, --sweep: make only every N-th video, beginning with the I-th, I from 1 to N (default: in a Slurm "
+        "array its task and their number, else all)",
+    )

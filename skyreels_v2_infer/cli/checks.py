@@ -13,6 +13,7 @@ from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
+from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
@@ -35,7 +36,7 @@ def generate_settings(args: argparse.Namespace, launch: Launch) -> GenerateSetti
     values |= images
     values["height"], values["width"] = size_of(args, source_size(images["image"], None, None))
     values["model_id"] = placed_model(args.model_id, image_to_video=args.image is not None)
-    return GenerateSettings(**fields_of(GenerateSettings, values))
+    return check_name(GenerateSettings(**fields_of(GenerateSettings, values)))
 
 
 def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForcingSettings:
@@ -55,7 +56,7 @@ def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForci
     values["height"], values["width"] = size_of(args, source)
     values |= prompts_of(values)
     values["model_id"] = placed_model(args.model_id, image_to_video=False)
-    return DiffusionForcingSettings(**fields_of(DiffusionForcingSettings, values))
+    return check_name(DiffusionForcingSettings(**fields_of(DiffusionForcingSettings, values)))
 
 
 def fields_of(kind: type, values: dict) -> dict:
@@ -83,6 +84,19 @@ def check_shared(args: argparse.Namespace, launch: Launch) -> None:
     check_sizes(args)
 
 
+def check_no_jobs(args: argparse.Namespace) -> None:
+    """Raises an `InputError` for flags that only several videos need."""
+    for name in ("keep_going", "gpus_per_job", "shard"):
+        if getattr(args, name):
+            raise InputError(name, None, "has no effect without --jobs or --sweep")
+
+
+def check_name(settings: GenerateSettings) -> GenerateSettings:
+    """Raises an `InputError` for a name pattern that does not make a name."""
+    stem_of(settings, "seed" if settings.seed is None else settings.seed)
+    return settings
+
+
 def check_ranks(args: argparse.Namespace, launch: Launch) -> None:
     """--use_usp and its flags against the processes that torchrun has started."""
     if args.use_usp and not launch.by_torchrun:
@@ -94,7 +108,13 @@ def check_ranks(args: argparse.Namespace, launch: Launch) -> None:
         if launch.size > 1:
             legal = f"torchrun has started {launch.size} processes, which would all make the same video"
             raise InputError("use_usp", None, f"is not given, but {legal}")
-    if launch.size > 1 and args.device not in (None, "cpu", "cuda"):
+    if launch.size > 1:
+        check_own_devices(args)
+
+
+def check_own_devices(args: argparse.Namespace) -> None:
+    """Raises an `InputError` if --device names one GPU for several processes."""
+    if args.device not in (None, "cpu", "cuda"):
         raise InputError("device", args.device, "each of several processes takes a GPU of its own; give cuda or cpu")
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from skyreels_v2_infer.errors import InputError, printable
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.naming import check_pattern
 from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.scheduler.sigmas import check_sigmas
 
@@ -133,6 +134,15 @@ def some_text(text: str) -> str:
     return any_text(text)
 
 
+def name_pattern(text: str) -> str:
+    """A pattern of file names, see `plan.naming`."""
+    try:
+        check_pattern(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return text
+
+
 def some_path(text: str) -> Path:
     """A path, with ``~`` expanded; URLs are rejected."""
     if not text.strip() or "\0" in text:
@@ -157,6 +167,10 @@ def device_name(text: str) -> str:
     return text
 
 
+class CommandError(ValueError):
+    """A command line that cannot be parsed; the message is one line that names the flag and the legal values."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but every error is one line that names the flag, the value and the legal values.
 
@@ -169,14 +183,14 @@ class Parser(argparse.ArgumentParser):
         self.elsewhere = elsewhere
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses `argv`; exits with 2 on an error."""
-        words = _joined(argv)
+        """Parses `argv`; raises CommandError on an error."""
+        words = joined(argv)
         for word in words:
             if re.fullmatch("--[a-z_]+=--", word):  # of which argparse would make a list
                 self.error(f"argument {word[:-3]}: expected one argument")
         args, left_over = self.parse_known_args(words)
         if left_over:
-            self.error(self._unknown(left_over, args))
+            self.error(self._unknown(left_over))
         return args
 
     def error(self, message: str) -> NoReturn:
@@ -188,28 +202,47 @@ class Parser(argparse.ArgumentParser):
                 message = f"{flag}: takes no value"
             else:
                 message = f"{flag} {rest}"
-        line = printable(message)
-        speaks = Launch.for_messages().local_rank == 0  # all processes of torchrun get the same command line
-        self.exit(2, f"{self.prog}: {line}\n" if speaks else None)
+        raise CommandError(printable(message))
 
-    def _unknown(self, left_over: list[str], args: argparse.Namespace) -> str:
+    def refuse(self, error: ValueError) -> NoReturn:
+        """Exits with 2 after one line."""
+        speaks = Launch.for_messages().local_rank == 0  # all processes of torchrun get the same command line
+        self.exit(2, f"{self.prog}: {printable(str(error))}\n" if speaks else None)
+
+    def takes(self, flag: str) -> str | None:
+        """What a flag takes: "switch", "negatable" (a switch with --no-...), "one" value, "several" at once, or
+        "repeated"; None: there is no such flag."""
+        action = self._option_string_actions.get(flag)
+        if action is None:
+            return None
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return "negatable"
+        if isinstance(action, argparse._AppendAction):
+            return "repeated"
+        return {0: "switch", "+": "several"}.get(action.nargs, "one")
+
+    def unknown(self, flag: str) -> str:
+        """What to say of a flag that this script does not have."""
+        if flag in self.elsewhere:
+            return f"only {self.elsewhere[flag]} has this flag"
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        close = difflib.get_close_matches(flag, known, 1)
+        return "unknown flag, " + (f"did you mean {close[0]}?" if close else "--help lists all")
+
+    def _unknown(self, left_over: list[str]) -> str:
         word = left_over[0]
         if not word.startswith("--"):
             return f"{word}: no flag in front of it (a prompt with spaces needs quotes)"
-        flag = word.partition("=")[0]
         value = f" {left_over[1]}" if left_over[1:] and not left_over[1].startswith("--") else ""
-        if flag in self.elsewhere:
-            return f"{word}{value}: only {self.elsewhere[flag]} has this flag"
-        close = difflib.get_close_matches(flag, [f"--{name}" for name in vars(args)], 1)
-        return f"{word}{value}: unknown flag, " + (f"did you mean {close[0]}?" if close else "--help lists all")
+        return f"{word}{value}: {self.unknown(word.partition('=')[0])}"
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
+def joined(argv: Sequence[str]) -> list[str]:
     """Turns `--shift -inf` into `--shift=-inf`: argparse would take the value for a flag and not name it."""
-    joined: list[str] = []
+    words: list[str] = []
     for word in argv:
-        if joined and re.fullmatch("--[a-z_]+", joined[-1]) and re.match("-[^-]", word) and word != "-h":
-            joined[-1] += f"={word}"
+        if words and re.fullmatch("--[a-z_]+", words[-1]) and re.match("-[^-]", word) and word != "-h":
+            words[-1] += f"={word}"
         else:
-            joined.append(word)
-    return joined
+            words.append(word)
+    return words

@@ -6,7 +6,7 @@ A run's identity, the keys of its pieces, the manifest and --replay are derived 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,12 @@ class GenerateSettings:
     seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
     teacache_coefficients: five, highest degree first; None: the model's. sigmas: noise levels, falling, in place of
     those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel, ulysses_degree,
-    ring_degree: None: chosen by the plan.
+    ring_degree: None: chosen by the plan. name: pattern of the file's name, see `plan.naming`; None: prompt and seed.
     """
 
     model_id: str = field(metadata=FRAMES)
     outdir: Path = field(metadata=RUN)
+    name: str | None = field(metadata=RUN)
     prompt: str = field(metadata=WINDOW)
     negative_prompt: str = field(metadata=FRAMES)
     image: Path | None = field(metadata=FRAMES)
@@ -94,6 +95,9 @@ class GenerateSettings:
     replay: Path | None = field(metadata=RUN)
     no_preview: bool = field(metadata=RUN)
     keep_parts: bool = field(metadata=RUN)
+
+    def on_device(self, device: str | None) -> GenerateSettings:
+        return replace(self, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)

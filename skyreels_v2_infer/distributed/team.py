@@ -1,6 +1,8 @@
 """The processes (ranks) of one run: what they agree on, where they wait for each other, how one's failure ends all.
 
 torchrun's environment says which rank a process is. With one process nothing here imports torch, up to `Team.share`.
+For many videos the processes form groups, each a team with a process group of its own; they count in the rendezvous
+store which videos are taken.
 
 Ranks wait for each other in two ways. Before work of which nobody knows how long one of them takes (rank 0 downloads,
 loads, writes, joins) they `meet` in the rendezvous store, for as long as every rank's `Heartbeat` goes on. Collectives
@@ -42,10 +44,19 @@ class SilencedError(Exception):
 
 
 class Team:
-    """One process by itself: agreeing and waiting do nothing."""
+    """One process by itself: agreeing and waiting do nothing.
+
+    Attributes:
+        rank, size: of this process in the team, and how many there are.
+        recovered: whether the ranks may go on after the last `attempt`.
+    """
 
     rank = 0
     size = 1
+    recovered = True
+
+    def __init__(self):
+        self._claimed = 0
 
     def same(self, value: T) -> T:
         """Rank 0's value, on all ranks."""
@@ -58,6 +69,27 @@ class Team:
 
     def meet(self) -> None:
         """Waits until all ranks have called it, as long as they are alive."""
+
+    def meet_all(self) -> None:
+        """As `meet`, with the other teams of torchrun's processes."""
+
+    def claim(self) -> int:
+        """A number from 0 on that no other team has got."""
+        self._claimed += 1
+        return self._claimed - 1
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """A block in which an error of one rank is one of all: the others raise SilencedError where they wait for it,
+        and all leave the block together, up to `commit`."""
+        yield
+
+    def commit(self) -> None:
+        """From here to the end of an `attempt` the ranks compute together, and an error of one ends all processes."""
+
+    def reason(self) -> str | None:
+        """The error of the rank that failed first in the last `attempt`, if another one did."""
+        return None
 
     def share(self, layout: Layout, choice: AttentionChoice) -> Shared:
         """The operations with which a pipeline shares the work in this way; the same ones when asked again.
@@ -92,21 +124,73 @@ class Failures:
             return 1 + amount
 
 
-class RankTeam(Team):
-    """This process as one of several, in torch's default process group.
+class Meetings:
+    """Where processes wait for each other, in the store.
 
     Args:
-        store: torch's, for meetings.
-        failed: whether another rank has failed.
+        rank, size: of this process among those that meet.
+        failed: whether another process has failed, so that nobody may come any more.
     """
 
-    def __init__(self, launch: Launch, store, failed: Callable[[], bool]):
-        self.rank, self.size = launch.rank, launch.size
-        self._store, self._failed = store, failed
-        self._meetings = 0
+    def __init__(self, store, rank: int, size: int, failed: Callable[[], bool]):
+        self._store, self._rank, self._size, self._failed = store, rank, size, failed
+        self._count = 0
+
+    def meet(self) -> None:
+        if self._size == 1:
+            return
+        self._count += 1
+        arrived, complete = self._keys(self._count)
+        if self._store.add(arrived, 1) == self._size:
+            self._store.set(complete, "")
+        sleep = LONGEST_SLEEP / 64
+        while not self._store.check([complete]):
+            if self._failed():
+                raise SilencedError
+            time.sleep(sleep)
+            sleep = min(LONGEST_SLEEP, 1.5 * sleep)
+        if not self._rank and self._count > 1:  # which all have left, or they would not be here
+            for key in self._keys(self._count - 1):
+                self._store.delete_key(key)
+
+    def leave(self) -> None:
+        """The last use of the store. Rank 0, which may have it in its process, stays until the others have left."""
+        patience = time.monotonic() + LAST_WORDS
+        with suppress(Exception):  # it may have left without the others
+            self._store.add("left", 1)
+            while not self._rank and self._store.add("left", 0) < self._size and time.monotonic() < patience:
+                time.sleep(LONGEST_SLEEP / 64)
+
+    @staticmethod
+    def _keys(meeting: int) -> tuple[str, str]:
+        return f"{meeting}/arrived", f"{meeting}/complete"
+
+
+class RankTeam(Team):
+    """This process as one of several, in torch's default process group, unless it is a team of one.
+
+    Args:
+        launch: this process among all.
+        store: torch's.
+        failed: whether another process has failed.
+        size: of the team; the processes form teams of this size, in the order of their ranks.
+    """
+
+    def __init__(self, launch: Launch, store, failed: Callable[[], bool], size: int | None = None):
+        super().__init__()
+        self.size = launch.size if size is None else size
+        number, self.rank = divmod(launch.rank, self.size)
+        self._store, self._failed = prefixed(store, f"team/{number}"), failed
+        self._all = Meetings(prefixed(store, "all"), launch.rank, launch.size, failed)
+        self._own = self._meetings = Meetings(self._store, self.rank, self.size, failed)
+        self._claims = store
+        self._attempts = 0
+        self._committed = False
         self._groups = None
 
     def same(self, value: T) -> T:
+        if self.size == 1:
+            return value
         import torch.distributed as dist
 
         self.meet()
@@ -123,38 +207,64 @@ class RankTeam(Team):
             self.meet()
 
     def meet(self) -> None:
-        self._meetings += 1
-        arrived, complete = self._keys(self._meetings)
-        if self._store.add(arrived, 1) == self.size:
-            self._store.set(complete, "")
-        sleep = LONGEST_SLEEP / 64
-        while not self._store.check([complete]):
-            if self._failed():
-                raise SilencedError
-            time.sleep(sleep)
-            sleep = min(LONGEST_SLEEP, 1.5 * sleep)
-        if not self.rank and self._meetings > 1:  # which all have left, or they would not be here
-            for key in self._keys(self._meetings - 1):
-                self._store.delete_key(key)
+        self._meetings.meet()
+
+    def meet_all(self) -> None:
+        self._all.meet()
 
     def leave(self) -> None:
-        """The last use of the store. Rank 0, which may have it in its process, stays until the others have left."""
-        patience = time.monotonic() + LAST_WORDS
-        with suppress(Exception):  # it may have left without the others
-            self._store.add("left", 1)
-            while not self.rank and self._store.add("left", 0) < self.size and time.monotonic() < patience:
-                time.sleep(LONGEST_SLEEP / 64)
+        self._all.leave()
 
-    @staticmethod
-    def _keys(meeting: int) -> tuple[str, str]:
-        return f"{meeting}/arrived", f"{meeting}/complete"
+    def claim(self) -> int:
+        return self.same(None if self.rank else self._claims.add("claimed", 1) - 1)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        self._attempts += 1
+        self._committed = self.recovered = False
+        store = prefixed(self._store, f"attempt/{self._attempts}")
+        self._attempt = store
+        self._meetings = Meetings(store, self.rank, self.size, lambda: self._failed() or store.check(["failed"]))
+        try:
+            yield
+        except Exception as error:
+            self._meetings = self._own
+            if self.size == 1:
+                self.recovered = True
+            if self._committed or self.size == 1 or self._failed():
+                raise
+            if not isinstance(error, SilencedError):
+                store.set("reason", first_line(error))
+            store.set("failed", "")
+            self.meet()
+            self.recovered = True
+            raise
+        else:
+            self._meetings = self._own
+            self.meet()
+            self.recovered = True
+
+    def commit(self) -> None:
+        self.meet()
+        self._committed = self.size > 1
+
+    def reason(self) -> str | None:
+        return self._attempt.get("reason").decode() if self._attempt.check(["reason"]) else None
 
     def share(self, layout: Layout, choice: AttentionChoice) -> Shared:
+        if self.size == 1:
+            return super().share(layout, choice)
         from skyreels_v2_infer.distributed.xdit_context_parallel import RankGroups
 
         if self._groups is None:
             self._groups = RankGroups(self.meet, COLLECTIVE)
         return self._groups.share(layout, choice)
+
+
+def prefixed(store, name: str):
+    import torch.distributed as dist
+
+    return dist.PrefixStore(name, store)
 
 
 def own_device(device: str | None, local_rank: int) -> str | None:
@@ -214,11 +324,14 @@ def ended_by_silence(lost: Callable[[str], None]) -> Callable[[int, bool], None]
 
 
 @contextmanager
-def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = report) -> Iterator[Team]:
+def assembled(
+    launch: Launch, device: str | None, lost: Callable[[str], None] = report, size: int | None = None
+) -> Iterator[Team]:
     """The processes that torchrun has started, as a team; their process group ends with a block that ends well.
 
     Args:
         device: of this process, as from `own_device`; GPUs talk over NCCL, CPUs over gloo.
+        size: of a team, of which there are several then; None: all processes.
         lost: called from a thread, with one line for the user, when another rank has been silent for too long. The
             process then ends at once with exit code 1, since the main thread may be inside a collective.
 
@@ -234,16 +347,17 @@ def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = 
         if not os.environ.get(name):
             raise InputError("use_usp", None, f"environment variable {name} is not set (torchrun sets it)")
     on_gpu = device is not None and device.startswith("cuda")
-    store, beats = connect(device if on_gpu else None)
+    size = launch.size if size is None else size
+    store, beats = connect(device if on_gpu else None, size)
     import torch.distributed as dist
 
     failures = Failures(dist.PrefixStore("failures", store))
     heart = heartbeat.Heartbeat(beats, launch.rank, launch.size, ended_by_silence(lost))
     try:
-        team = RankTeam(launch, dist.PrefixStore("meetings", store), failures.any)
+        team = RankTeam(launch, dist.PrefixStore("meetings", store), failures.any, size)
         if on_gpu:
             check_own_gpu(dist.PrefixStore("gpus", store), device, launch.local_rank)
-        team.meet()  # every rank has a heartbeat now
+        team.meet_all()  # every rank has a heartbeat now
         heart.start()
         yield team
     except KeyboardInterrupt:
@@ -255,7 +369,7 @@ def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = 
     except Exception as error:
         heart.stop(ended_well=False)
         first = failures.report()
-        if not on_gpu:
+        if not on_gpu and size > 1:
             # While others wait for this rank, they notice that it is gone by its connections, which this closes. GPUs
             # would first wait for what they have begun together; there the process has to end as it is.
             dist.destroy_process_group()
@@ -264,12 +378,17 @@ def assembled(launch: Launch, device: str | None, lost: Callable[[str], None] = 
         raise
     else:
         heart.stop(ended_well=True)
-        dist.destroy_process_group()
+        if size > 1:
+            dist.destroy_process_group()
         team.leave()
 
 
-def connect(gpu: str | None) -> tuple:
-    """Finds the other ranks and makes torch's default process group -> (its store, another connection to that)."""
+def connect(gpu: str | None, team: int) -> tuple:
+    """Finds the other ranks and makes torch's default process group -> (the store, another connection to it).
+
+    Args:
+        team: number of ranks in a process group; a single one needs none.
+    """
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -281,7 +400,9 @@ def connect(gpu: str | None) -> tuple:
         store, rank, size = next(iter(rendezvous("env://", timeout=STARTING)))
         again = dist.TCPStore(host, int(port), is_master=False, timeout=STARTING, wait_for_workers=False)
         backend = "gloo" if gpu is None else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE)
+        if team > 1:
+            own = store if team == size else dist.PrefixStore(f"group/{rank // team}", store)
+            dist.init_process_group(backend, store=own, rank=rank % team, world_size=team, timeout=COLLECTIVE)
     except (RuntimeError, ValueError, OSError) as error:
         raise ConnectionError(f"ranks cannot meet at {host}:{port} ({first_line(error)})") from error
     # torchrun keeps its store when it starts the processes anew.

@@ -226,7 +226,7 @@ class VideoPipeline:
         """
         hooks, resume = hooks or self.hooks, resume or Resume()
         noise = self._noise(plan, inputs, hooks.ranks)
-        texts = Texts(self, plan, inputs, resume, hooks.ranks)
+        texts = Texts(self, plan, inputs, resume, hooks.ranks, hooks.texts)
         codec = Codec(self.vae, self.at_work, self.device)
         history = self._history(plan, codec)
         if resume.window and resume.history is not None:

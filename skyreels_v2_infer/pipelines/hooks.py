@@ -54,8 +54,10 @@ class Hooks:
         progress: context manager around the rows of a window, see `Progress`.
         cache: makes the cache of each window, see `modules.caches.base`; None: every row is computed.
         ranks: see `Ranks`.
+        texts: embeddings of earlier runs (`TextMemory`); None: every run encodes its texts.
     """
 
     progress: Progress = no_progress
     cache: Cache | None = None
     ranks: Ranks = field(default_factory=Ranks)
+    texts: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,35 @@ if TYPE_CHECKING:
     from skyreels_v2_infer.pipelines.base import VideoPipeline
 
 
+AHEAD = 64  # texts of coming runs that are encoded with those of a run: 8 MB each in float32 for the published models
+
+
+class TextMemory:
+    """Embeddings that are kept from one run to the next, so that the texts of several runs are encoded together.
+
+    Attributes:
+        coming: texts of the runs that follow; may be changed between runs.
+    """
+
+    def __init__(self):
+        self.coming: Sequence[str] = ()
+        self._kept: dict[Text, torch.Tensor] = {}
+
+    def embeds(
+        self, texts: Sequence[Text], encode: Callable[[list[Text]], dict[Text, torch.Tensor]]
+    ) -> dict[Text, torch.Tensor]:
+        """The embeddings of all `texts`; where one is not kept, coming ones are encoded as well, and others forgotten.
+
+        Args:
+            encode: distinct texts -> embeddings on the host.
+        """
+        if not all(text in self._kept for text in texts):
+            wanted = list(dict.fromkeys([*texts, *self.coming[:AHEAD]]))
+            known = self._kept | encode([text for text in wanted if text not in self._kept])
+            self._kept = {text: known[text] for text in wanted}
+        return {text: self._kept[text] for text in texts}
+
+
 class Texts:
     """The embeddings of all texts of a run, and the prompt contexts of the current window.
 
@@ -26,13 +56,23 @@ class Texts:
         pipeline: provides the encoders and the transformer.
         plan, inputs, resume: only texts of windows that still have to be denoised are encoded.
         ranks: all ranks use rank 0's contexts.
+        memory: of earlier runs; None: all texts are encoded.
 
     Attributes:
         batch: number of videos of the run.
     """
 
-    def __init__(self, pipeline: VideoPipeline, plan: Plan, inputs: Inputs, resume: Resume, ranks: Ranks):
+    def __init__(
+        self,
+        pipeline: VideoPipeline,
+        plan: Plan,
+        inputs: Inputs,
+        resume: Resume,
+        ranks: Ranks,
+        memory: TextMemory | None = None,
+    ):
         self.pipeline, self.inputs, self.ranks = pipeline, inputs, ranks
+        self.memory = memory or TextMemory()
         windows = plan.windows[resume.window + (resume.latents is not None) :]
         self._features = pipeline._image_features(inputs) if windows else None
         self._embeds = self._encode(windows)
@@ -48,9 +88,13 @@ class Texts:
             return {}
         if encoder is None:
             raise ValueError("prompt: this pipeline has no text encoder; give prompt_embeds")
-        with self.pipeline.at_work(encoder):
-            encoded = {t: encoder.encode(list(t) if isinstance(t, tuple) else t, length) for t in dict.fromkeys(texts)}
-        return {text: embeds.cpu() for text, embeds in encoded.items()}
+
+        def encode(distinct: list[Text]) -> dict[Text, torch.Tensor]:
+            with self.pipeline.at_work(encoder):
+                encoded = {t: encoder.encode(list(t) if isinstance(t, tuple) else t, length) for t in distinct}
+            return {text: embeds.cpu() for text, embeds in encoded.items()}
+
+        return self.memory.embeds(list(dict.fromkeys(texts)), encode)
 
     def _positive(self, window: WindowPlan) -> torch.Tensor:
         if window.prompt is not None:

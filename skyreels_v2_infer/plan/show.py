@@ -9,6 +9,7 @@ from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+RATE = 570  # TFLOP/s of the 14B on an H200, uncompiled, see docs/speed.md
 SHOWN_RANKS = 8  # in the table; the JSON has all
 PROMPT_WIDTH = 40
 
@@ -114,6 +115,39 @@ def table(about: dict) -> str:
             f"in {about['dtype']} (weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
         )
     return "\n".join([*lines, *about.get("cut", ()), f"-> {about['output']}"])
+
+
+def totals(videos: list[dict]) -> dict:
+    """The sum over many videos; pflop and hours are None if a model is not known."""
+    pflop = [video["pflop"] for video in videos]
+    known = None not in pflop
+    return {
+        "videos": len(videos),
+        "frames": sum(video["num_frames"] for video in videos),
+        "forwards": sum(video["forwards"] for video in videos),
+        "pflop": sum(pflop) if known else None,
+        "tflop_per_second": RATE,
+        "hours": sum(pflop) / (RATE / 1000) / 3600 if known else None,
+    }
+
+
+def batch_table(videos: list[dict], total: dict) -> str:
+    """Many videos, a line for each, and their `totals` with the invalid rows."""
+    rows = [("row", "size", "frames", "forwards", "PFLOP", "")]
+    for video in videos:
+        size = f"{video['height']}x{video['width']}"
+        pflop = "?" if video["pflop"] is None else f"{video['pflop']:.3g}"
+        cells = str(video["row"]), size, str(video["num_frames"]), str(video["forwards"]), pflop
+        rows.append((*cells, f"-> {video['output']}"))
+    widths = [max(len(row[i]) for row in rows) + 3 for i in range(5)]
+    lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + row[-1] for row in rows]
+    lines += total["invalid"]
+    count = f"{total['videos']} video{'s' * (total['videos'] != 1)}"
+    work = f"{count}, {total['frames']} frames, {total['forwards']} forwards"
+    if total["pflop"] is None:
+        return "\n".join([*lines, f"{work}; a model is not known here, so neither is the cost"])
+    hours = f"{total['hours']:.3g} hours of denoising on one GPU at {RATE} TFLOP/s (the 14B on an H200)"
+    return "\n".join([*(line.rstrip() for line in lines), f"{work}, {total['pflop']:.3g} PFLOP; {hours}"])
 
 
 def shortened(prompt: str) -> str:

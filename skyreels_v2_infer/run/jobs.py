@@ -5,34 +5,33 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skyreels_v2_infer.cli.names import stem_of, stems_begin
 from skyreels_v2_infer.cli.planning import for_model, plan_without_model, with_cache
-from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
+from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.plan.cost import cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.naming import output_stem
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
 from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images
 from skyreels_v2_infer.run.journal import Journal
-from skyreels_v2_infer.run.model_files import cache_folder, check_prompts, config_of, known_folder
+from skyreels_v2_infer.run.model_files import Models, cache_folder, check_prompts, known_folder
 from skyreels_v2_infer.run.record import RunInfo
-from skyreels_v2_infer.run.resume import adopt_pieces, resume_run
+from skyreels_v2_infer.run.resume import OtherSettingsError, adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.video import Video
-from skyreels_v2_infer.weights.locate import compose
 from skyreels_v2_infer.weights.verify import check_files
 
 if TYPE_CHECKING:
@@ -45,17 +44,36 @@ MUCH_NOISE = 60  # --addnoise_condition above this gets a warning
 WORTH_COMPILING = 60.0
 
 
+@dataclass
+class Shared:
+    """What the jobs of a batch share. They differ from a single job in this alone: other settings than those of an
+    interrupted run are no error, since a row of a job file may have been changed.
+
+    Attributes:
+        models: looked up by earlier jobs.
+        enhance: expands a prompt (--prompt_enhancer).
+    """
+
+    models: Models
+    enhance: Callable[[GenerateSettings, Placement], str]
+
+
 class Job:
-    """One command that makes one video.
+    """One video: from its settings to its files.
 
     Args:
         script: name of the script, for messages and the manifest.
         check: called regularly; raises once the process has to stop.
+        shared: with the other jobs of a batch, which has checked ffmpeg; None: the only job of a command.
     """
 
-    def __init__(self, script: str, settings: GenerateSettings, check: Callable[[], object]):
+    def __init__(
+        self, script: str, settings: GenerateSettings, check: Callable[[], object], shared: Shared | None = None
+    ):
         self.began = time.perf_counter()
         self.script, self.settings, self.check = script, settings, check
+        self.in_batch = shared is not None
+        self.shared = shared or Shared(Models(), enhanced)
         self.video: Video | None = None
         self._made: list[Path] = []  # folders that this run created, the innermost first
 
@@ -74,18 +92,18 @@ class Job:
     def run(self, team: Team, open_session: Callable[..., Session] = Session) -> Path | None:
         """Makes the video -> its path; None on all ranks but the first."""
         settings, first = self.settings, not team.rank
-        if first:
+        if first and not self.in_batch:
             check_ffmpeg(reading=getattr(settings, "video_path", None) is not None)  # not after the first window
         with tempfile.TemporaryDirectory() as spool:
             inputs, source = self._read(Path(spool)) if first else (None, None)
             frames = team.same(source.frames if source else 0)
             with team.first_rank_first():  # the first alone reports what all would find wrong, and downloads
                 plan = plan_without_model(settings, frames)
-                config = config_of(settings)
+                config = self.shared.models.config(settings)
                 plan = for_model(plan, settings, config, team.size)
                 check_packages(plan)
                 place = self._place(plan) if known_folder(settings) is None else None  # before gigabytes are fetched
-                checkpoint = compose(settings.model_id, replaced_parts(settings))
+                checkpoint = self.shared.models.checkpoint(settings)
                 plan = with_cache(plan, settings, config, cache_folder(checkpoint))
             if first:
                 check_files(checkpoint)
@@ -112,6 +130,7 @@ class Job:
         session = open_session(checkpoint, place, team, **self._session_settings(plan, config, place))
         session.load()
         self._remark(plan, source)
+        team.commit()
         return session.make(plan, inputs, self.video)
 
     def _read(self, spool: Path) -> tuple[Inputs, Source | None]:
@@ -167,9 +186,7 @@ class Job:
         asked = self.settings.compile
         if asked != "auto":
             return asked == "on"
-        if place.device.type != "cuda" or self.settings.offload:
-            return False
-        return cost_of(plan, config, weight_bytes=2).pflop >= WORTH_COMPILING
+        return place.device.type == "cuda" and worth_compiling(self.settings, plan, config)
 
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
         """The plan with the enhanced prompt (--prompt_enhancer), or with the prompt of the interrupted run."""
@@ -179,15 +196,17 @@ class Job:
             return plan.with_prompt(found["prompt"])
         if not self.settings.prompt_enhancer:
             return plan
-        return plan.with_prompt(team.same(None if team.rank else enhanced(self.settings, place)))
+        return plan.with_prompt(team.same(None if team.rank else self.shared.enhance(self.settings, place)))
 
     def _find(self, plan: Plan, identity: dict) -> dict | None:
         """For --resume: opens the interrupted run, or finds the finished video; None if there is neither."""
         settings = self.settings
-        stem = output_stem(settings.prompt, "" if settings.seed is None else settings.seed)
+        stem = stems_begin(settings) if settings.seed is None else stem_of(settings, settings.seed)
         refused = journal = None
         try:
             journal = resume_run(settings.outdir, stem, identity, settings.keep_parts)
+        except OtherSettingsError as error:
+            refused = None if self.in_batch else error
         except InputError as error:
             refused = error
         if journal is not None:
@@ -200,11 +219,13 @@ class Job:
             return found | {"complete": self.video.is_complete}
         path = manifest.finished(settings.outdir, stem, asked_for(identity), settings.seed)
         if path is not None:  # a finished command with --resume does not make the video again
-            say("--resume: this video is finished")
+            if not self.in_batch:
+                say("--resume: this video is finished")
             return {"path": path}
         if refused is not None:
             raise refused
-        say(f"--resume: nothing to resume in {settings.outdir}; starting a new run")
+        if not self.in_batch:
+            say(f"--resume: nothing to resume in {settings.outdir}; starting a new run")
         return None
 
     def _open(
@@ -247,7 +268,7 @@ class Job:
         except OSError as error:
             raise InputError("outdir", outdir, f"cannot be created ({error.strerror})") from None
         keys = piece_keys(settings, plan, identity, settled)
-        stem = output_stem(identity["prompt"], plan.seed)
+        stem = stem_of(settings, plan.seed)
         info = RunInfo(stem, settled, identity, settings.fps, keys, settings.keep_parts)
         self._watch(Journal.begin(outdir, info, alone=settings.resume), plan, identity, settled)
 
@@ -278,6 +299,11 @@ class Job:
             say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all of it will play at the new rate")
 
 
+def worth_compiling(settings: GenerateSettings, plan: Plan, config: dict) -> bool:
+    """Whether compiling saves more time than it takes, on a GPU."""
+    return not settings.offload and cost_of(plan, config, weight_bytes=2).pflop >= WORTH_COMPILING
+
+
 def check_packages(plan: Plan) -> None:
     """Raises an `InputError` if the plan splits tokens over ranks and yunchang is not installed."""
     if plan.sharing is not None and plan.sharing.parts > 1 and find_spec("yunchang") is None:
@@ -304,6 +330,11 @@ def as_history(plan: Plan, inputs: Inputs):
 
 def enhanced(settings: GenerateSettings, place: Placement) -> str:
     """The prompt expanded by the language model, which is freed afterwards."""
+    return enhance_all(settings, [settings.prompt], place)[0]
+
+
+def enhance_all(settings: GenerateSettings, prompts: Sequence[str], place: Placement) -> list[str]:
+    """Prompts expanded by the settings' language model, which is loaded once and freed afterwards."""
     import transformers
 
     from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
@@ -311,9 +342,11 @@ def enhanced(settings: GenerateSettings, place: Placement) -> str:
     if silent():
         transformers.logging.disable_progress_bar()
     enhancer = PromptEnhancer(settings.prompt_enhancer_model, "cpu" if place.device.type == "cpu" else "auto")
-    prompt = enhancer(settings.prompt)
+    found = []
+    for prompt in prompts:
+        found.append(enhancer(prompt))
+        say(f"prompt: {prompt}")
+        unusable = "not enhanced: the language model gave no usable answer"
+        say(unusable if found[-1] == prompt else f"enhanced: {found[-1]}")
     enhancer.free()
-    say(f"prompt: {settings.prompt}")
-    unusable = "not enhanced: the language model gave no usable answer"
-    say(unusable if prompt == settings.prompt else f"enhanced: {prompt}")
-    return prompt
+    return found

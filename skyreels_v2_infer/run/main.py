@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from skyreels_v2_infer.cli.batch import JobList
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.console import Lenient, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
-from skyreels_v2_infer.run.dry_run import dry_run
+from skyreels_v2_infer.run.batch import Batch
+from skyreels_v2_infer.run.dry_run import dry_run, dry_run_batch
+from skyreels_v2_infer.run.foreseen import is_foreseen
 from skyreels_v2_infer.run.jobs import Job
+from skyreels_v2_infer.run.row_checks import InvalidRowsError
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.signals import INTERRUPTED, Interrupts
 
 DONE, FAILED, REFUSED = 0, 1, 2
-
-FORESEEN = (OSError, MemoryError, FloatingPointError)
-# Messages of errors that are the machine's, whatever their type.
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|can't (start|create) new thread")
 
 
 class Work(Protocol):
@@ -40,8 +39,11 @@ class Work(Protocol):
 
     makes: str
 
-    def run(self, interrupts: Interrupts) -> Path | str | None:
-        """Does it -> the result, which is printed; None: nothing is printed. Exceptions decide the exit code."""
+    def run(self, interrupts: Interrupts) -> Path | str | int | None:
+        """Does it -> the result, which is printed, or None; or the exit code, if it has printed all there is.
+
+        Exceptions decide the exit code otherwise.
+        """
 
     def left(self) -> str:
         """For messages: what survives if the work stops here."""
@@ -49,15 +51,15 @@ class Work(Protocol):
 
 def main(
     prog: str,
-    parse: Callable[[Sequence[str]], GenerateSettings],
+    parse: Callable[[Sequence[str]], GenerateSettings | JobList],
     argv: Sequence[str] | None = None,
     open_session: Callable[..., Session] = Session,
 ) -> int:
-    """Runs a script that makes a video and returns its exit code, see `run_process`.
+    """Runs a script that makes a video, or many, and returns its exit code, see `run_process`.
 
     Args:
         prog: name of the script in messages.
-        parse: argv -> settings; exits with 2 on invalid arguments.
+        parse: argv -> settings, or those of many videos; exits with 2 on invalid arguments.
         argv: arguments; None: those of the process.
         open_session: constructor of the session.
     """
@@ -65,43 +67,52 @@ def main(
 
 
 class VideoWork:
-    """Makes a video, see `main`."""
+    """Makes a video, or those of a job file, see `main`."""
 
     makes = "video"
 
     def __init__(self, prog: str, parse: Callable, argv: Sequence[str] | None, open_session: Callable[..., Session]):
         self.prog, self.parse, self.argv, self.open_session = prog, parse, argv, open_session
-        self.job: Job | None = None
+        self.job: Job | Batch | None = None
 
     def left(self) -> str:
         return "no video was written" if self.job is None else self.job.left()
 
-    def run(self, interrupts: Interrupts) -> Path | str | None:
+    def run(self, interrupts: Interrupts) -> Path | str | int | None:
         settings = self.parse(sys.argv[1:] if self.argv is None else self.argv)
         launch = Launch.from_environment()
+        many = isinstance(settings, JobList)
         if settings.dry_run:
-            return None if launch.rank else dry_run(settings, launch.size)
+            if launch.rank:
+                return None
+            return dry_run_batch(settings) if many else dry_run(settings, launch.size)
         if launch.rank:  # nothing to clean up, and Python handlers do not run while this rank waits for others
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if launch.size > 1:
-            settings = replace(settings, device=own_device(settings.device, launch.local_rank))
-        self.job = job = Job(self.prog, settings, interrupts.check)
+            settings = settings.on_device(own_device(settings.device, launch.local_rank))
+        if many:
+            job = Batch(self.prog, settings, interrupts.check, partial(tell, self.prog, kind=self.makes))
+        else:
+            job = Job(self.prog, settings, interrupts.check)
+        self.job = job
 
         def lost(reason: str) -> None:
             left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
             say(f"{self.prog}: failed: {reason}; {left}", from_any_rank=True)
 
-        with assembled(launch, settings.device, lost) as team:
+        with assembled(launch, settings.device, lost, settings.group if many else None) as team:
             try:
                 path = job.run(team, self.open_session)
-                team.meet()  # the first rank decodes and writes longer than the others compute
+                team.meet_all()  # the first rank decodes and writes longer than the others compute
             finally:
                 job.close()
-        return path
+        return job.code if many else path
 
 
 def run_process(prog: str, work: Work) -> int:
-    """Does the work of a script and returns its exit code: 0 done, 1 failed, 2 invalid input, 130 or 143 interrupted.
+    """Does the work of a script and returns its exit code.
+
+    0: done; 1: failed, or some of many videos did; 2: invalid input; 130 or 143: interrupted.
 
     Args:
         prog: name of the script in messages.
@@ -132,6 +143,10 @@ def _run(prog: str, work: Work) -> int:
             result = work.run(interrupts)
             if isinstance(result, str):  # a plan: no file that is complete and only has to be named
                 return tell(prog, result)
+    except InvalidRowsError as error:
+        for line in error.lines:
+            say(f"{prog}: {line}")
+        return REFUSED
     except InputError as error:
         say(f"{prog}: {error}", from_any_rank=True)
         return REFUSED
@@ -142,11 +157,13 @@ def _run(prog: str, work: Work) -> int:
         say(f"{prog}: interrupted; {work.left()}")
         return interrupts.code or INTERRUPTED
     except Exception as error:
-        if not isinstance(error, FORESEEN) and not OUT_OF_MEMORY.search(str(error)):
-            traceback.print_exc()  # neither disk nor memory: a bug, whose report needs the traceback
+        if not is_foreseen(error):
+            traceback.print_exc()
         left = "" if Launch.for_messages().rank else f"; {work.left()}"  # known to the first rank only
         say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}{left}", from_any_rank=True)
         return FAILED
+    if isinstance(result, int):
+        return result
     return DONE if result is None else tell(prog, result, work.makes)
 
 

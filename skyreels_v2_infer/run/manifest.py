@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -104,6 +105,13 @@ def peak_memory() -> dict[str, float]:
     return found
 
 
+def forget_peak_memory() -> None:
+    """Begins anew with the peak of the GPU; that of the host is known for the whole process only."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}
 
@@ -143,11 +151,13 @@ def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | No
     """A finished video of the same command, files and weights; None: there is none.
 
     Args:
-        stem: beginning of its name.
+        stem: its name without extension; without a seed, the beginning of that.
         asked: see `asked_for`.
         seed: None: any.
     """
     for path in sorted(outdir.glob(f"{glob.escape(stem)}*.json")):
+        if seed is not None and not re.fullmatch(rf"{re.escape(stem)}(-[0-9]+)?", path.stem):
+            continue
         try:
             found = read_manifest(path)
         except InputError:

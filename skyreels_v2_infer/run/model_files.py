@@ -12,7 +12,29 @@ from skyreels_v2_infer.plan.prompts import clean, texts_of
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 from skyreels_v2_infer.weights.download import local_folder
 from skyreels_v2_infer.weights.layouts import Given
-from skyreels_v2_infer.weights.locate import Checkpoint, config_of_base, read_transformer_config
+from skyreels_v2_infer.weights.locate import Checkpoint, compose, config_of_base, read_transformer_config
+
+
+class Models:
+    """Models of several runs, each looked up, and downloaded, once."""
+
+    def __init__(self):
+        self._configs: dict[tuple, dict] = {}
+        self._checkpoints: dict[tuple, Checkpoint] = {}
+
+    def config(self, settings: GenerateSettings) -> dict:
+        """The transformer's arguments, see `config_of`."""
+        key = settings.model_id, settings.dit_path
+        if key not in self._configs:
+            self._configs[key] = config_of(settings)
+        return self._configs[key]
+
+    def checkpoint(self, settings: GenerateSettings) -> Checkpoint:
+        """The model's files, see `compose`."""
+        key = settings.model_id, *replaced_parts(settings).items()
+        if key not in self._checkpoints:
+            self._checkpoints[key] = compose(settings.model_id, replaced_parts(settings))
+        return self._checkpoints[key]
 
 
 def known_config(settings: GenerateSettings) -> tuple[dict | None, Path | None]:

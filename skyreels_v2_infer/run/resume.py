@@ -39,7 +39,8 @@ from skyreels_v2_infer.run.record import (
     segment_name,
 )
 
-FOLDER = re.compile(rf".+-[0-9a-f]{{12}}(-[0-9]+)?{re.escape(SUFFIX)}", re.DOTALL)
+ENDING = rf"-[0-9a-f]{{12}}(-[0-9]+)?{re.escape(SUFFIX)}"
+FOLDER = re.compile(f".+{ENDING}", re.DOTALL)
 OTHER_VIDEO = {"script", "prompt", "seed"}  # runs that differ in one of these are unrelated
 SHOWN = 60  # characters of a setting in a message
 
@@ -61,6 +62,10 @@ class Different:
     changed: list[str]
 
 
+class OtherSettingsError(InputError):
+    """The interrupted runs of a prompt and seed have other settings."""
+
+
 def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> Journal | None:
     """Opens the interrupted run of this identity; None if there is none of this prompt and seed.
 
@@ -73,7 +78,7 @@ def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> J
     Raises:
         BusyError: another process is working on the run.
         DamagedError: one of its files is missing or not as it was written.
-        InputError: the interrupted runs of this prompt and seed have other settings; names the differences.
+        OtherSettingsError: the interrupted runs of this prompt and seed have other settings; names the differences.
     """
     sightings = [classify(folder, stem, identity) for folder in run_folders(outdir, stem, identity["seed"])]
     matches = [found for found in sightings if isinstance(found, Match)]
@@ -93,9 +98,9 @@ def resume_run(outdir: Path, stem: str, identity: dict, keep: bool = False) -> J
 
 def run_folders(outdir: Path, stem: str, seed: int | None = 0) -> list[Path]:
     """Folders of runs of this stem, by name; without a seed, of all stems that begin with it. No symbolic links."""
-    begins = stem if seed is None else f"{stem}-"
-    found = outdir.glob(f"{glob.escape(begins)}*")
-    return sorted(path for path in found if FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+    found = outdir.glob(f"{glob.escape(stem if seed is None else f'{stem}-')}*")
+    named = FOLDER if seed is None else re.compile(re.escape(stem) + ENDING, re.DOTALL)
+    return sorted(path for path in found if named.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
 
 
 def classify(folder: Path, stem: str, identity: dict) -> Match | Different | DamagedError | None:
@@ -239,11 +244,11 @@ def differences(found: dict, wanted: dict) -> list[str]:
     return [name for name in compared if found.get(name) != wanted.get(name)]
 
 
-def other_settings(run: Different, identity: dict) -> InputError:
+def other_settings(run: Different, identity: dict) -> OtherSettingsError:
     """The error that names the differences from an interrupted run."""
     shown = [(name, *apart(run.found.get(name), identity.get(name))) for name in run.changed]
     names = "; ".join(f"--{name} was {was}, now is {now}" for name, was, now in shown)
-    return InputError("resume", None, f"the interrupted run in {run.folder} has other settings: {names}")
+    return OtherSettingsError("resume", None, f"the interrupted run in {run.folder} has other settings: {names}")
 
 
 def apart(one: object, other: object) -> tuple[str, str]:

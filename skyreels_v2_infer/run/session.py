@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from skyreels_v2_infer.pipelines.base import VideoPipeline
     from skyreels_v2_infer.pipelines.history import Finished, Resume
     from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
+    from skyreels_v2_infer.pipelines.prompts import TextMemory
     from skyreels_v2_infer.runtime import Placement
 
 KNOWN_FPS = (16, 24)  # frame rates of the training videos
@@ -70,7 +71,9 @@ class Session:
         self.attention = choose_attention(
             place.device, place.dtype, config["dim"] // config["num_heads"], attention, say
         )
-        self.loading = 0.0  # seconds
+        self.loading = 0.0  # seconds, until the next video has recorded them
+        self.coming: Sequence[str] = ()  # texts of the videos that follow, to be encoded together
+        self._texts: TextMemory | None = None
         self._pipeline: VideoPipeline | None = None
         self._ranks: dict[Layout, Ranks] = {}
 
@@ -158,11 +161,14 @@ class Session:
     def _hooks(self, plan: Plan) -> Hooks:
         from skyreels_v2_infer.modules.caches.teacache import TeaCache
         from skyreels_v2_infer.pipelines.hooks import Hooks
+        from skyreels_v2_infer.pipelines.prompts import TextMemory
 
         if self._pipeline.transformer.inject_sample_info and plan.fps not in KNOWN_FPS:
             say(f"--fps {plan.fps}: this model knows 16 and 24 and gets 24 as input; the video plays at {plan.fps}")
         cache = plan.cache and TeaCache(plan.cache.threshold, plan.cache.coefficients, plan.cache.use_ret_steps)
-        return Hooks(partial(show_rows, self.check), cache, self._shared(plan.sharing or Layout()))
+        self._texts = self._texts or TextMemory()
+        self._texts.coming = self.coming
+        return Hooks(partial(show_rows, self.check), cache, self._shared(plan.sharing or Layout()), self._texts)
 
     def _shared(self, layout: Layout) -> Ranks:
         """The callables with which ranks share a video; set up once per layout."""
@@ -211,7 +217,8 @@ class Session:
                 worker.close(video.stop_writing)  # an interrupted run does not wait for an encoder that is stuck
             finally:
                 video.give_up_piece()
-        return video.finish(self.loading)
+        loading, self.loading = self.loading, 0.0
+        return video.finish(loading)
 
 
 def on_host(frames) -> Callable:

@@ -26,6 +26,7 @@ BOTH = pytest.mark.parametrize("parse", [cli.parse_generate, cli.parse_diffusion
 
 PUBLISHED = dict(
     outdir=Path("video_out"),
+    name=None,
     num_frames=97,
     image=None,
     guidance_scale=6.0,
@@ -147,7 +148,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
     values |= dict(prompt_enhancer_model="some/one", dry_run="json", dit_path="my/dit/a.gguf", vae_path="../inputs")
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
-    values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on")
+    values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     switches += ["--resume", "--no_preview", "--keep_parts"]
     switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
@@ -158,6 +159,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     common = dict(
         model_id="my/model",
         outdir=Path("out/deep"),
+        name="{seed}",
         prompt="fox",
         negative_prompt="fog",
         image=Path("../inputs/wide.png"),

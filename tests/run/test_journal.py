@@ -140,7 +140,7 @@ def test_a_finished_video_is_named_whatever_was_interrupted_beside_it(tmp_path):
     interrupted = begin(tmp_path, IDENTITY | {"shift": 5.0})
     add_piece(interrupted, 5, 0)
     interrupted.close()
-    asked = SimpleNamespace(outdir=tmp_path, prompt="a swan", seed=7, keep_parts=False)
+    asked = SimpleNamespace(outdir=tmp_path, prompt="a swan", seed=7, keep_parts=False, name=None)
     job = Job(FORCING, asked, lambda: None)
     with pytest.raises(InputError, match=r"--shift was 5\.0, now is 8\.0"):
         job._find(None, IDENTITY)

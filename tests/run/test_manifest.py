@@ -220,9 +220,10 @@ def test_a_finished_video_is_known_by_what_was_asked_for(tmp_path):
     (tmp_path / "a-swan_4.json").write_text("{")
     (tmp_path / "a-swan_5-2.mp4").touch()  # the first one was removed
     for seed in (None, 5):
-        assert manifest.finished(tmp_path, "a-swan_", "12ab", seed) == tmp_path / "a-swan_5-2.mp4"
-    assert manifest.finished(tmp_path, "a-swan_", "12ab", 6) is None
-    assert manifest.finished(tmp_path, "a-swan_", "12ac", 5) is None
+        stem = "a-swan_" if seed is None else f"a-swan_{seed}"
+        assert manifest.finished(tmp_path, stem, "12ab", seed) == tmp_path / "a-swan_5-2.mp4"
+    assert manifest.finished(tmp_path, "a-swan_6", "12ab", 6) is None
+    assert manifest.finished(tmp_path, "a-swan_5", "12ac", 5) is None
 
 
 def test_comments_survive_ffmpeg_s_escapes(tmp_path):

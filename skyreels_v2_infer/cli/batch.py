@@ -1,0 +1,348 @@
+"""--jobs and --sweep: rows of flags -> the settings of every video.
+
+A row together with the command line is itself a command line, that of the video alone, and is read as such: the flags
+of the command line, those of the row in their place where it has some, and the values of the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from skyreels_v2_infer.cli.checks import check_own_devices
+from skyreels_v2_infer.cli.job_files import MOST_ROWS, STDIN, RawRow, read_job_file
+from skyreels_v2_infer.cli.names import name_fields, stem_of
+from skyreels_v2_infer.cli.reading import CommandError, Parser, joined
+from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.cli.sweep import Sweep, combinations, slurm_shard
+from skyreels_v2_infer.errors import InputError, printable
+from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.media.images import download_image
+
+# Flags about the command as a whole, which no row can have.
+OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "resume", "dry_run", "use_usp")
+ALSO_ALONE = ("outdir", "device", "trust_replay")  # these too, but they are part of the command of one video
+JOINED = ("sigmas", "teacache_coefficients")  # values with commas between them
+ADDRESSES = ("image", "end_image")
+SEEDS = 2**32  # derived seeds are below this, as drawn ones
+
+Settle = Callable[[Sequence[str], Launch], GenerateSettings]
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One video of a batch.
+
+    Attributes:
+        number: among all videos of the batch, from 1.
+        source: where it is from, for messages: the job file and the row, and the values of the sweep.
+        swept: the values of the sweep, as text.
+        command: arguments that make the same video by themselves.
+        settings: with a seed and a name; None: the row is invalid.
+        error: what is wrong with it.
+    """
+
+    number: int
+    source: str
+    swept: Mapping[str, str]
+    command: tuple[str, ...] = ()
+    settings: GenerateSettings | None = None
+    error: str | None = None
+
+    def refused(self, error: str) -> JobRow:
+        return replace(self, settings=None, error=printable(error))
+
+
+@dataclass(frozen=True)
+class JobList:
+    """The videos of --jobs and --sweep.
+
+    Attributes:
+        rows: all of them, valid or not, in the order of the job file.
+        outdir, device, dry_run, keep_going: as on the command line.
+        group: number of processes that share a video.
+        shard: (I, N): only every N-th row from the I-th on is made; None: all.
+    """
+
+    rows: tuple[JobRow, ...]
+    outdir: Path
+    device: str | None
+    dry_run: str | None
+    keep_going: bool
+    group: int
+    shard: tuple[int, int] | None
+
+    def on_device(self, device: str | None) -> JobList:
+        """The same list with another device, for all rows."""
+        rows = [
+            row if row.settings is None else replace(row, settings=row.settings.on_device(device)) for row in self.rows
+        ]
+        return replace(self, rows=tuple(rows), device=device)
+
+    @property
+    def mine(self) -> tuple[JobRow, ...]:
+        """The rows of this shard."""
+        return self.rows if self.shard is None else self.rows[self.shard[0] - 1 :: self.shard[1]]
+
+
+def read_jobs(parser: Parser, argv: Sequence[str], args: argparse.Namespace, launch: Launch, settle: Settle) -> JobList:
+    """The rows of --jobs, each times the combinations of --sweep.
+
+    Args:
+        args: what `argv` says.
+        settle: (arguments of one video, the processes that share it) -> settings.
+
+    Raises:
+        InputError: the file or the flags as a whole cannot be used; invalid rows are in the result.
+    """
+    group = processes_of_a_job(args, launch)
+    if args.jobs == STDIN and launch.size > 1:
+        raise InputError("jobs", STDIN, "torchrun does not pass stdin on to its processes; give a file")
+    sweeps = tuple(args.sweep or ())
+    check_sweeps(parser, sweeps)
+    raw = [RawRow(1, {})] if args.jobs is None else read_job_file(args.jobs)
+    if len(raw) * count_of(sweeps) > MOST_ROWS:
+        raise InputError("sweep", None, f"makes {len(raw) * count_of(sweeps)} videos; at most {MOST_ROWS}")
+    reader = RowReader(parser, argv, sweeps, settle, Launch(0, 0, group, group > 1), args.name)
+    rows = refuse_repeated_names(reader.rows("--sweep" if args.jobs is None else args.jobs, raw))
+    shard = slurm_shard() if args.shard is None else args.shard
+    return JobList(tuple(rows), args.outdir, args.device, args.dry_run, args.keep_going, group, shard)
+
+
+def processes_of_a_job(args: argparse.Namespace, launch: Launch) -> int:
+    """The number of processes that share a video."""
+    group = args.gpus_per_job or (launch.size if args.use_usp else 1)
+    if not launch.by_torchrun and (group > 1 or args.use_usp):
+        name = "use_usp" if args.use_usp else "gpus_per_job"
+        raise InputError(name, None, "needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ...")
+    if launch.size % group:
+        raise InputError("gpus_per_job", group, f"must divide the number of processes, {launch.size}")
+    if launch.size > 1:
+        check_own_devices(args)
+    return group
+
+
+def check_sweeps(parser: Parser, sweeps: Sequence[Sweep]) -> None:
+    """Raises an `InputError` for a flag that cannot be swept."""
+    for i, sweep in enumerate(sweeps):
+        try:
+            if sweep.name in (before.name for before in sweeps[:i]):
+                raise ValueError("is given twice")
+            check_key(parser, sweep.name)
+        except ValueError as error:
+            raise InputError("sweep", sweep.name, str(error)) from None
+
+
+def count_of(sweeps: Sequence[Sweep]) -> int:
+    count = 1
+    for sweep in sweeps:
+        count *= len(sweep.values)
+    return count
+
+
+def check_key(parser: Parser, name: str) -> None:
+    """Raises ValueError for a key that no row can have."""
+    if name in OF_THE_COMMAND + ALSO_ALONE:
+        raise ValueError("belongs on the command line, for all rows")
+    if not parser.takes(f"--{name}") or name == "help" or name.startswith("no-"):
+        raise ValueError(parser.unknown(f"--{name}"))
+
+
+class RowReader:
+    """Rows of a job file -> settings.
+
+    Args:
+        argv: the command line.
+        settle: (arguments of one video, the processes that share it) -> settings.
+        launch: the processes that share a video.
+        name: the pattern of names on the command line.
+    """
+
+    def __init__(
+        self,
+        parser: Parser,
+        argv: Sequence[str],
+        sweeps: tuple[Sweep, ...],
+        settle: Settle,
+        launch: Launch,
+        name: str | None,
+    ):
+        self.parser, self.sweeps, self.settle, self.launch, self.name = parser, sweeps, settle, launch, name
+        self.base = flags_of(argv)
+        self._downloaded: dict[str, Path | InputError] = {}
+        self._seen: Counter[str] = Counter()  # texts of earlier rows, for seeds
+
+    def rows(self, file: str, raw: Sequence[RawRow]) -> Iterator[JobRow]:
+        """Every row times every combination of the sweep."""
+        number = 0
+        for row in raw:
+            place = f"{'stdin' if file == STDIN else file}:{row.line}" if file != "--sweep" else file
+            texts: set[str] = set()
+            for values in combinations(self.sweeps):
+                number += 1
+                shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+                swept = " ".join(f"{name}={value}" for name, value in shown.items())
+                made = JobRow(number, f"{place} ({swept})" if swept else place, shown)
+                yield made.refused(row.error) if row.error else self._read(made, row, values, texts)
+            self._seen.update(texts)
+
+    def _read(self, made: JobRow, row: RawRow, values: Mapping[str, object], texts: set[str]) -> JobRow:
+        try:
+            flags = self._flags(row.values, values)
+            pattern = self.parser.read(flags.pop("name")).name if "name" in flags else self.name
+            alone = self.base | flags
+            settings = self.settle(self._words(alone), self.launch)
+            if settings.seed is None:
+                text = text_of(settings)
+                texts.add(text)
+                settings = replace(settings, seed=derived_seed(text, self._seen[text]))
+            stem = self._stem(settings, pattern, row.line)
+        except (CommandError, InputError) as error:
+            return made.refused(str(error))
+        alone |= {"seed": [f"--seed={settings.seed}"], "name": [f"--name={stem}"]}
+        command = tuple(word for words in alone.values() for word in words)
+        return replace(made, settings=replace(settings, name=stem, resume=True), command=command)
+
+    def _flags(self, row: Mapping[str, object], swept: Mapping[str, object]) -> dict[str, list[str]]:
+        """The words of the row's flags, by name."""
+        flags: dict[str, list[str]] = {}
+        for name, value in (row | swept).items():
+            try:
+                check_key(self.parser, name)
+                if name in swept and name in row:
+                    raise ValueError("--sweep sets this flag for all rows")
+                flags[name] = words_of(self.parser, name, value)
+            except ValueError as error:
+                raise InputError(name, shown(value), str(error)) from None
+        return flags
+
+    def _words(self, flags: Mapping[str, list[str]]) -> list[str]:
+        """The arguments of one video; what is at an address is downloaded once."""
+        words = [word for name, some in flags.items() if name not in ADDRESSES for word in some]
+        for name in ADDRESSES:
+            for word in flags.get(name, ()):
+                address = word.partition("=")[2]
+                if address.lower().startswith(("http://", "https://")):
+                    word = f"--{name}={self._download(name, address)}"
+                words.append(word)
+        return [*words, "--use_usp"] if self.launch.size > 1 else words
+
+    def _download(self, name: str, address: str) -> Path:
+        if address not in self._downloaded:
+            try:
+                self._downloaded[address] = download_image(address, name)
+            except InputError as error:
+                self._downloaded[address] = error
+        found = self._downloaded[address]
+        if isinstance(found, InputError):
+            raise InputError(name, address, found.legal)
+        return found
+
+    def _stem(self, settings: GenerateSettings, pattern: str | None, line: int) -> str:
+        """The name of the video; by default with the swept settings in it."""
+        swept = [sweep.name for sweep in self.sweeps if sweep.name not in ("prompt", "seed", "image", "story", "name")]
+        if pattern is None and swept:
+            pattern = "_".join(["{prompt}", *(f"{{{name}}}" for name in swept), "{seed}"])
+        return stem_of(replace(settings, name=pattern), settings.seed, {"row": line})
+
+
+def flags_of(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The words of a command line by the flag's name, without flags that concern the command as a whole."""
+    flags: dict[str, list[str]] = {}
+    name = ""
+    for word in joined(argv):
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].removeprefix("no-")
+        flags.setdefault(name, []).append(word)
+    return {name: words for name, words in flags.items() if name not in (*OF_THE_COMMAND, "name")}
+
+
+def words_of(parser: Parser, name: str, value: object) -> list[str]:
+    """A flag and its value in a row -> words of a command line; null is the flag's default.
+
+    Raises:
+        ValueError: the value is of the wrong type.
+    """
+    kind = parser.takes(f"--{name}")
+    if value is None:
+        return []
+    if kind in ("switch", "negatable"):
+        on = {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else value
+        if not isinstance(on, bool):
+            raise ValueError("must be true or false")
+        return [f"--{name}"] if on else [f"--no-{name}"] if kind == "negatable" else []
+    if isinstance(value, list) and name == "story":
+        return [f"--story={json.dumps(value)}"]
+    if isinstance(value, bool | dict) or (isinstance(value, list) and any(map(is_no_text, value))):
+        raise ValueError("must be a text or a number" + ", or a list of them" * (kind in ("several", "repeated")))
+    if not isinstance(value, list):
+        return [f"--{name}={as_text(value)}"]
+    texts = [as_text(item) for item in value]
+    if name in JOINED:
+        return [f"--{name}={','.join(texts)}"]
+    if kind == "several" and len(texts) > 1:
+        return [f"--{name}", *texts]
+    if kind == "one":
+        raise ValueError("takes one value, not a list")
+    return [f"--{name}={text}" for text in texts]
+
+
+def is_no_text(value: object) -> bool:
+    return isinstance(value, bool | list | dict) or value is None
+
+
+def as_text(value: object) -> str:
+    """A number as a person would type it: programs that write tables make 97 a 97.0."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def shown(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def text_of(settings: GenerateSettings) -> str:
+    """All prompts of a video in one text."""
+    story = getattr(settings, "story", None)
+    if story is not None:
+        return json.dumps([asdict(scene) for scene in story])
+    return json.dumps(getattr(settings, "prompts", None) or settings.prompt)
+
+
+def derived_seed(text: str, repetition: int) -> int:
+    """The seed of a row that has none: a function of its prompts and of how many rows before have the same ones.
+
+    So the same command finds its videos again, and the values of a sweep are compared with the same noise.
+    """
+    digest = hashlib.sha256(json.dumps([text, repetition]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % SEEDS
+
+
+def refuse_repeated_names(rows: Iterator[JobRow]) -> list[JobRow]:
+    """Refuses rows whose video would have the name of an earlier row's."""
+    names: dict[str, JobRow] = {}
+    found = []
+    for row in rows:
+        if row.settings is not None:
+            before = names.setdefault(row.settings.name.casefold(), row)
+            if before is not row:
+                row = row.refused(str(same_name(row, before)))
+        found.append(row)
+    return found
+
+
+def same_name(row: JobRow, before: JobRow) -> InputError:
+    one, other = row.settings, before.settings
+    apart = [name for name in name_fields(type(one)) if getattr(one, name) != getattr(other, name)][:3]
+    hint = ""
+    if apart:
+        more = (f"{{{name}}}" for name in apart if name not in ("prompt", "seed"))
+        hint = f'; a pattern that tells them apart: --name "{"_".join(["{prompt}", *more, "{seed}"])}"'
+    return InputError("name", one.name, f"is that of {before.source}{hint}")

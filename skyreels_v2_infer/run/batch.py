@@ -1,0 +1,250 @@
+"""Many videos: all rows are checked, then made one after another with the model loaded once.
+
+`Maker` makes single videos of a batch; whoever distributes the rows (this process, the ranks of torchrun, a cluster)
+calls it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from skyreels_v2_infer.cli.batch import JobList, JobRow
+from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.console import say
+from skyreels_v2_infer.distributed.team import SilencedError, Team
+from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.run import summary
+from skyreels_v2_infer.run.foreseen import is_foreseen
+from skyreels_v2_infer.run.jobs import Job, Shared, enhance_all
+from skyreels_v2_infer.run.manifest import forget_peak_memory, peak_memory
+from skyreels_v2_infer.run.model_files import Models
+from skyreels_v2_infer.run.row_checks import CheckedRow, InvalidRowsError, check_rows
+from skyreels_v2_infer.run.session import Session
+from skyreels_v2_infer.run.sessions import Sessions, free_memory
+from skyreels_v2_infer.run.summary import Result
+
+LOOKS_AHEAD = 64  # videos whose texts may be encoded with those of the current one
+
+
+class Maker:
+    """Makes videos of a batch, one after another.
+
+    Args:
+        script: name of the script.
+        team: the processes that share each video.
+        check: called regularly; raises once the process has to stop.
+        open_session: constructor of a session.
+        models: looked up before.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        team: Team,
+        check: Callable[[], object],
+        open_session: Callable[..., Session] = Session,
+        models: Models | None = None,
+    ):
+        self.script, self.team, self.check = script, team, check
+        self.sessions = Sessions(open_session)
+        self.shared = Shared(models or Models(), self._enhance)
+        self.job: Job | None = None
+        self._enhanced: dict[tuple[str, str], str] = {}
+        self._coming: Sequence[CheckedRow] = ()
+
+    def make(self, coming: Sequence[CheckedRow]) -> Result | None:
+        """Makes the first of these videos, or finds it finished -> its record; None on all ranks but the first.
+
+        Args:
+            coming: the video to make, and those that may follow, of which texts are encoded together.
+
+        Raises:
+            Exception: an error while several ranks compute together, which ends all of them.
+        """
+        row, began = coming[0].row, time.perf_counter()
+        self._coming = coming
+        self.sessions.coming = texts_ahead(coming)
+        self.job = Job(self.script, row.settings, self.check, self.shared)
+        forget_peak_memory()
+        path = error = None
+        try:
+            with self.team.attempt():
+                path = self.job.run(self.team, self.sessions.open)
+        except Exception as problem:
+            if not self.team.recovered:
+                raise
+            error = self._error_of(problem)
+        finally:
+            self.job.close()
+        if self.team.rank:
+            return None
+        result = record_of(self.script, row, self.team.size)
+        if error is not None:
+            return replace(result, status=summary.FAILED, error=error + self.kept(), **self._spent(began))
+        made = self.job.video is not None
+        return replace(result, status=summary.DONE, path=str(path), **(self._spent(began) if made else {}))
+
+    def kept(self) -> str:
+        """For messages: what is kept of the current video if it is not finished."""
+        video = None if self.job is None else self.job.video
+        if video is None or video.path is not None or not video.journal.worth_keeping:
+            return ""
+        return f"; {video.left().partition(';')[0]}"
+
+    def _spent(self, began: float) -> dict:
+        return {"seconds": round(time.perf_counter() - began, 3), "peak_memory": peak_memory()}
+
+    def _error_of(self, problem: Exception) -> str:
+        """The one line about an error; of one that nobody foresaw the traceback is printed as well."""
+        if isinstance(problem, SilencedError):
+            return self.team.reason() or "another process failed"
+        if isinstance(problem, InputError):
+            return str(problem)
+        if not is_foreseen(problem):
+            traceback.print_exception(problem)
+        problem.__traceback__ = None  # refers to everything that the job had in memory
+        free_memory()
+        return f"{type(problem).__name__}: {first_line(problem)}"
+
+    def _enhance(self, settings: GenerateSettings, place) -> str:
+        """The prompt, expanded together with those of all videos that follow, while no other model is in memory."""
+        model = settings.prompt_enhancer_model
+        if (model, settings.prompt) not in self._enhanced:
+            self.sessions.close()
+            wanted = [one.row.settings for one in self._coming if one.row.settings.prompt_enhancer]
+            prompts = dict.fromkeys(one.prompt for one in wanted if one.prompt_enhancer_model == model)
+            new = [prompt for prompt in prompts if (model, prompt) not in self._enhanced]
+            for prompt, found in zip(new, enhance_all(settings, new, place), strict=True):
+                self._enhanced[model, prompt] = found
+        return self._enhanced[model, settings.prompt]
+
+
+def texts_ahead(coming: Sequence[CheckedRow]) -> list[str]:
+    """The texts of the videos that follow with the same model."""
+    first = coming[0]
+    near = (one for one in coming[1 : 1 + LOOKS_AHEAD] if one.model == first.model)
+    return list(dict.fromkeys(text for one in near for text in one.texts))
+
+
+def record_of(script: str, row: JobRow, ranks: int = 1) -> Result:
+    """The record of a row before anything is known of its video."""
+    words = ["python", script] if ranks == 1 else ["torchrun", f"--nproc_per_node={ranks}", script, "--use_usp"]
+    command = shlex.join([*words, *row.command]) if row.command else None
+    name = None if row.settings is None else row.settings.name
+    known = {"command": command, "error": row.error, "sweep": dict(row.swept)}
+    return Result(row.number, row.source, name, summary.INVALID, **known)
+
+
+class Batch:
+    """The videos of a job file.
+
+    Args:
+        script: name of the script.
+        jobs: as from the command line.
+        check: called regularly; raises once the process has to stop.
+        tell: prints the path of a finished video; its result is an exit code.
+
+    Attributes:
+        counts: number of results by status.
+    """
+
+    def __init__(
+        self, script: str, jobs: JobList, check: Callable[[], object], tell: Callable[[Path], int] = lambda path: 0
+    ):
+        self.script, self.check, self.tell = script, check, tell
+        self.models = Models()
+        self.maker: Maker | None = None
+        self.counts: Counter[str] = Counter()
+        self.untold = False
+        valid, jobs = check_rows(jobs, self.models)
+        self.invalid = [row for row in jobs.rows if row.settings is None]
+        if self.invalid and not jobs.keep_going:
+            raise InvalidRowsError(self.invalid)
+        numbers = {row.number for row in jobs.mine}
+        self.invalid = [row for row in self.invalid if row.number in numbers]
+        self.outdir = jobs.outdir
+        self.before = summary.read_summary(self.outdir)
+        self.videos = in_order([one for one in valid if one.row.number in numbers], self.before)
+        self.mine, self.all = len(numbers), len(jobs.rows)
+
+    @property
+    def code(self) -> int:
+        """0: all videos are done; 1: some are not, or a path could not be printed."""
+        return int(bool(self.counts[summary.FAILED] or self.counts[summary.INVALID] or self.untold))
+
+    def run(self, team: Team, open_session: Callable[..., Session] = Session) -> None:
+        """Makes all videos that are not there yet; several teams share them."""
+        if self.videos and not team.rank:
+            check_ffmpeg(reading=any(getattr(one.row.settings, "video_path", None) for one in self.videos))
+        self.maker = Maker(self.script, team, self.check, open_session, self.models)
+        while (number := team.claim()) < len(self.videos) + 1:
+            if not number:  # one team speaks of the invalid rows
+                results: Iterable[Result] = () if team.rank else map(self._record, self.invalid)
+            else:
+                results = self._made(self.videos[number - 1 :])
+            for result in results:
+                self._add(result)
+        self.maker.sessions.close()
+
+    def _made(self, coming: Sequence[CheckedRow]) -> Iterator[Result]:
+        try:
+            result = self.maker.make(coming)
+        except Exception as error:  # ends all processes; the next command makes this video last
+            if not self.maker.team.rank:
+                failed = record_of(self.script, coming[0].row, self.maker.team.size)
+                self._add(replace(failed, status=summary.FAILED, error=first_line(error)))
+            raise
+        if result is not None:
+            yield result
+
+    def _record(self, row: JobRow) -> Result:
+        return record_of(self.script, row)
+
+    def _add(self, result: Result) -> None:
+        """Counts a result, prints it, and appends it to the summary, unless that says the same already."""
+        self.counts[result.status] += 1
+        place = f"{result.row}/{self.all}"
+        is_new = bool(result.seconds) or result.status != summary.DONE
+        known = self.before.get(result.name, {})
+        if is_new or (known.get("status"), known.get("path"), known.get("row")) != ("done", result.path, result.row):
+            self.outdir.mkdir(parents=True, exist_ok=True)
+            summary.append(self.outdir, result)
+        if result.status == summary.DONE:
+            took = f"{result.seconds:.1f} s" if is_new else "there already"
+            say(f"{place} done: {result.path}, {took}", from_any_rank=True)
+            self.untold = bool(self.tell(Path(result.path))) or self.untold
+        else:
+            say(f"{place} {result.status}: {result.source}: {result.error}", from_any_rank=True)
+
+    def left(self) -> str:
+        """For messages: what is there if the batch stops here."""
+        kept = "" if self.maker is None else self.maker.kept().replace("; ", "; of the next one ")
+        return f"{self.counts[summary.DONE]} of {self.mine} videos are done{kept}; the same command continues"
+
+    def close(self) -> None:
+        """Closes the journal of the current video."""
+        if self.maker is not None and self.maker.job is not None:
+            self.maker.job.close()
+
+
+def in_order(videos: Sequence[CheckedRow], before: Mapping[str, dict]) -> list[CheckedRow]:
+    """Videos that failed before at last; those that need the same model one after another; else in the order of rows.
+
+    Args:
+        before: earlier records by name.
+    """
+    first: dict[tuple, int] = {}
+    for one in videos:
+        first.setdefault(one.model, len(first))
+
+    def key(one: CheckedRow) -> tuple[bool, int]:
+        return before.get(one.row.settings.name, {}).get("status") == summary.FAILED, first[one.model]
+
+    return sorted(videos, key=key)

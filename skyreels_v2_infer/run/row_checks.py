@@ -1,0 +1,135 @@
+"""Checks of all videos of a batch before the first one is made: what each would find wrong before it loads weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from skyreels_v2_infer.cli.batch import JobList, JobRow
+from skyreels_v2_infer.cli.planning import plan_of
+from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.images import read_image
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.prompts import texts_of
+from skyreels_v2_infer.run.inputs import count_video
+from skyreels_v2_infer.run.jobs import check_packages, worth_compiling
+from skyreels_v2_infer.run.model_files import Models, known_config, known_folder
+from skyreels_v2_infer.weights.verify import check_files
+
+T = TypeVar("T")
+# Settings for which a model is loaded anew; the LoRAs' strengths are those of the first window.
+LOADED = ("model_id", "dit_path", "vae_path", "text_encoder_path", "image_encoder_path", "weights", "quantize")
+LOADED += ("dtype", "vae_dtype", "attention", "compile", "offload", "lora")
+SHOWN = 50  # invalid rows that are listed
+
+
+class InvalidRowsError(InputError):
+    """Rows of a batch are invalid.
+
+    Attributes:
+        lines: one for each, up to SHOWN.
+    """
+
+    def __init__(self, rows: Sequence[JobRow]):
+        super().__init__("jobs", None, f"{len(rows)} invalid rows; nothing was made")
+        self.lines = [f"{row.source}: {row.error}" for row in rows[:SHOWN]]
+        if len(rows) > SHOWN:
+            self.lines.append(f"... and {len(rows) - SHOWN} more invalid rows")
+
+
+@dataclass(frozen=True)
+class CheckedRow:
+    """A valid row, with what the batch needs to know of its plan.
+
+    Attributes:
+        texts: that its text encoder reads.
+        model: videos with the same value need the same model, loaded in the same way.
+    """
+
+    row: JobRow
+    texts: tuple[str, ...]
+    model: tuple
+
+
+class Once:
+    """Results of checks, each made once for the same key."""
+
+    def __init__(self):
+        self._found: dict[Hashable, object] = {}
+
+    def __call__(self, key: Hashable, check: Callable[[], T]) -> T:
+        if key not in self._found:
+            try:
+                self._found[key] = check()
+            except InputError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, InputError):
+            raise InputError(found.name, found.value, found.legal)
+        return found
+
+
+def check_rows(
+    jobs: JobList, models: Models, seen: Callable[[JobRow, Plan, dict | None], object] = lambda *about: None
+) -> tuple[list[CheckedRow], JobList]:
+    """The valid rows, and the list with the errors of all rows that are not.
+
+    Args:
+        seen: called with every plan, for its cost, and the transformer's arguments.
+    """
+    once, valid, rows = Once(), [], []
+    for row in jobs.rows:
+        if row.settings is not None:
+            try:
+                plan, config = checked(row.settings, jobs.group, models, once)
+                seen(row, plan, config)
+                valid.append(CheckedRow(row, texts_to_encode(row.settings, plan), model_of(row.settings, plan, config)))
+            except InputError as error:
+                row = row.refused(str(error))
+        rows.append(row)
+    return valid, replace(jobs, rows=tuple(rows))
+
+
+def checked(settings: GenerateSettings, ranks: int, models: Models, once: Once) -> tuple[Plan, dict | None]:
+    """The plan of a video and its transformer's arguments, which are None before a download.
+
+    Raises:
+        InputError: for what is wrong with its files, its model or their combination.
+    """
+    for name in ("image", "end_image"):
+        path = getattr(settings, name, None)
+        if path is not None:
+            wanted = path, settings.height, settings.width, name
+            once((file_key(path), *wanted), lambda wanted=wanted: read_image(*wanted) is None)
+    video = getattr(settings, "video_path", None)
+    frames = 0 if video is None else once(("video", file_key(video)), lambda: count_video(settings).frames)
+    parts = tuple(replaced_parts(settings).items())
+    config, folder = once(("config", settings.model_id, parts), lambda: known_config(settings))
+    plan = plan_of(settings, config, folder, frames, ranks)
+    check_packages(plan)
+    if known_folder(settings) is not None and all(os.path.exists(os.path.expanduser(path)) for _, path in parts):
+        once(("files", settings.model_id, parts), lambda: check_files(models.checkpoint(settings)))
+    return plan, config
+
+
+def file_key(path: os.PathLike) -> tuple:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (str(path),)
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+def texts_to_encode(settings: GenerateSettings, plan: Plan) -> tuple[str, ...]:
+    """The texts of a plan, without one that will be enhanced first."""
+    return tuple(text for name, text in texts_of(plan) if not (settings.prompt_enhancer and name == "prompt"))
+
+
+def model_of(settings: GenerateSettings, plan: Plan, config: dict | None) -> tuple:
+    """What decides how a model is loaded."""
+    compiled = settings.compile == "auto" and config is not None and worth_compiling(settings, plan, config)
+    named = tuple(getattr(settings, name) for name in LOADED)
+    return *named, tuple(lora.strength for lora in plan.first_loras), plan.lora_strengths_change, compiled

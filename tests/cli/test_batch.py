@@ -1,0 +1,392 @@
+"""Rows of a job file and sweeps become the settings of videos; every invalid row is named, with what is wrong."""
+
+import io
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.cli import job_files
+from skyreels_v2_infer.cli.sweep import Sweep, slurm_shard, swept
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media import images
+
+TINY = ["--model_id", "tiny"]
+BOTH = pytest.mark.parametrize("parse", [cli.parse_generate, cli.parse_diffusion_forcing])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def parsed(content: str | bytes, *argv: str, name: str = "jobs.jsonl", parse=cli.parse_diffusion_forcing):
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return parse(["--jobs", name, *TINY, *argv])
+
+
+def of_rows(*rows: dict, argv=(), **more):
+    return parsed("".join(json.dumps(row) + "\n" for row in rows), *argv, **more)
+
+
+def errors(jobs) -> list[str]:
+    assert all((row.settings is None) == (row.error is not None) for row in jobs.rows)
+    return [f"{row.source}: {row.error}" for row in jobs.rows if row.error is not None]
+
+
+def refusal(capsys, *argv: str, parse=cli.parse_generate) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse([*argv])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1
+    return err.partition(": ")[2][:-1]
+
+
+# What rows say
+
+
+@BOTH
+def test_a_row_and_the_command_line_give_the_flags_of_a_video(parse):
+    argv = ["--num_frames", "17", "--guidance_scale=3", "--teacache", "--outdir", "out"]
+    rows = {"prompt": "a swan", "seed": 3}, {"prompt": "b", "seed": 4, "num_frames": 5, "teacache": False}
+    one, two = of_rows(*rows, argv=argv, parse=parse).rows
+    alone = parse([*TINY, *argv, "--prompt", "a swan", "--seed", "3", "--name", "a-swan_3", "--resume"])
+    assert one.settings == alone
+    assert (two.settings.num_frames, two.settings.teacache, two.settings.guidance_scale) == (5, False, 3.0)
+    assert parse([*two.command, "--resume"]) == two.settings
+    assert [row.source for row in (one, two)] == ["jobs.jsonl:1", "jobs.jsonl:2"]
+
+
+def test_values_have_the_types_of_the_command_line():
+    rows = (
+        {"prompt": ["a swan", "a crow"], "num_frames": 49.0, "seed": 1},  # as tables of numbers write them
+        {"prompt": "x", "sigmas": [1, 0.5], "seed": "2", "negative_prompt": ""},
+        {"prompt": None, "num_frames": None, "seed": 3},
+        {"story": [{"start": 0, "prompt": "one"}, {"start": 33, "prompt": "two"}], "num_frames": 49, "seed": 4},
+    )
+    two, sigmas, defaults, story = (row.settings for row in of_rows(*rows, argv=["--num_frames", "17"]).rows)
+    assert (two.prompts, two.num_frames) == (("a swan", "a crow"), 49)
+    assert (sigmas.sigmas, sigmas.seed, sigmas.negative_prompt) == ((1.0, 0.5), 2, "")
+    assert defaults.num_frames == 33 and defaults.prompt.startswith("A red circle")  # not those of the command line
+    assert [scene.prompt for scene in story.story] == ["one", "two"]
+
+
+def test_a_lora_of_a_row_replaces_those_of_the_command_line():
+    for name in "abc":
+        Path(f"{name}.safetensors").touch()
+    rows = {"prompt": "x", "lora": ["b.safetensors:0.5", "c.safetensors"]}, {"prompt": "y", "lora": []}, {"prompt": "z"}
+    loras = [row.settings.lora for row in of_rows(*rows, argv=["--lora", "a.safetensors"]).rows]
+    assert [[(lora.name, lora.strength) for lora in some] for some in loras] == [
+        [("b", 0.5), ("c", 1.0)],
+        [],
+        [("a", 1.0)],
+    ]
+
+
+def test_csv_with_quotes_and_empty_cells():
+    text = '\ufeffprompt,seed,teacache\r\n"a swan, white\nand calm",3,TRUE\r\n,,\r\ncrow,,false\r\n'
+    one, two = parsed(text, "--seed", "9", name="jobs.CSV").rows
+    assert (one.settings.prompt, one.settings.seed, one.settings.teacache) == ("a swan, white\nand calm", 3, True)
+    assert (two.settings.seed, two.settings.teacache, two.source) == (9, False, "jobs.CSV:4")
+
+
+def test_a_list_of_prompts(monkeypatch):
+    text = "a swan\r\n\n  a crow, black \n"
+    assert [row.settings.prompt for row in parsed(text, name="prompts").rows] == ["a swan", "a crow, black"]
+    for content in (text, '\n{"prompt": "a swan"}\n{"prompt": "a crow, black"}'):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+        rows = cli.parse_generate(["--jobs", "-", *TINY]).rows
+        assert [row.settings.prompt for row in rows] == ["a swan", "a crow, black"]
+        assert rows[0].source.startswith("stdin:")
+
+
+# What is wrong with rows
+
+
+def test_every_bad_row_is_named_in_one_line():
+    Path("text.png").write_text("no picture")
+    Path("here.png").mkdir()
+    rows = [
+        '{"promt": "a swan"}',
+        '{"prompt": "fine", "seed": 1}',
+        '{"num_frames": 50}',
+        "",
+        '{"teacache": "yes"}',
+        '{"seed": true}',
+        '{"prompt": {"a": 1}}',
+        '{"image": "text.png"}',
+        '{"image": "here.png"}',
+        '{"outdir": "elsewhere"}',
+        '{"resume": true}',
+        '{"help": true}',
+        '{"prompt": "a", "prompt": "b"}',
+        '{"guidance_scale": NaN}',
+        '["a swan"]',
+        '{"prompt": "a swan"',
+        '{"seed": [1, 2]}',
+        '{"prompt": "again", "name": "fine_1"}',
+        "[" * 100_000,
+        '{"lora": "none.safetensors"}',
+        '{"name": "../up"}',
+        '{"video_path": "none.mp4"}',
+    ]
+    found = errors(parsed("\n".join(rows)))
+    lines = dict(line.removeprefix("jobs.jsonl:").split(": ", 1) for line in found)
+    assert [*map(int, lines)] == [number for number, row in enumerate(rows, start=1) if row and "fine" not in row[:20]]
+    expected = {
+        1: "--promt a swan: unknown flag, did you mean --prompt?",
+        3: "--num_frames 50: must be 4n+1, nearest are 49 and 53",
+        5: "--teacache yes: must be true or false",
+        6: "--seed true: must be",
+        7: '--prompt {"a": 1}: must be a text',
+        8: "--image text.png: must be a complete picture",
+        9: "--image here.png: must be a file",
+        10: "--outdir elsewhere: belongs on the command line",
+        11: "--resume true: belongs on the command line",
+        12: "--help true: unknown flag",
+        13: "prompt is given twice",
+        14: "NaN is no number",
+        15: "must be a JSON object",
+        16: "is no JSON object (Expecting ',' delimiter, column 20)",
+        17: "--seed [1, 2]: takes one value",
+        18: "--name fine_1: is that of jobs.jsonl:2",
+        19: "is nested too deeply",
+        20: "--lora none.safetensors: must be an existing file",
+        21: "--name ../up: must be letters",
+        22: "--video_path none.mp4: must be an existing file",
+    }
+    for line, start in expected.items():
+        assert lines[str(line)].startswith(start), lines[str(line)]
+    assert not Path("elsewhere").exists()
+
+
+def test_a_row_for_the_other_script(capsys):
+    (line,) = errors(of_rows({"overlap_history": 17}, parse=cli.parse_generate))
+    assert line == "jobs.jsonl:1: --overlap_history 17: only generate_video_df.py has this flag"
+    (line,) = errors(of_rows({"prompt": ["a", "b"]}, parse=cli.parse_generate))
+    assert line.endswith("takes one value, not a list")
+
+
+def test_two_rows_with_one_name():
+    rows = {"prompt": "a swan", "seed": 3}, {"prompt": "A swan!", "seed": 3, "guidance_scale": 5}
+    (line,) = errors(of_rows(*rows))
+    assert "jobs.jsonl:2: --name a-swan_3: is that of jobs.jsonl:1;" in line and "{guidance_scale}" in line
+    pattern = line.partition('--name "')[2].rstrip('"')
+    assert not errors(of_rows(*rows, argv=["--name", pattern]))
+    assert not errors(of_rows(rows[0], rows[1] | {"name": "other"}))
+
+
+def test_a_bad_csv():
+    assert "jobs.csv:3: has 3 cells, the header 2" in errors(parsed("prompt,seed\na,1\nb,2,3\n", name="jobs.csv"))
+    assert any("is no CSV" in line for line in errors(parsed('prompt\na\n"b', name="jobs.csv")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "legal"),
+    [
+        ("empty.jsonl", b"", "has no rows"),
+        ("blank.txt", b"\n \n", "has no rows"),
+        ("header.csv", b"prompt,seed\n", "has no rows"),
+        ("twice.csv", b"seed,seed\n1,2\n", "seed"),
+        ("latin.txt", "crème".encode("latin-1"), "cannot be read"),
+    ],
+)
+def test_a_file_without_usable_rows(name, content, legal, capsys):
+    Path(name).write_bytes(content)
+    line = refusal(capsys, "--jobs", name, *TINY)
+    assert line.startswith("--jobs") and legal in line
+
+
+def test_files_that_never_end_are_not_read(capsys, monkeypatch):
+    assert "no such file" in refusal(capsys, "--jobs", "none.jsonl").lower()
+    os.mkfifo("pipe")
+    for path in ("pipe", "/dev/zero", "."):
+        assert "regular file" in refusal(capsys, "--jobs", path)
+    Path("long.txt").write_text("a swan\n" * 10)
+    for limit, legal in (("MOST_ROWS", "has more than 5 rows"), ("MOST_BYTES", "it has more than 0 KB")):
+        monkeypatch.setattr(job_files, limit, 5)
+        assert legal in refusal(capsys, "--jobs", "long.txt")
+
+
+def test_a_picture_at_an_address_is_downloaded_once(monkeypatch):
+    Image.new("RGB", (64, 64)).save("picture.png")
+    asked = []
+    monkeypatch.setattr(
+        "skyreels_v2_infer.cli.batch.download_image", lambda url, name: asked.append(url) or Path("picture.png")
+    )
+    monkeypatch.setattr(images, "download_image", None)
+    address = "https://example.com/a.png"
+    rows = of_rows(*({"prompt": "x", "image": address, "seed": seed} for seed in range(3))).rows
+    assert asked == [address] and {row.settings.image for row in rows} == {Path("picture.png")}
+    assert f"--image={address}" in rows[0].command
+
+
+# Seeds
+
+
+def test_rows_without_a_seed_get_one_of_their_own_that_stays():
+    def seeds(*rows, argv=()):
+        return [row.settings.seed for row in of_rows(*rows, argv=argv).rows]
+
+    swan, crow = {"prompt": "a swan"}, {"prompt": "a crow"}
+    found = seeds(swan, crow, swan)
+    assert len(set(found)) == 3 and all(0 <= seed < 2**32 for seed in found)
+    assert seeds(crow, swan, swan) == [found[1], found[0], found[2]]  # in another order
+    assert seeds(swan | {"guidance_scale": 5}) == found[:1]  # to compare settings with the same noise
+    assert seeds(swan, argv=["--sweep", "guidance_scale=1,2"]) == found[:1] * 2
+    assert seeds(swan | {"seed": 7}, swan) == [7, found[0]]
+
+
+# Sweeps
+
+
+def test_a_sweep_multiplies_every_row():
+    argv = ["--sweep", "guidance_scale=4,6", "seed=1..2"]
+    rows = of_rows({"prompt": "a swan"}, {"prompt": "a crow"}, argv=argv).rows
+    assert [(r.settings.prompt, r.settings.guidance_scale, r.settings.seed) for r in rows] == [
+        (prompt, scale, seed) for prompt in ("a swan", "a crow") for scale in (4.0, 6.0) for seed in (1, 2)
+    ]
+    assert rows[5].settings.name == "a-crow_4_2" and [row.number for row in rows] == [*range(1, 9)]
+    assert rows[5].source == "jobs.jsonl:2 (guidance_scale=4 seed=2)" and rows[5].swept["seed"] == "2"
+
+
+def test_a_sweep_of_the_command_alone():
+    rows = cli.parse_generate([*TINY, "--prompt", "a swan", "--sweep", 'prompt=["a, b", "c"]', "seed=3..1"]).rows
+    assert [(row.settings.prompt, row.settings.seed) for row in rows] == [
+        (prompt, seed) for prompt in ("a, b", "c") for seed in (3, 2, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("shift=0.5..2..0.5", ["0.5", "1.0", "1.5", "2.0"]),
+        ("shift=1,2..3,7", ["1", "2", "3", "7"]),
+        ("shift=5..1..-2", ["5", "3", "1"]),
+        ("shift=0..1..0.3", ["0.0", "0.3", "0.6", "0.9"]),
+        ("teacache=true,false", ["true", "false"]),
+        ('prompt=["a, b", null, 3]', ["a, b", None, 3]),
+    ],
+)
+def test_values_of_a_sweep(text, values):
+    assert swept(text) == Sweep(text.partition("=")[0], tuple(values))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "legal"),
+    [
+        ("seed", "must be FLAG=VALUES"),
+        ("seed=", "has an empty value"),
+        ("seed=1,,2", "has an empty value"),
+        ("seed=1..9..-1", "never ends"),
+        ("seed=1..9..0", "never ends"),
+        ("seed=1..99999999", "more than 10000 values"),
+        ("prompt=[1", "is no JSON list"),
+        ("prompt=[]", "has no values"),
+        ("outdir=a,b", "belongs on the command line"),
+        ("sed=1,2", "did you mean --seed?"),
+    ],
+)
+def test_bad_sweeps(sweep, legal, capsys):
+    line = refusal(capsys, *TINY, "--sweep", sweep)
+    assert line.startswith("--sweep ") and legal in line
+
+
+def test_a_flag_is_swept_once_and_not_by_rows_as_well(capsys):
+    assert "twice" in refusal(capsys, *TINY, "--sweep", "seed=1", "--sweep", "seed=2")
+    (line,) = errors(of_rows({"seed": 1}, argv=["--sweep", "seed=3"]))
+    assert line == "jobs.jsonl:1 (seed=3): --seed 3: --sweep sets this flag for all rows"
+    assert "at most 100000" in refusal(capsys, *TINY, "--sweep", "seed=1..1000", "shift=1..1000")
+
+
+# Names
+
+
+def test_names_by_a_pattern(capsys):
+    rows = {"prompt": "a white swan", "seed": 3, "image": "docs.png"}, {"prompt": "a crow", "name": "bird"}
+    Image.new("RGB", (64, 64)).save("docs.png")
+    argv = ["--name", "{row:03}-{prompt:.7}_{guidance_scale}_{image}_{model_id}"]
+    made = [row.settings.name for row in of_rows(*rows, argv=argv).rows]
+    assert made == ["001-a-white_2_docs_tiny", "bird"]
+    one = cli.parse_generate([*TINY, "--prompt", "a crow", "--name", "{prompt}-{inference_steps}"])
+    assert one.name == "{prompt}-{inference_steps}"
+    assert "there is no field {row}" in refusal(capsys, *TINY, "--name", "{row}")
+    assert "there is no field {outdir}" in refusal(capsys, *TINY, "--name", "{outdir}")
+
+
+# Which rows are made
+
+
+def test_a_shard_is_every_nth_row():
+    rows = [{"prompt": "x", "seed": seed} for seed in range(5)]
+    rows[1] = {"promt": "x"}
+    parts = [of_rows(*rows, argv=["--shard", f"{i}/2"]).mine for i in (1, 2)]
+    assert [[row.number for row in part] for part in parts] == [[1, 3, 5], [2, 4]]
+
+
+ARRAY = {"ID": "7", "MIN": "3", "MAX": "11", "COUNT": "5", "STEP": "2"}
+
+
+def slurm(**values: str) -> dict[str, str]:
+    return {f"SLURM_ARRAY_TASK_{name}": value for name, value in values.items()}
+
+
+def test_the_shard_of_a_slurm_array(monkeypatch):
+    assert slurm_shard({}) is None
+    assert slurm_shard(slurm(**ARRAY)) == (3, 5)
+    assert slurm_shard(slurm(ID="0", MIN="0", MAX="9", COUNT="10", STEP="1")) == (1, 10)
+    found = {slurm_shard(slurm(**ARRAY | {"ID": str(task)})) for task in range(3, 12, 2)}
+    assert found == {(i, 5) for i in range(1, 6)}
+    for wrong in ({"ID": "8"}, {"ID": "13"}, {"MAX": "20"}, {"COUNT": "x"}, {"STEP": "0"}):
+        with pytest.raises(InputError, match="--shard: "):
+            slurm_shard(slurm(**ARRAY | wrong))
+    for name, value in slurm(**ARRAY).items():
+        monkeypatch.setenv(name, value)
+    rows = [{"prompt": "x", "seed": seed} for seed in range(7)]
+    assert [row.number for row in of_rows(*rows).mine] == [3]
+    assert [row.number for row in of_rows(*rows, argv=["--shard", "1/1"]).mine] == [*range(1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "legal"),
+    [
+        ("--shard 0/3 --sweep seed=1", "must be I/N"),
+        ("--shard 4/3 --sweep seed=1", "must be I/N"),
+        ("--shard 1/3", "has no effect without --jobs or --sweep"),
+        ("--keep_going", "has no effect without --jobs or --sweep"),
+        ("--gpus_per_job 2", "has no effect without --jobs or --sweep"),
+        ("--gpus_per_job 2 --sweep seed=1", "needs torchrun"),
+        ("--use_usp --sweep seed=1", "needs torchrun"),
+    ],
+)
+def test_flags_of_the_batch(argv, legal, capsys):
+    assert legal in refusal(capsys, *TINY, *argv.split())
+
+
+def test_groups_of_processes(monkeypatch, capsys):
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    for argv, group in (((), 1), (("--gpus_per_job", "2"), 2), (("--use_usp",), 4)):
+        jobs = of_rows({"prompt": "x", "seed": 1}, argv=argv)
+        assert (jobs.group, jobs.rows[0].settings.use_usp) == (group, group > 1)
+        assert "--use_usp" not in jobs.rows[0].command
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "must divide" in refusal(capsys, *TINY, "--sweep", "seed=1", "--gpus_per_job", "3")
+    assert "--device cuda:1" in refusal(capsys, *TINY, "--sweep", "seed=1", "--device", "cuda:1")
+    assert "stdin" in refusal(capsys, *TINY, "--jobs", "-")
+
+
+def test_replay_gives_the_rest(monkeypatch):
+    settings = {"model_id": "tiny", "prompt": "a swan", "seed": 5, "num_frames": 17, "guidance_scale": 3.0}
+    about = {"format": 1, "script": "generate_video_df.py", "settings": settings}
+    Path("made.json").write_text(json.dumps(about))
+    rows = {"guidance_scale": 4}, {"prompt": "a crow"}
+    one, two = (row.settings for row in of_rows(*rows, argv=["--replay", "made.json"]).rows)
+    assert (one.prompt, one.seed, one.num_frames, one.guidance_scale) == ("a swan", 5, 17, 4.0)
+    assert (two.prompt, two.seed, two.guidance_scale) == ("a crow", 5, 3.0)
