@@ -229,9 +229,7 @@ class RankTeam(Team):
             yield
         except Exception as error:
             self._meetings = self._own
-            if self.size == 1:
-                self.recovered = True
-            if self._committed or self.size == 1 or self._failed():
+            if self._committed or self._failed():
                 raise
             if not isinstance(error, SilencedError):
                 store.set("reason", first_line(error))

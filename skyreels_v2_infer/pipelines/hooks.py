@@ -15,6 +15,7 @@ from skyreels_v2_infer.pipelines.denoise import both_branches
 if TYPE_CHECKING:
     from skyreels_v2_infer.modules.caches.base import Cache
     from skyreels_v2_infer.modules.transformer import PromptContext
+    from skyreels_v2_infer.pipelines.prompts import TextMemory
 
 # (index of the window, number of windows, rows) -> context manager whose value is called after every row
 Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
@@ -60,4 +61,4 @@ class Hooks:
     progress: Progress = no_progress
     cache: Cache | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    texts: Any = None
+    texts: TextMemory | None = None
