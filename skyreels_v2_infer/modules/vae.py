@@ -429,7 +429,8 @@ class WanVAE(nn.Module):
                 latents continue those, and make 4 frames each.
 
         Yields:
-            float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n.
+            float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n. Where the decoder makes
+            NaN or infinity there is NaN.
         """
         if latents.ndim != 5 or latents.shape[1] != self.z_dim:
             raise ValueError(f"latents {list(latents.shape)}: must be [B, {self.z_dim}, F, H/8, W/8]")
@@ -440,7 +441,8 @@ class WanVAE(nn.Module):
         for i in range(0, t, step):
             z = torch.addcmul(mean, latents[:, :, i : i + step].to(self.device, torch.float32), std).to(self.dtype)
             z = self.conv2(z.contiguous(memory_format=torch.channels_last_3d), cache)
-            yield self.decoder(z, cache).float().clamp_(-1, 1)
+            frames = self.decoder(z, cache).float()
+            yield frames.masked_fill_(frames.isinf(), torch.nan).clamp_(-1, 1)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """``[B, z_dim, n+1, H/8, W/8]`` normalised -> float32 ``[B, 3, 4n+1, H, W]`` in -1..1."""

@@ -50,14 +50,14 @@ def finite(pieces: Iterator[torch.Tensor], window: WindowPlan) -> Iterator[torch
     """The same pieces; whether they are finite is checked after the last one, without a wait for the device before.
 
     Raises:
-        FloatingPointError: a piece contains NaN, which would become black pixels.
+        FloatingPointError: a piece contains NaN (`decode_stream`), which would become black pixels.
     """
     found = []
     for piece in pieces:
         found.append(piece.isfinite().all())
         yield piece
     if found and not torch.stack(found).all():
-        raise FloatingPointError(f"window {window.window.index + 1}: decoded frames contain NaN")
+        raise FloatingPointError(f"window {window.window.index + 1}: decoded frames contain NaN or Inf")
 
 
 class Newest:

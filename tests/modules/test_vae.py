@@ -115,6 +115,14 @@ def test_wrong_latents_are_named():
         small_vae().decode(torch.zeros(1, 15, 1, 2, 2))
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_infinity_is_not_hidden_by_the_range(value):
+    vae = small_vae()
+    vae.decoder.head[-1].bias.data[1] = float(value)
+    frames = vae.decode(torch.zeros(1, 16, 2, 2, 2))
+    assert frames[:, 1].isnan().all() and frames[:, [0, 2]].isfinite().all()
+
+
 def test_gradients_flow():
     """The embedded model is trained with this class."""
     vae = small_vae().requires_grad_(True)

@@ -25,7 +25,7 @@ from skyreels_v2_infer.media import preview
 from skyreels_v2_infer.media.comment import comment_of
 from skyreels_v2_infer.media.write import VideoWriter, join_videos
 from skyreels_v2_infer.modules.transformer import WanModel
-from skyreels_v2_infer.modules.vae import WanVAE
+from skyreels_v2_infer.modules.vae import Decoder, WanVAE
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.run import inputs
 from skyreels_v2_infer.run import main as conductor
@@ -456,18 +456,18 @@ def test_numbers_that_are_none_are_no_video(tmp_path, monkeypatch, capsys):
     assert "window 1: model output contains NaN or Inf; try --dtype float32" in last and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("history", ["pixel", "latent"])
-def test_decoded_frames_that_are_no_numbers_are_no_video(tmp_path, monkeypatch, capsys, history):
-    real, calls = WanVAE.decode_stream, []
+@pytest.mark.parametrize(("history", "value"), [("pixel", "nan"), ("latent", "nan"), ("pixel", "-inf")])
+def test_decoded_frames_that_are_no_numbers_are_no_video(tmp_path, monkeypatch, capsys, history, value):
+    stream, forward, calls = WanVAE.decode_stream, Decoder.forward, []
 
-    def decode(*given):
-        calls.append(given)
-        for piece in real(*given):
-            if len(calls) == 2:
-                piece[0, 0, -1, 0, 0] = float("nan")
-            yield piece
+    def spoil(*given):
+        piece = forward(*given)
+        if len(calls) == 2:
+            piece[0, 0, -1, 0, 0] = float(value)
+        return piece
 
-    monkeypatch.setattr(WanVAE, "decode_stream", decode)
+    monkeypatch.setattr(WanVAE, "decode_stream", lambda *given: calls.append(given) or stream(*given))
+    monkeypatch.setattr(Decoder, "forward", spoil)
     flags = ["--model_id", "tiny", "--seed", "3", "--outdir", str(tmp_path), "--inference_steps", "1"]
     flags += ["--num_frames", "49", "--device", "cpu", "--history", history]
     assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 1
