@@ -100,12 +100,7 @@ def empty_model(config: dict) -> nn.Module:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer as its own tokenizer.json has it, where there is one.
+    """The tokenizer of a folder with a tokenizer.json, just as that file has it."""
+    from transformers import PreTrainedTokenizerFast
 
-    transformers 5 would make a T5 tokenizer of its pieces alone, with 2 for what is unknown; in umT5 that is 3.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -429,8 +429,8 @@ class WanVAE(nn.Module):
                 latents continue those, and make 4 frames each.
 
         Yields:
-            float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n. Where the decoder makes
-            NaN or infinity there is NaN.
+            float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n. NaN and infinity are
+            NaN.
         """
         if latents.ndim != 5 or latents.shape[1] != self.z_dim:
             raise ValueError(f"latents {list(latents.shape)}: must be [B, {self.z_dim}, F, H/8, W/8]")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.files import read_small
 
 PIXELS_720P = 640 * 1100  # between 544 x 960 and 720 x 1280
 CALIBRATE = "skyreels_v2_infer.run.calibrate"  # the command that fits a polynomial
@@ -44,11 +45,11 @@ def choose_coefficients(config: dict, folder: Path, height: int, width: int, use
     name = "ret_steps_coefficients" if use_ret_steps else "coefficients"
     if (folder / FILE).is_file():
         try:
-            found = tuple(float(value) for value in json.loads((folder / FILE).read_bytes())[name])
+            found = tuple(float(value) for value in json.loads(read_small(folder / FILE))[name])
             if len(found) != DEGREE + 1 or not all(map(math.isfinite, found)):
                 raise ValueError(f"must be {DEGREE + 1} numbers")
             return found
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError("teacache", None, f"{folder / FILE} has no usable {name}: {first_line(error)}") from error
     kind = config["model_type"]
     if config["dim"] in PUBLISHED_WIDTHS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
@@ -11,8 +12,10 @@ from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import clean, texts_of
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 from skyreels_v2_infer.weights.download import local_folder
-from skyreels_v2_infer.weights.layouts import Given
+from skyreels_v2_infer.weights.headers import refusing
+from skyreels_v2_infer.weights.layouts import TOKENIZER_FILES, Given
 from skyreels_v2_infer.weights.locate import Checkpoint, compose, config_of_base, read_transformer_config
+from skyreels_v2_infer.weights.vocabulary import read_sentencepiece
 
 
 class Models:
@@ -72,9 +75,19 @@ def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> No
     Args:
         tokenizer: its folder.
     """
-    file, model = tokenizer / "tokenizer.json", settings.model_id
-    if model not in PUBLISHED and embedded.name_of(model) != embedded.NAME and file.is_file():
-        check_tokenizer(file, [clean(text) for _, text in texts_of(plan)], "model_id", model)
+    whole, pieces = (tokenizer / name for name in TOKENIZER_FILES)
+    model = settings.model_id
+    if model in PUBLISHED or embedded.name_of(model) == embedded.NAME:
+        return
+    texts = [clean(text) for _, text in texts_of(plan)]
+    if whole.is_file():
+        check_tokenizer(whole, texts, "model_id", model)
+    elif pieces.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder, pieces.name)
+            with refusing(model, f"the tokenizer in {tokenizer.name}/ cannot be read"):
+                read_sentencepiece(pieces)[0].save(str(converted))
+            check_tokenizer(converted, texts, "model_id", model)
 
 
 def cache_folder(checkpoint: Checkpoint) -> Path:

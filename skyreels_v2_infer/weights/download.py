@@ -2,9 +2,11 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from skyreels_v2_infer.errors import first_line
+from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.plan.models import HUB_ID
 from skyreels_v2_infer.weights.config import config_in
 from skyreels_v2_infer.weights.headers import check_regular
@@ -41,9 +43,10 @@ def snapshot_of(folder: Path) -> Path:
     snapshots = folder / "snapshots"
     if not snapshots.is_dir() or layout_of(folder) == "diffusers" or (folder / "config.json").is_file():
         return folder
-    main = folder / "refs" / "main"
-    if main.is_file() and (found := snapshots / main.read_text(errors="replace")[:100].strip()).is_dir():
-        return found
+    with suppress(OSError, ValueError):
+        name = read_small(folder / "refs" / "main", most=100).decode().strip()
+        if name and (snapshots / name).is_dir():
+            return snapshots / name
     found = [place for place in snapshots.iterdir() if place.is_dir()]
     return max(found, key=lambda place: place.stat().st_mtime) if found else folder
 

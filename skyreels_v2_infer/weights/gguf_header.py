@@ -16,7 +16,8 @@ from skyreels_v2_infer.weights.headers import Entry, Header, check_apart, refuse
 from skyreels_v2_infer.weights.layouts import refusal
 
 MAGIC = b"GGUF"
-LIMIT = 2**28  # bytes of metadata and tensor descriptions that are read at most
+LIMIT = 2**26  # bytes of metadata and tensor descriptions that are read at most
+MOST_VALUES = 2**21  # strings and arrays in metadata; a vocabulary of umT5's has 256,384
 DEEPEST = 4  # arrays within arrays
 DIMENSIONS = 8
 DEFAULT_ALIGNMENT = 32
@@ -74,7 +75,7 @@ class Cursor:
     def __init__(self, file: Path):
         with file.open("rb") as stream:
             self.data = mmap.mmap(stream.fileno(), min(LIMIT, file.stat().st_size), access=mmap.ACCESS_READ)
-        self.at = 0
+        self.at = self.values = 0
 
     def take(self, length: int) -> bytes:
         if length > len(self.data) - self.at:
@@ -100,6 +101,9 @@ class Cursor:
         letter = NUMBERS.get(kind, "").replace("?", "B")
         if letter:
             return array(letter, self.take(count * struct.calcsize("<" + letter)))
+        self.values += count
+        if self.values > MOST_VALUES:
+            raise ValueError(f"its metadata has more than {MOST_VALUES:,} values")
         return [self.value(kind, depth + 1) for _ in range(count)]
 
 
@@ -112,8 +116,10 @@ def gguf_header(file: Path, model_id: object) -> Header:
         if cursor.take(4) != MAGIC or (version := cursor.number("I")) not in (2, 3):
             raise ValueError(f"version {version} is not known")
         tensors, values = cursor.number("Q"), cursor.number("Q")
-        if tensors + values > len(cursor.data):
-            raise ValueError("it has more tensors than bytes")
+        if tensors + values > MOST_VALUES:
+            raise ValueError(
+                f"it has {tensors + values:,} tensors and metadata values; at most {MOST_VALUES:,} are read"
+            )
         metadata = {}
         for _ in range(values):
             name = cursor.string()

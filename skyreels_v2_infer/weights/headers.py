@@ -25,7 +25,9 @@ SIZES = {
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 1),
 }
 PACKED = {"F4", "F6_E2M3", "F6_E3M2"}  # less than a byte per number; known so that a message can name them
-HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+HEADER_LIMIT = 2**25  # bytes; those of large models have less than a hundredth
+DIRECTORY_LIMIT = 2**24  # bytes, of a .pth archive; 1,000 tensors take less than 100 KB
+ZIP_END = 2**16 + 98  # bytes at the end of an archive that hold its end records, with the longest comment
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,36 @@ def check_apart(file: Path, entries: dict[str, Entry], start: int, model_id: obj
 def check_archive(file: Path, model_id: object) -> None:
     """Checks a ``.pth`` file, a zip archive: its directory is at the end, so a truncated file has none."""
     refuse_pointer(file, model_id)
+    size = file.stat().st_size
     try:
+        if (directory := directory_size(file, size)) > DIRECTORY_LIMIT:
+            reason = f"has a directory of {directory:,} bytes; at most {DIRECTORY_LIMIT:,} are read"
+            raise refusal(model_id, f"{file.name} {reason}")
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
+            members = archive.infolist()
+    except InputError:
+        raise
     except Exception as error:  # zipfile raises several types on damaged directories
-        size = f"{file.stat().st_size:,} bytes"
-        raise refusal(model_id, f"{file.name} ({size}) is no whole .pth file: an interrupted download?") from error
-    if not any(name.endswith("/data.pkl") for name in names):
+        reason = f"({size:,} bytes) is no whole .pth file: an interrupted download?"
+        raise refusal(model_id, f"{file.name} {reason}") from error
+    if not any(member.filename.endswith("/data.pkl") for member in members):
         raise refusal(model_id, f"{file.name} is a zip archive, but no .pth file")
+    # torch writes none; a small file could expand to any size.
+    if compressed := next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None):
+        raise refusal(model_id, f"{file.name} is not as torch writes it: {compressed[:200]!r} is compressed")
+
+
+def directory_size(file: Path, size: int) -> int:
+    """Bytes of a zip archive's directory, by the record at its end; zipfile and torch read them as a whole.
+
+    Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 to 4.3.16.
+    """
+    with file.open("rb") as stream:
+        stream.seek(max(0, size - ZIP_END))
+        end = stream.read(ZIP_END)
+    at = end.rindex(b"PK\5\6")
+    found = int.from_bytes(end[at + 12 : at + 16], "little")
+    if found == 2**32 - 1:  # recorded in 8 bytes elsewhere
+        at = end.rindex(b"PK\6\6")
+        found = int.from_bytes(end[at + 40 : at + 48], "little")
+    return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.files import read_small
 
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder")
 LABELS = {name: name.replace("_", " ").replace("vae", "VAE") for name in PARTS}
@@ -22,7 +23,9 @@ ORIGINAL_FILES = {
 ORIGINAL_TOKENIZER = "google/umt5-xxl"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")  # either is enough
 WEIGHT_STEMS = ("model", "diffusion_pytorch_model")
-JSON_LIMIT = 2**28  # bytes; umT5's tokenizer.json has 17 MB
+# Bytes of a json file that are read at most; the objects made of it can take forty times as many.
+JSON_LIMIT = 2**24
+TOKENIZER_LIMIT = 2**25  # umT5's tokenizer.json has 17 MB
 DIFFUSERS_CLASSES = {"SkyReelsV2Transformer3DModel": "transformer", "AutoencoderKLWan": "vae"}
 
 CONFIG_KEY = "skyreels_v2_config"  # in the metadata of a single file: the config.json that it would have in a folder
@@ -85,19 +88,15 @@ def own_class(folder: Path) -> str | None:
         return None  # reported by `read_json` if this config.json is needed
 
 
-def parse_json(file: Path) -> object:
+def parse_json(file: Path, limit: int = JSON_LIMIT) -> object:
     """The content of a json file, which must be a regular one (a pipe would wait for ever) of bounded size."""
-    if not file.is_file():
-        raise OSError("not a regular file")
-    if (size := file.stat().st_size) > JSON_LIMIT:
-        raise ValueError(f"{size:,} bytes; at most {JSON_LIMIT:,} are read")
-    return json.loads(file.read_bytes())
+    return json.loads(read_small(file, limit))
 
 
-def read_json(file: Path, shown: str, model_id: object) -> dict:
+def read_json(file: Path, shown: str, model_id: object, limit: int = JSON_LIMIT) -> dict:
     """The json object in a file; an `InputError` that calls the file `shown` if there is none."""
     try:
-        content = parse_json(file)
+        content = parse_json(file, limit)
     except (OSError, ValueError, RecursionError) as error:
         raise refusal(model_id, f"{shown} cannot be read as json: {first_line(error)}") from error
     if not isinstance(content, dict):

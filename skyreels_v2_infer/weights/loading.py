@@ -19,10 +19,11 @@ from skyreels_v2_infer.weights import key_tables, vocabulary
 from skyreels_v2_infer.weights.config import is_size, shown
 from skyreels_v2_infer.weights.filling import load_into
 from skyreels_v2_infer.weights.headers import refusing
-from skyreels_v2_infer.weights.layouts import Part, refusal
+from skyreels_v2_infer.weights.layouts import TOKENIZER_FILES, Part, refusal
 from skyreels_v2_infer.weights.locate import Checkpoint
 from skyreels_v2_infer.weights.stored import Weights
 from skyreels_v2_infer.weights.tensor_files import GGUFFile
+from skyreels_v2_infer.weights.verify import check_tokenizer
 
 POSITIONS = 2**20  # of an image encoder, at most
 
@@ -209,9 +210,11 @@ def find_tokenizer(checkpoint: Checkpoint, weights: Weights):
     model_id = checkpoint.model_id
     if "tokenizer" in checkpoint.parts:
         folder = checkpoint.parts["tokenizer"].files[0]
-        hint = "" if (folder / "tokenizer.json").is_file() else " (without tokenizer.json it needs sentencepiece)"
-        with refusing(model_id, f"the tokenizer in {folder.name}/ cannot be read{hint}"):
-            return text_encoder.load_tokenizer(folder)
+        check_tokenizer(folder, model_id)
+        with refusing(model_id, f"the tokenizer in {folder.name}/ cannot be read"):
+            if (folder / TOKENIZER_FILES[0]).is_file():
+                return text_encoder.load_tokenizer(folder)
+            return vocabulary.for_transformers(*vocabulary.read_sentencepiece(folder / TOKENIZER_FILES[1]))
     found = None
     with refusing(model_id, "the tokenizer in the file cannot be read"):
         if "spiece_model" in weights.markers:
@@ -221,7 +224,7 @@ def find_tokenizer(checkpoint: Checkpoint, weights: Weights):
             found = vocabulary.from_gguf(weights.metadata)
     if found is None:
         raise refusal(model_id, "comes without a tokenizer: a folder with umT5's tokenizer.json is needed")
-    return found
+    return vocabulary.for_transformers(*found)
 
 
 def get_image_encoder(

@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.files import read_small
+from skyreels_v2_infer.weights.headers import check_archive, refusing
+from skyreels_v2_infer.weights.layouts import Given
 from skyreels_v2_infer.weights.lora_names import Change, Report, Shapes, match
 
 ARCHIVES = (".pth", ".pt", ".bin", ".ckpt")
@@ -56,15 +59,14 @@ class LoraFile:
 
     @classmethod
     def _open_safetensors(cls, file: Path) -> "LoraFile":
-        try:
+        with refusing(Given(file, "lora"), "is no whole safetensors file"):
             handle = safe_open(file, framework="pt")  # which compares the header with the file's length
             shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InputError("lora", file, f"is no whole safetensors file: {first_line(error, 120)}") from None
         return cls(file, shapes, handle.get_tensor, peft_config(file, handle.metadata() or {}))
 
     @classmethod
     def _open_archive(cls, file: Path) -> "LoraFile":
+        check_archive(file, Given(file, "lora"))
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged pickle can raise anything
@@ -140,13 +142,12 @@ class LoraFile:
         if change.rank is None:
             return 1.0
         if "alpha" in change.tensors:
-            alpha = float(self._read(change.tensors["alpha"]))
+            alpha = self._read(change.tensors["alpha"])
+            if alpha.numel() != 1:
+                raise InputError("lora", self.path, f"{change.tensors['alpha']} must be one number")
+            alpha = float(alpha)
             return alpha / change.rank if alpha else 1.0
-        alpha = self.config.get("lora_alpha")
-        for pattern, special in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", change.module):
-                alpha = special
-                break
+        alpha = alpha_of(self.config, change.module)
         if not alpha:
             return 1.0
         return alpha / (math.sqrt(change.rank) if self.config.get("use_rslora") else change.rank)
@@ -157,13 +158,38 @@ def peft_config(file: Path, metadata: Mapping[str, str]) -> dict:
     try:
         if "lora_adapter_metadata" in metadata:
             config = json.loads(metadata["lora_adapter_metadata"])
-            return {name.removeprefix("transformer."): value for name, value in config.items()}
+            return checked({name.removeprefix("transformer."): value for name, value in config.items()})
         beside = file.with_name("adapter_config.json")
         if file.stem == "adapter_model" and beside.is_file():
-            return dict(json.loads(beside.read_text()))
-    except (ValueError, AttributeError, TypeError) as error:
+            return checked(dict(json.loads(read_small(beside))))
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("lora", file, f"its configuration cannot be read: {first_line(error, 120)}") from None
     return {}
+
+
+def checked(config: dict) -> dict:
+    """PEFT's configuration if what is used of it can be used; ValueError otherwise."""
+    special = config.get("alpha_pattern") or {}
+    for alpha in (config.get("lora_alpha") or 0, *special.values()):
+        if not isinstance(alpha, int | float) or not math.isfinite(float(alpha)):
+            raise ValueError(f"alpha {str(alpha)[:40]} is no finite number")
+    for pattern in special:
+        # Any other regular expression could take for ever.
+        if not re.fullmatch(r"\^?(\w|-|\\?\.)+", pattern):
+            raise ValueError(f"alpha_pattern {pattern[:40]!r} is not the name of a module")
+    return config
+
+
+def alpha_of(config: Mapping, module: str) -> float | None:
+    """A module's alpha by PEFT's configuration, whose ``alpha_pattern`` names modules by the end of their names.
+
+    A name that begins with ``^`` is a whole one.
+    """
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        name = pattern.replace("\\.", ".")
+        if module == name.removeprefix("^") or module.endswith(f".{name}"):
+            return alpha
+    return config.get("lora_alpha")
 
 
 # ------------------------------------------------------------------------------------------------------ arithmetic

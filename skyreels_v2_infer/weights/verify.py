@@ -3,11 +3,10 @@
 Needs no torch, so that a script can report a damaged file at once. Every error is an `InputError` that names the file.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from skyreels_v2_infer.weights.headers import refuse_pointer
-from skyreels_v2_infer.weights.layouts import TOKENIZER_FILES, read_json, refusal
+from skyreels_v2_infer.weights.headers import check_regular, refuse_pointer
+from skyreels_v2_infer.weights.layouts import JSON_LIMIT, TOKENIZER_FILES, TOKENIZER_LIMIT, read_json, refusal
 from skyreels_v2_infer.weights.locate import Checkpoint
 from skyreels_v2_infer.weights.tensor_files import check_file
 
@@ -27,13 +26,13 @@ def check_files(checkpoint: Checkpoint) -> None:
 
 
 def check_tokenizer(folder: Path, model_id: object) -> None:
-    """Checks that tokenizer.json is valid json, or else that sentencepiece, which reads spiece.model, is installed."""
+    """Checks that tokenizer.json is valid json, and that the files beside it are not too large to be read."""
     whole, pieces = (folder / name for name in TOKENIZER_FILES)
+    for file in (*folder.glob("*.json"), *folder.glob("*.jinja"), pieces):
+        if file != whole and file.is_file() and (size := check_regular(file, model_id)) > JSON_LIMIT:
+            raise refusal(model_id, f"{folder.name}/{file.name} has {size:,} bytes; at most {JSON_LIMIT:,} are read")
     if whole.is_file():
         refuse_pointer(whole, model_id)
-        read_json(whole, f"{folder.name}/{whole.name}", model_id)
-        return
-    refuse_pointer(pieces, model_id)
-    if find_spec("sentencepiece") is None:
-        need = f"{folder.name}/ has no {whole.name}, and {pieces.name} needs sentencepiece"
-        raise refusal(model_id, f"{need}: pip install sentencepiece protobuf")
+        read_json(whole, f"{folder.name}/{whole.name}", model_id, TOKENIZER_LIMIT)
+    else:
+        refuse_pointer(pieces, model_id)

@@ -1,9 +1,11 @@
 """Encoders and VAE from single files: every naming, precision and tokenizer that such files come with."""
 
 import json
+import os
 import random
 import re
 import shutil
+import time
 
 import gguf
 import numpy as np
@@ -12,6 +14,7 @@ import sentencepiece
 import small_checkpoints as small
 import torch
 from safetensors.torch import save_file
+from script_runs import FORCING, run
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_vae
@@ -175,7 +178,7 @@ def pieces(tmp_path_factory):
 
 def test_a_sentencepiece_model_becomes_the_same_tokenizer(pieces):
     model, words = pieces
-    ours = vocabulary.from_sentencepiece(model)
+    ours = vocabulary.for_transformers(*vocabulary.from_sentencepiece(model))
     rng = random.Random(1)
     alphabet = "swancter ofthidg  ﬁＡé'\u3000,"
     texts = [*TEXTS, *("".join(rng.choices(alphabet, k=rng.randrange(40))) for _ in range(300))]
@@ -199,10 +202,59 @@ def test_a_damaged_sentencepiece_model(tmp_path, pieces, damage):
     assert "tokenizer" in refusal(text, tmp_path / "t5.safetensors")
 
 
+SPOILED = {
+    "cut": lambda file, model: file.write_bytes(model[:-7]),
+    "half": lambda file, model: file.write_bytes(model[: len(model) // 2]),
+    "text": lambda file, model: file.write_bytes(b"<html>404</html>"),
+    "empty": lambda file, model: file.write_bytes(b""),
+    "random": lambda file, model: file.write_bytes(np.random.default_rng(0).bytes(4000)),
+    "no end": lambda file, model: file.write_bytes(b"\x0a" + b"\xff" * 9 + b"\x01"),
+    "pipe": lambda file, model: os.mkfifo(file),
+    "device": lambda file, model: file.symlink_to("/dev/zero"),
+    "folder": lambda file, model: file.mkdir(),
+    "large": lambda file, model: (file.touch(), os.truncate(file, 3 * 2**30)),
+    "many": lambda file, model: file.write_bytes(b"\x0a\0" * 2**23),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_damaged_spiece_model_is_one_line(tmp_path, pieces, how):
+    """It is read here, not by sentencepiece, whose C++ could end the process."""
+    folder = small.write_original(tmp_path / "m")
+    place = folder / "google" / "umt5-xxl"
+    (place / "tokenizer.json").unlink()
+    SPOILED[how](place / "spiece.model", pieces[0])
+    began = time.monotonic()
+    assert "umt5-xxl/" in refusal(get_text_encoder, folder, "cpu") and time.monotonic() - began < 20
+    given = ("--model_id", folder, "--prompt", "a swan", "--negative_prompt", "", "--device", "cpu")
+    if how in ("cut", "pipe"):
+        ended = run(FORCING, *given, cwd=tmp_path)
+        assert ended.code == 2 and len(ended.lines) == 1 and "umt5-xxl/" in ended.err
+
+
+def test_a_table_in_a_spiece_model_on_which_the_library_panics(tmp_path, pieces):
+    folder = small.write_original(tmp_path / "m")
+    place = folder / "google" / "umt5-xxl"
+    (place / "tokenizer.json").unlink()
+    table = b"\x90\1\0\0" + b"\xff" * 400
+    names = b"\x12" + bytes([len(table) & 127 | 128, len(table) >> 7]) + table
+    pieces = pieces[0] + b"\x1a" + bytes([len(names) & 127 | 128, len(names) >> 7]) + names
+    (place / "spiece.model").write_bytes(pieces)
+    ended = run(FORCING, "--model_id", folder, "--prompt", "a swan", "--device", "cpu", cwd=tmp_path)
+    assert ended.code == 2 and len(ended.lines) == 1 and "spiece.model" in ended.err
+
+
+def test_a_folder_with_a_spiece_model_alone(tmp_path, pieces):
+    folder = small.write_original(tmp_path / "m")
+    place = folder / "google" / "umt5-xxl"
+    (place / "tokenizer.json").unlink()
+    (place / "spiece.model").write_bytes(pieces[0])
+    words = get_text_encoder(folder, "cpu").tokenizer
+    assert [words(text).input_ids for text in TEXTS] == [[*pieces[1].encode(text), 1] for text in TEXTS]
+
+
 def test_a_large_vocabulary_is_read_quickly(tmp_path):
     """The gguf package takes seconds and half a gigabyte for it."""
-    import time
-
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "t5encoder")
     writer.add_token_list([f"w{i}" for i in range(256_384)])
     writer.add_token_scores([float(-i) for i in range(256_384)])
