@@ -45,7 +45,7 @@ def snapshot_of(folder: Path) -> Path:
         return folder
     with suppress(OSError, ValueError):
         name = read_small(folder / "refs" / "main", most=100).decode().strip()
-        if name and (snapshots / name).is_dir():
+        if re.fullmatch(r"\w+", name) and (snapshots / name).is_dir():
             return snapshots / name
     found = [place for place in snapshots.iterdir() if place.is_dir()]
     return max(found, key=lambda place: place.stat().st_mtime) if found else folder

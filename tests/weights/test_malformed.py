@@ -5,6 +5,7 @@ import os
 import random
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import forms
@@ -17,8 +18,10 @@ from safetensors.torch import save_file
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_transformer, get_vae
+from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.weights import headers
 from skyreels_v2_infer.weights.locate import Checkpoint, read_transformer_config
+from skyreels_v2_infer.weights.lora_file import LoraFile
 from skyreels_v2_infer.weights.tensor_files import check_file
 from skyreels_v2_infer.weights.verify import check_files
 
@@ -185,6 +188,7 @@ def tensor(shape=(32, 4), kind=8, offset=0, name=b"a") -> bytes:
         gguf_file(values=1, rest=array(4, 2**60)),
         gguf_file(values=1, rest=array(0, 2**63 + 5)),
         gguf_file(values=1, rest=array(9, 2**40, struct.pack("<IQ", 9, 3) * 50)),
+        gguf_file(values=1, rest=array(8, 2**22, bytes(2**25))),
         gguf_file(values=1, rest=text(b"a") + struct.pack("<I", 99)),
         gguf_file(values=1, rest=text(b"general.alignment") + struct.pack("<II", 4, 0)),
         gguf_file(values=1, rest=text(b"general.alignment") + struct.pack("<I", 8) + text(b"x")),
@@ -232,6 +236,76 @@ def test_values_that_are_no_plain_tensors(tmp_path, value):
     refusal(get_vae, tmp_path / "vae.pth", "cpu")
     torch.save({3: torch.zeros(2)}, tmp_path / "vae.pth")
     refusal(get_vae, tmp_path / "vae.pth", "cpu")
+
+
+def test_an_archive_that_would_expand(tmp_path):
+    torch.save(small.random_weights(small.vae_shapes(), 0), tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "vae.pth", "w", 8) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    assert "compressed" in refusal(get_vae, tmp_path / "vae.pth", "cpu")
+
+
+@pytest.mark.parametrize("wide", (False, True))
+def test_an_archive_with_a_huge_directory(tmp_path, wide):
+    """3 GiB on the disk of a sender cost nothing; the directory must not be read into memory."""
+    torch.save(small.random_weights(small.vae_shapes(), 0), tmp_path / "vae.pth")
+    os.truncate(tmp_path / "vae.pth", 3 * 2**30)
+    size = 2**31
+    narrow = (2**32 - 1 if wide else size, 2**32 - 1 if wide else 2**29)
+    record = b"PK\6\6" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 9, 9, size, 2**29)
+    locator = b"PK\6\7" + struct.pack("<LQL", 0, 3 * 2**30, 1)
+    end = b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 9, 9, *narrow, 0)
+    with (tmp_path / "vae.pth").open("ab") as file:
+        file.write((record + locator if wide else b"") + end)
+    assert "directory of 2,147,483,648 bytes" in refusal(get_vae, tmp_path / "vae.pth", "cpu")
+
+
+# LoRA files
+
+
+def write_lora(folder: Path, config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    factors = {"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(4, small.DIM)}
+    factors |= {"base_model.model.blocks.0.self_attn.q.lora_B.weight": torch.zeros(small.DIM, 4)}
+    save_file(factors, folder / "adapter_model.safetensors")
+    text = config if isinstance(config, str) else json.dumps(config)
+    (folder / "adapter_config.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    (
+        DEEP,
+        "[1]",
+        "9" * 5000,
+        {"lora_alpha": HUGE},
+        {"lora_alpha": "8"},
+        {"lora_alpha": float("nan")},
+        {"alpha_pattern": ["q"]},
+        {"alpha_pattern": {"q": "x"}},
+        {"alpha_pattern": {"((a+)+)+$": 4}},
+        {"alpha_pattern": {"[^.]*": 4}},
+    ),
+)
+def test_configurations_of_a_lora(tmp_path, config):
+    assert "its configuration" in refusal(LoraFile.open, write_lora(tmp_path / "lora", config))
+
+
+def test_a_configuration_of_a_lora_without_end(tmp_path):
+    folder = write_lora(tmp_path / "lora", {})
+    os.truncate(folder / "adapter_config.json", 3 * 2**30)
+    assert "its configuration" in refusal(LoraFile.open, folder)
+
+
+def test_an_alpha_that_is_no_number(tmp_path):
+    factors = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(4, small.DIM)}
+    factors |= {"diffusion_model.blocks.0.self_attn.q.lora_B.weight": torch.ones(small.DIM, 4)}
+    save_file(factors | {"diffusion_model.blocks.0.self_attn.q.alpha": torch.ones(2)}, tmp_path / "a.safetensors")
+    lora, name = LoraFile.open(tmp_path / "a.safetensors"), "blocks.0.self_attn.q.weight"
+    report = lora.matched({name: (small.DIM, small.DIM)})
+    assert "alpha must be one number" in refusal(lora.delta, report.of(name))
 
 
 # Names and kinds of files
@@ -288,6 +362,40 @@ def test_files_that_are_no_regular_files(tmp_path, kind, name):
     refusal(run)
     if name == "config.json":
         refusal(read_transformer_config, folder)
+
+
+@pytest.mark.parametrize("name", ("tokenizer_config.json", "added_tokens.json", "chat_template.jinja", "spiece.model"))
+def test_large_files_beside_a_tokenizer(tmp_path, name):
+    folder = small.write_original(tmp_path / "m")
+    file = folder / "google" / "umt5-xxl" / name
+    file.touch()
+    os.truncate(file, 3 * 2**30)
+    assert f"umt5-xxl/{name} has 3,221,225,472 bytes" in refusal(get_text_encoder, folder, "cpu")
+    assert name in refusal(check_files, Checkpoint.open(folder))
+
+
+@pytest.mark.parametrize(
+    "content", (DEEP, '{"coefficients": ' + DEEP + "}", '{"coefficients": [1' + "0" * 400 + ", 1, 1, 1, 1]}", None)
+)
+def test_coefficients_of_teacache(tmp_path, content):
+    file = tmp_path / "teacache.json"
+    file.write_text(content or "")
+    if content is None:
+        os.truncate(file, 3 * 2**30)
+    line = refusal(choose_coefficients, {"model_type": "t2v", "dim": 64}, tmp_path, 32, 32, False)
+    assert "teacache.json has no usable coefficients" in line
+
+
+def test_the_name_of_a_snapshot_without_end(tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    small.write_original(snapshot)
+    refs = tmp_path / "models--a--b" / "refs"
+    refs.mkdir()
+    for make in (lambda file: os.truncate(file, 3 * 2**30), lambda file: file.write_text("../.."), lambda file: None):
+        (refs / "main").touch()
+        make(refs / "main")
+        assert Checkpoint.open(tmp_path / "models--a--b", ("vae",)).folder == snapshot
+        (refs / "main").unlink()
 
 
 def test_a_tokenizer_without_padding(tmp_path):
