@@ -10,6 +10,7 @@ As a script: ``python tests/small_checkpoints.py FOLDER [--task t2v|i2v|df] [--s
 import json
 import math
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -122,6 +123,17 @@ def vocabulary() -> list[tuple[str, float]]:
     letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?'-éß"
     first = [("<pad>", 0.0), ("</s>", 0.0), ("<s>", 0.0), ("<unk>", 0.0)]
     return [*first, *((w, -3.0) for w in words), *((c, -5.0) for c in letters)]
+
+
+def sentencepiece_model() -> bytes:
+    """`vocabulary` as a ``spiece.model``: pieces of text, score and kind (``sentencepiece_model.proto``)."""
+    model = b""
+    for number, (word, score) in enumerate(vocabulary()):
+        kind = 2 if word == "<unk>" else 3 if number < 4 else 1
+        text = word.encode()
+        piece = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", score) + b"\x18" + bytes([kind])
+        model += b"\x0a" + bytes([len(piece)]) + piece
+    return model
 
 
 def write_tokenizer(folder: Path) -> None:

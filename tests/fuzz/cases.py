@@ -72,15 +72,31 @@ class Case:
 
 def write_templates(folder: Path) -> None:
     """Whole files of every kind that the scripts read, and a run that is kept."""
-    import numpy as np
-    import small_checkpoints
-    from script_runs import environment, scene, write_clip
+    from script_runs import environment
+    from tiny_talkers import write_chat_model
 
     inputs = folder / "inputs"
+    write_files(inputs)
+    write_chat_model(inputs / "chat")
+    command = [sys.executable, ROOT / "generate_video_df.py", *RUN, "--keep_parts", "--outdir", "runs"]
+    subprocess.run([*map(str, command)], cwd=inputs, env=environment(), check=True, capture_output=True)
+    for suffix in ("json", "mp4"):
+        shutil.copy(inputs / "runs" / f"a-red-circle_3.{suffix}", inputs / f"made.{suffix}")
+
+
+def write_files(inputs: Path) -> None:
+    """Checkpoints, parts, pictures, a video and stories."""
+    import numpy as np
+    import small_checkpoints
+    from script_runs import scene, write_clip
+
     inputs.mkdir(parents=True)
     for task in ("df", "i2v"):
         small_checkpoints.write_original(inputs / task, task, index=True)
     small_checkpoints.write_original(inputs / "shards", "df", shards="model", index=True)
+    words = small_checkpoints.write_original(inputs / "spiece", "df") / "google" / "umt5-xxl"
+    (words / "tokenizer.json").unlink()
+    (words / "spiece.model").write_bytes(small_checkpoints.sentencepiece_model())
     shutil.copytree(embedded.FOLDER / "df", inputs / "diffusers")
     shutil.copytree(embedded.FOLDER / "i2v", inputs / "diffusers-i2v")
     write_parts(inputs)
@@ -101,14 +117,11 @@ def write_templates(folder: Path) -> None:
     )
     (inputs / "story.yaml").write_text(yaml)
     (inputs / "note.txt").write_text("neither a picture nor a video\n")
-    command = [sys.executable, ROOT / "generate_video_df.py", *RUN, "--keep_parts", "--outdir", "runs"]
-    subprocess.run([*map(str, command)], cwd=inputs, env=environment(), check=True, capture_output=True)
-    for suffix in ("json", "mp4"):
-        shutil.copy(inputs / "runs" / f"a-red-circle_3.{suffix}", inputs / f"made.{suffix}")
 
 
 def write_parts(inputs: Path) -> None:
     """Files that change or replace a part of a checkpoint: LoRA factors, and transformers in single files."""
+    sys.path.append(str(ROOT / "tests" / "weights"))
     import small_checkpoints as small
     from forms import write_gguf
     from safetensors.torch import save_file

@@ -58,7 +58,7 @@ def keep(folder: Path, name: str, case: cases.Case, outcome: oracle.Outcome, box
     for at, _, files in os.walk(box):
         for file in files:
             path = Path(at, file)
-            if path.is_symlink() or (path.is_file() and path.stat().st_nlink == 1):
+            if path.is_symlink() or (path.is_file() and path.stat().st_nlink == 1 and path.stat().st_size < 2**28):
                 there = place / path.relative_to(box)
                 there.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, there, follow_symlinks=False)

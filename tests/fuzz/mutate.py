@@ -135,18 +135,31 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def large(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 3 * 2**30)  # takes no space
+
+
+# What can be in a file's place.
+IN_PLACE: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda path: None,
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "null": lambda path: path.symlink_to("/dev/null"),
+    "here": lambda path: path.symlink_to("."),
+    "unreadable": lambda path: path.symlink_to("/proc/self/mem"),  # for root, too
+    "empty": Path.touch,
+    "large": large,
+    "deep": lambda path: path.write_text("[" * 10_000 + "]" * 10_000),
+    "deep object": lambda path: path.write_text('{"a":' * 10_000 + "1" + "}" * 10_000),
+    "number": lambda path: path.write_text("1" + "0" * 400),
+}
+
+
 def no_file(rng: Random, path: Path) -> None:
     """Something else in a file's place."""
     path.unlink()
-    odd: tuple[Callable[[], object], ...] = (
-        lambda: None,  # nothing
-        path.mkdir,
-        lambda: os.mkfifo(path),
-        lambda: path.symlink_to("nowhere"),
-        lambda: path.symlink_to(path.name),  # a loop
-        lambda: path.symlink_to("/dev/zero"),
-        lambda: path.symlink_to("/dev/null"),
-        lambda: path.symlink_to("."),
-        lambda: path.write_bytes(b""),
-    )
-    rng.choice(odd)()
+    IN_PLACE[rng.choice(sorted(IN_PLACE))](path)
