@@ -24,7 +24,12 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["skyreels_v2_infer", "skyreels_v2_infer.*"]),
-    package_data={"skyreels_v2_infer": [f"assets/tiny/{pattern}" for pattern in ("*.md", "*/*.json", "*/*/*")]},
+    package_data={
+        "skyreels_v2_infer": [
+            *(f"assets/tiny/{pattern}" for pattern in ("*.md", "*/*.json", "*/*/*")),
+            "media/report_page/*",
+        ]
+    },
     py_modules=["generate_video", "generate_video_df", "caption_video"],
     entry_points={
         "console_scripts": [

@@ -406,6 +406,12 @@ def _add_output(parser: Parser) -> None:
         help="do not write the preview, an image of each window's first and last frame, beside the video",
     )
     group.add_argument(
+        "--no_report",
+        action="store_true",
+        help="do not write report.html, a page that plays the videos in --outdir; it is written after a video of "
+        "several windows, and updated after any video where it exists",
+    )
+    group.add_argument(
         "--replay",
         metavar="FILE",
         type=some_path,

@@ -94,6 +94,7 @@ class GenerateSettings:
     resume: bool = field(metadata=RUN)
     replay: Path | None = field(metadata=RUN)
     no_preview: bool = field(metadata=RUN)
+    no_report: bool = field(metadata=RUN)
     keep_parts: bool = field(metadata=RUN)
 
     def on_device(self, device: str | None) -> GenerateSettings:

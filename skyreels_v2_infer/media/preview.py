@@ -49,6 +49,33 @@ def difference(last: Image.Image, first: Image.Image) -> float:
     return float(np.abs(one - other).mean() / 255)
 
 
+def layout(width: int, height: int, count: int) -> tuple[tuple[int, int], int, tuple[int, int]]:
+    """The form of a sheet of `count` thumbnails -> (size of each on the sheet, how many side by side, size of all).
+
+    Args:
+        width, height: of a thumbnail before they shrink.
+    """
+    shrink = min(1.0, (MOST / (count * width * height)) ** 0.5)
+    width, height = max(8, round(width * shrink)), max(8, round(height * shrink))
+    across = max(1, min(count, ROW // (width + GAP)))
+    down = -(-count // across)
+    return (width, height), across, (across * (width + GAP) + GAP, down * (height + LABEL + GAP) + GAP)
+
+
+def first_frame(height: int, width: int, count: int) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Where a sheet shows a video's first frame -> (size of the sheet, (x, y, width, height) of the frame).
+
+    Exact to a pixel, which is how Pillow may round the height of a thumbnail.
+
+    Args:
+        height, width: of the video's frames.
+        count: thumbnails in the sheet.
+    """
+    scale = min(1.0, WIDTH / width, 10 * WIDTH / height)
+    (width, height), _, size = layout(round(width * scale), round(height * scale), count)
+    return size, (GAP, GAP + LABEL, width, height)
+
+
 def sheet(ends: Callable[[int], Image.Image], first_frames: list[int], frames: int) -> Image.Image:
     """The contact sheet; thumbnails of very long videos shrink so that all together have at most `MOST` pixels.
 
@@ -61,16 +88,12 @@ def sheet(ends: Callable[[int], Image.Image], first_frames: list[int], frames: i
 
     numbers = [(i, end) for i, begin in enumerate(first_frames) for end in (begin, (*first_frames, frames)[i + 1] - 1)]
     numbers = list(dict.fromkeys(numbers))  # a piece of one frame is shown once
-    width, height = parted(ends(0))[0].size
-    shrink = min(1.0, (MOST / (len(numbers) * width * height)) ** 0.5)
-    width, height = max(8, round(width * shrink)), max(8, round(height * shrink))
-    across = max(1, min(len(numbers), ROW // (width + GAP)))
-    down = -(-len(numbers) // across)
-    page = Image.new("RGB", (across * (width + GAP) + GAP, down * (height + LABEL + GAP) + GAP), "white")
+    (width, height), across, size = layout(*parted(ends(0))[0].size, len(numbers))
+    page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
     for place, (piece, number) in enumerate(numbers):
         picture = parted(ends(piece))[number != first_frames[piece]]
         x, y = GAP + place % across * (width + GAP), GAP + place // across * (height + LABEL + GAP)
         draw.text((x, y), str(number), fill="black")
-        page.paste(picture if shrink == 1 else picture.resize((width, height)), (x, y + LABEL))
+        page.paste(picture if picture.size == (width, height) else picture.resize((width, height)), (x, y + LABEL))
     return page

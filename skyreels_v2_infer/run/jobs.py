@@ -274,7 +274,7 @@ class Job:
 
     def _watch(self, journal: Journal, plan: Plan, identity: dict, settled: dict) -> None:
         about = manifest.describe(self.script, self.settings, plan, identity, settled, journal.plan)
-        self.video = Video(journal, about, plan, not self.settings.no_preview, self.began)
+        self.video = Video(journal, about, plan, not self.settings.no_preview, self.began, not self.settings.no_report)
 
     def _adopt(self, plan: Plan) -> None:
         """For --keep_parts: reuses the pieces that this run shares with a kept one."""

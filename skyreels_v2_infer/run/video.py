@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.report import refresh_report
 from skyreels_v2_infer.media.statistics import Look, drift
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.run.identity import asked_for
@@ -31,6 +32,8 @@ class Video:
         about: the part of the manifest that is known beforehand, see `manifest.describe`.
         plan: the plan that is executed.
         with_preview: whether to write a preview beside the video.
+        began: time when the run began (`time.perf_counter`); None: now.
+        with_report: whether to write or update the report page of the folder.
 
     Attributes:
         path: of the finished video; None before.
@@ -38,8 +41,17 @@ class Video:
         pieces: number of pieces of the finished video: `prefix` and one for each window.
     """
 
-    def __init__(self, journal: Journal, about: dict, plan: Plan, with_preview: bool, began: float | None = None):
-        self.journal, self.about, self.with_preview = journal, about, with_preview
+    def __init__(
+        self,
+        journal: Journal,
+        about: dict,
+        plan: Plan,
+        with_preview: bool,
+        began: float | None = None,
+        with_report: bool = False,
+    ):
+        self.journal, self.about = journal, about
+        self.with_preview, self.with_report = with_preview, with_report
         self.form = plan.height, plan.width, plan.fps
         self.path: Path | None = None
         self.prefix = int(plan.prefix_frames > 0)
@@ -128,7 +140,7 @@ class Video:
             self._writer = None
 
     def finish(self, loading: float = 0.0) -> Path:
-        """Joins the pieces and writes manifest and preview -> the video's path.
+        """Joins the pieces and writes manifest, preview and report page -> the video's path.
 
         Args:
             loading: seconds that loading the model took.
@@ -152,6 +164,8 @@ class Video:
         if self._frames:
             count = f"{self._frames} frame{'s' * (self._frames != 1)}"
             say(f"{count}, seed {journal.identity['seed']}, {seconds['total']:.1f} s")
+        if self.with_report:
+            refresh_report(self.path.parent, create=self.pieces > 1)
         return self.path
 
     def left(self) -> str:

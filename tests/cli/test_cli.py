@@ -65,6 +65,7 @@ PUBLISHED = dict(
     resume=False,
     replay=None,
     no_preview=False,
+    no_report=False,
     keep_parts=False,
 )
 PUBLISHED_DF = dict(
@@ -150,7 +151,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
     values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
-    switches += ["--resume", "--no_preview", "--keep_parts"]
+    switches += ["--resume", "--no_preview", "--no_report", "--keep_parts"]
     switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
     argv = [*switches, *(f"--{name}={value}" for name, value in values.items())]
     values = dict(end_image="../inputs/tall.png", ar_step=2, causal_block_size=5, base_num_frames=21)
@@ -202,6 +203,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         resume=True,
         replay=None,
         no_preview=True,
+        no_report=True,
         keep_parts=True,
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
@@ -641,6 +643,7 @@ def test_help_explains_every_flag(parse, capsys):
         "cfg_parallel",
         "resume",
         "no_preview",
+        "no_report",
         "keep_parts",
         "replay",
         "resolution",

@@ -99,7 +99,9 @@ def checked(made: Run, frames: int, size: tuple[int, int], windows: int, seed: i
     assert made.meta["source_size"] == size[::-1] and made.meta["fps"] == fps
     # The file, what tells about it, its folder and nothing else: no part file, no log.
     files = [f"video_out/{made.path.stem}.{suffix}" for suffix in ("json", "mp4", "png")]
-    assert contents(made.folder) == ["video_out", *files]
+    pieces = json.loads(made.path.with_suffix(".json").read_text())["pieces"]
+    page = ["video_out/report.html"] * (len(pieces) > 1)
+    assert contents(made.folder) == ["video_out", *sorted(files + page)]
     for word in ("Traceback", "Warning", "warn", "Error", "\r"):
         assert word not in made.err, made.err
     shown = [line for line in made.lines if line.startswith("window ")]

@@ -198,8 +198,8 @@ def test_after_a_change_only_windows_from_there_on_are_made(tmp_path, history):
     assert len({run.path for run in (first, changed, longer, again)}) == 4
     assert "pieces" not in tell(b, a).err  # the first window is another
     suffixes = {path.suffix for path in (tmp_path / "kept").iterdir()}
-    assert suffixes == {".mp4", ".json", ".png", ".parts"}
-    assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".mp4", ".json", ".png"}
+    assert suffixes == {".mp4", ".json", ".png", ".parts", ".html"}
+    assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".mp4", ".json", ".png", ".html"}
 
 
 def test_what_a_model_cannot_do_is_refused_before_parts_are_kept(tmp_path):

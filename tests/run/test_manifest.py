@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from report_folders import data_of
 from script_runs import FORCING, GENERATE, contents, run
 
 from skyreels_v2_infer.cli import arguments as cli
@@ -15,6 +16,7 @@ from skyreels_v2_infer.cli.replay import flags_of, read_manifest
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import preview
 from skyreels_v2_infer.media.comment import as_ffmetadata, comment_of
+from skyreels_v2_infer.media.report import write_report
 from skyreels_v2_infer.run import manifest
 
 TINY = ("--model_id", "tiny", "--inference_steps", 3, "--seed", 3, "--prompt", "a red circle: it's 50% up; a=b #c\\d")
@@ -53,6 +55,26 @@ def test_the_preview_shows_the_ends_of_the_windows(made):
     shown = [page[18:82, 4 + 68 * i : 68 + 68 * i].astype(int) for i in range(4)]
     for picture, frame in zip(shown, made.frames[[0, 32, 33, 48]].astype(int), strict=True):
         assert np.abs(picture - frame).mean() < 4  # what the video's coder changes
+
+
+def test_a_video_of_several_windows_gets_a_page(made, tmp_path):
+    [video] = data_of(made.path.with_name("report.html"))["videos"]
+    assert (video["name"], video["src"]) == (made.path.stem, f"./{made.path.name}")
+    assert [piece["frames"] for piece in video["pieces"]] == [33, 16] and video["poster"] is not None
+
+
+@pytest.mark.slow
+def test_a_page_is_updated_where_it_exists_and_made_only_for_several_windows(tmp_path):
+    short = (*TINY, "--num_frames", 5)
+    for flags, there in (((), False), (("--num_frames", 37, "--no_report"), False)):
+        assert run(FORCING, *short, *flags, cwd=tmp_path).path.with_name("report.html").exists() == there
+    page = write_report(tmp_path / "video_out")
+    again = run(FORCING, *short, cwd=tmp_path)
+    assert data_of(page)["videos"][-1]["name"] == again.path.stem
+    page.write_text("a page of the user's own")
+    foreign = run(FORCING, *short, "--num_frames", 37, cwd=tmp_path)
+    assert foreign.path.exists() and page.read_text() == "a page of the user's own"
+    assert foreign.lines[-1].startswith("no report page: video_out/report.html was not written by this program")
 
 
 @pytest.mark.parametrize("suffix", [".mp4", pytest.param(".json", marks=pytest.mark.slow)])
