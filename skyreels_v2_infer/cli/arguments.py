@@ -409,7 +409,7 @@ def _add_output(parser: Parser) -> None:
         "--no_report",
         action="store_true",
         help="do not write report.html, a page that plays the videos in --outdir; it is written after a video of "
-        "several windows, and updated after any video where it exists",
+        "several windows and as videos of a batch finish, and updated after any video where it exists",
     )
     group.add_argument(
         "--replay",

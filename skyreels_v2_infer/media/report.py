@@ -202,6 +202,8 @@ def about_of(manifest: dict) -> dict[str, str]:
 
 def poster_of(path: Path, height: int | None, width: int | None, pieces: list[dict]) -> dict | None:
     """The first frame in a preview: its address, size [width, height] and the frame's box [x, y, width, height]."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     with suppress(OSError):
         with path.open("rb") as file:
             head = file.read(24)

@@ -20,6 +20,7 @@ from skyreels_v2_infer.console import say
 from skyreels_v2_infer.distributed.team import SilencedError, Team
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.media.report import refresh_report
 from skyreels_v2_infer.run import summary
 from skyreels_v2_infer.run.foreseen import is_foreseen
 from skyreels_v2_infer.run.jobs import Job, Shared, enhance_all
@@ -71,7 +72,8 @@ class Maker:
         row, began = coming[0].row, time.perf_counter()
         self._coming = coming
         self.sessions.coming = texts_ahead(coming)
-        self.job = Job(self.script, row.settings, self.check, self.shared)
+        settings = replace(row.settings, no_report=True)  # `Batch` writes the page
+        self.job = Job(self.script, settings, self.check, self.shared)
         forget_peak_memory()
         path = error = None
         try:
@@ -170,6 +172,7 @@ class Batch:
         numbers = {row.number for row in jobs.mine}
         self.invalid = [row for row in self.invalid if row.number in numbers]
         self.outdir = jobs.outdir
+        self.with_report = not all(one.row.settings.no_report for one in valid)
         self.before = summary.read_summary(self.outdir)
         self.videos = in_order([one for one in valid if one.row.number in numbers], self.before)
         self.mine, self.all = len(numbers), len(jobs.rows)
@@ -192,6 +195,8 @@ class Batch:
             for result in results:
                 self._add(result)
         self.maker.sessions.close()
+        if self.with_report and not team.rank:  # again: of several teams the slowest may have missed the last video
+            refresh_report(self.outdir)
 
     def _made(self, coming: Sequence[CheckedRow]) -> Iterator[Result]:
         try:
@@ -216,6 +221,8 @@ class Batch:
         if is_new or (known.get("status"), known.get("path"), known.get("row")) != ("done", result.path, result.row):
             self.outdir.mkdir(parents=True, exist_ok=True)
             summary.append(self.outdir, result)
+            if self.with_report:
+                refresh_report(self.outdir)
         if result.status == summary.DONE:
             took = f"{result.seconds:.1f} s" if is_new else "there already"
             say(f"{place} done: {result.path}, {took}", from_any_rank=True)

@@ -305,3 +305,14 @@ def test_the_command_writes_the_page_of_any_folder(tmp_path, capsys):
     (tmp_path / "report.html").write_text("mine")
     assert main([str(tmp_path)]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".json", ".png", "jsonl"])
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path, suffix):
+    path = add(tmp_path, "clip", manifest())
+    add(tmp_path, "other", manifest())
+    place = tmp_path / "summary.jsonl" if suffix == "jsonl" else path.with_suffix(suffix)
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    names = [video["name"] for video in data_of(write_report(tmp_path))["videos"]]
+    assert names == (["other"] if suffix in (".mp4", ".json") else ["clip", "other"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from report_folders import data_of
 from script_runs import FORCING, GENERATE
 
 from skyreels_v2_infer import embedded
@@ -97,6 +98,10 @@ def test_videos_of_a_batch_are_those_made_alone(make):
         (i, "done", path, f"jobs.jsonl:{i}") for i, path in enumerate(paths, start=1)
     ]
     assert all(r["seconds"] > 0 and r["peak_memory"]["host"] > 0 and r["error"] is None for r in records)
+    videos = data_of(Path("out", "report.html"))["videos"]
+    assert [(video["row"], video["name"]) for video in videos] == [
+        (i, Path(path).stem) for i, path in enumerate(paths, start=1)
+    ]
     make(*QUICK, "--outdir", "turned", "--jobs", jobs(*reversed(ROWS)))
     for path, record in zip(map(Path, paths), records, strict=True):
         words = [*parse_words(record["command"]), "--outdir", "alone"]
@@ -119,7 +124,12 @@ def test_a_rerun_makes_what_is_missing_or_changed(make):
     code, paths, _, _ = make(*QUICK, "--jobs", jobs(*rows))
     assert code == 0 and len(set(paths)) == 3
     before = {path: Path(path).stat().st_mtime_ns for path in paths}
+    page = Path("out", "report.html")
+    page.unlink()
+    make(*QUICK, "--jobs", "jobs.jsonl", "--no_report")
+    assert not page.exists()
     code, again, lines, opened = make(*QUICK, "--jobs", "jobs.jsonl")
+    assert len(data_of(page)["videos"]) == 3
     assert (code, again, opened) == (0, paths, 0) and sum("there already" in line for line in lines) == 3
     assert len(Path("out", "summary.jsonl").read_text().splitlines()) == 3
     for suffix in (".mp4", ".json", ".png"):
@@ -139,7 +149,12 @@ def test_a_failed_video_does_not_stop_the_others(make):
     found = summary.read_summary(Path("out"))
     assert (found["a-fails-circle_1"]["status"], found["a-fails-circle_1"]["error"]) == ("failed", reason)
     assert found["a-fails-circle_1"]["path"] is None and not any("fails" in name for name in names())
+    page = Path("out", "report.html")
+    [left] = data_of(page)["jobs"]
+    assert (left["row"], left["status"], left["error"]) == ("2", "failed", reason)
+    page.unlink()
     code, again, lines, opened = make(*QUICK, "--jobs", "jobs.jsonl", kind=Session_)
+    assert len(data_of(page)["videos"]) == 3 and data_of(page)["jobs"] == []
     assert (code, len(again), opened) == (0, 3, 1)
     assert sum("there already" in line for line in lines) == 2
     assert again[-1] == "out/a-fails-circle_1.mp4"  # what failed before is made last
