@@ -12,6 +12,7 @@ budget is listed as not run. Weights are random (a cache, `exact` and whole vide
 import argparse
 import importlib
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -102,9 +103,10 @@ def machine(device) -> dict[str, object]:
 
 
 def scratch_folder(asked: Path | None) -> Path:
-    """Where large files are written: in memory where there is such a folder, since the disk is not measured."""
+    """Where large files are written: into memory where there is room, since no disk is measured."""
     shared = Path("/dev/shm")
-    return asked or (shared if shared.is_dir() else Path(tempfile.gettempdir()))
+    roomy = shared.is_dir() and shutil.disk_usage(shared).free > 20 * 2**30
+    return asked or (shared if roomy else Path(tempfile.gettempdir()))
 
 
 def measure(part: str, run, report) -> None:

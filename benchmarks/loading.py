@@ -18,7 +18,7 @@ from skyreels_v2_infer.runtime import check_offload
 
 STEPS = 2
 TEXT_LAYERS = 24  # of umT5-xxl
-LARGEST = 45  # GiB of the largest checkpoint that is written
+LARGEST, SHORTENED = 45, 12  # GiB of the largest checkpoint, and of one with few layers
 
 
 def asked(run: Run) -> dict:
@@ -77,11 +77,14 @@ def rows(run: Run) -> Iterator[Row]:
     except InputError as error:
         yield row("--offload", None, failed=str(error))
         return
-    check_space(run.folder, LARGEST if run.size.layers > 30 else 25 if run.cuda else 1)
+    size, whole = run.size, run.size.scale == 1
+    text_layers = TEXT_LAYERS if whole else size.layers
+    check_space(run.folder, LARGEST if whole and run.cuda else SHORTENED)
     took, folder = seconds(
-        lambda: write_checkpoint(run.folder / "loading", run.size.model, run.size.layers, TEXT_LAYERS), run.device
+        lambda: write_checkpoint(run.folder / "loading", size.model, size.layers, text_layers), run.device
     )
-    yield row("the checkpoint", size_gib(folder), "GiB", written_in_s=took)
+    layers = f"{size.layers} layers, text encoder of {text_layers}"
+    yield row(f"the checkpoint, {layers}", size_gib(folder), "GiB", written_in_s=took)
     latents: dict[str, torch.Tensor] = {}
     table: dict[str, dict] = {}
     for way, settings in ways(run).items():

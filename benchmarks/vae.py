@@ -90,6 +90,9 @@ def compared(run: Run, verb: str, works: dict[str, Callable], whole, short, flop
             del works[name]
             yield row(f"{verb}, {name}", None, failed=reason(error))
 
+    if run.cuda:
+        works.pop(FLOAT32, None)  # it is there for comparison; a run of this length compiles its norms
+
     def watched(name: str) -> None:
         with peak(run.device) as gib:
             works[name](whole)

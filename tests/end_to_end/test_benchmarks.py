@@ -143,7 +143,7 @@ def test_a_video_of_three_windows_from_one_session(tmp_path):
     import torch
 
     run = measure.Run(torch.device("cpu"), sizes.SIZES["tiny"], 1, False, tmp_path)
-    rows = list(windows.measured(run, steps=2, base=33))
+    rows = list(windows.rows(run, steps=2, base=33))
     assert len(rows) == 4 and len(list(tmp_path.glob("*.mp4"))) == 2
 
 
