@@ -126,7 +126,7 @@ def test_gradients_in_bfloat16_are_about_those_in_float32(tmp_path):
 
 @pytest.mark.slow
 def test_the_other_parts(tmp_path):
-    parts = ("pipelines", "attention", "loading", "linears", "caches", "startup")
+    parts = ("pipelines", "attention", "linears", "loading", "caches", "startup")
     found = measured(tmp_path, *parts)
     assert tuple(found) == parts
     assert found["loading"]["--offload: the same latents"]["value"]
