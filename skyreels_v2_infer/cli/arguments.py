@@ -13,11 +13,12 @@ from pathlib import Path
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli import checks
 from skyreels_v2_infer.cli.batch import JobList, read_jobs
-from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
+from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TEACACHE_THRESHOLD, TINY
 from skyreels_v2_infer.cli.reading import (
     CommandError,
     Parser,
     any_text,
+    cache,
     device_name,
     levels,
     lora_file,
@@ -25,6 +26,7 @@ from skyreels_v2_infer.cli.reading import (
     number,
     numbers,
     one_of,
+    ratios,
     some_path,
     some_picture,
     some_text,
@@ -482,16 +484,31 @@ def _add_machine(parser: Parser) -> None:
 def _add_speed(parser: Parser) -> None:
     group = parser.add_argument_group(
         "faster, approximate",
-        "TeaCache: a step that is predicted to change little reuses the residual of the transformer's blocks.",
+        "Steps that are expected to change little reuse what the transformer computed in an earlier step (error and "
+        "speed-up: docs/knobs.md).",
     )
-    group.add_argument("--teacache", action="store_true", help="skip such steps (error and speed-up: docs/knobs.md)")
+    group.add_argument(
+        "--cache",
+        metavar="NAME[:KEY=VALUE,...]",
+        type=cache,
+        help="easycache (threshold=0.05, retention=0.2), for every model; magcache (threshold=0.12, skips=4, "
+        "retention=0.2), from a calibration of the model; or teacache (threshold=0.2, ret_steps=0); default: none",
+    )
+    group.add_argument(
+        "--magcache_ratios",
+        metavar="X,X,...",
+        type=ratios,
+        help="--cache magcache: ratio of the residual's magnitude to that of the step before, for each step of the "
+        "conditional pass, then of the unconditional one (default: the model's)",
+    )
+    group.add_argument("--teacache", action="store_true", help="as --cache teacache, with the following flags")
     group.add_argument(
         "--teacache_thresh",
         metavar="X",
         type=number(0),
-        default=0.2,
-        help="accumulated predicted relative change at which the blocks run again: 0 skips nothing, 0.2 and 0.3 are "
-        "usual; no effect without --teacache (default: %(default)s)",
+        default=TEACACHE_THRESHOLD,
+        help="--teacache: accumulated predicted relative change at which the blocks run again: 0 skips nothing, 0.2 "
+        "and 0.3 are usual (default: %(default)s)",
     )
     group.add_argument(
         "--use_ret_steps",
@@ -503,8 +520,8 @@ def _add_speed(parser: Parser) -> None:
         "--teacache_coefficients",
         metavar="X,X,X,X,X",
         type=numbers(5),
-        help="--teacache: polynomial that predicts the change of the blocks' output from that of the timestep "
-        "embedding, highest degree first (default: the model's)",
+        help="--teacache, --cache teacache: polynomial that predicts the change of the blocks' output from that of the "
+        "timestep embedding, highest degree first (default: the model's)",
     )
 
 

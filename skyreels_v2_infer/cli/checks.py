@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
+from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TEACACHE_THRESHOLD, TINY
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
@@ -65,9 +65,7 @@ def fields_of(kind: type, values: dict) -> dict:
 
 def check_shared(args: argparse.Namespace, launch: Launch) -> None:
     """Cross-flag checks of both scripts, before any file is opened."""
-    for name in ("use_ret_steps", "teacache_coefficients"):
-        if getattr(args, name) and not args.teacache:
-            raise InputError(name, None, "has no effect without --teacache")
+    check_cache(args)
     if args.sigmas is not None:
         for name in ("inference_steps", "shift"):
             if getattr(args, name) is not None:
@@ -95,6 +93,24 @@ def check_name(settings: GenerateSettings) -> GenerateSettings:
     """Raises an `InputError` for a name pattern that does not make a name."""
     stem_of(settings, "seed" if settings.seed is None else settings.seed)
     return settings
+
+
+def check_cache(args: argparse.Namespace) -> None:
+    """--cache against the flags of TeaCache and MagCache."""
+    name = "teacache" if args.teacache else (args.cache or "").partition(":")[0]
+    if args.cache is not None:
+        clash = [flag for flag in ("teacache", "use_ret_steps") if getattr(args, flag)]
+        if args.teacache_thresh != TEACACHE_THRESHOLD:
+            clash.append("teacache_thresh")
+        if clash:
+            legal = f"not with --{clash[0]}; TeaCache by this flag is --cache teacache:threshold=X,ret_steps=0 or 1"
+            raise InputError("cache", args.cache, legal)
+    if args.use_ret_steps and not args.teacache:
+        raise InputError("use_ret_steps", None, "has no effect without --teacache")
+    for flag, cache in (("teacache_coefficients", "teacache"), ("magcache_ratios", "magcache")):
+        if getattr(args, flag) is not None and name != cache:
+            needed = "--teacache" if cache == "teacache" else "--cache magcache"
+            raise InputError(flag, None, f"has no effect without {needed}")
 
 
 def check_ranks(args: argparse.Namespace, launch: Launch) -> None:

@@ -37,6 +37,7 @@ class Defaults:
 
 
 SOLVER = "unipc"
+TEACACHE_THRESHOLD = 0.2  # of --teacache
 
 # Values that --preset sets, for distilled models and LoRAs; flags given as well override them.
 PRESETS = {"4steps": {"inference_steps": 4, "solver": "euler", "shift": 5.0, "guidance_scale": 1.0}}

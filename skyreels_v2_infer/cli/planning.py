@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
-from skyreels_v2_infer.plan.caching import choose_coefficients
-from skyreels_v2_infer.plan.plan import CachePlan, Plan, make_plan
+from skyreels_v2_infer.plan.cache_settings import CachePlan, MagCachePlan, TeaCachePlan, read_cache
+from skyreels_v2_infer.plan.caching import check_ratios, choose_coefficients, choose_ratios, resampled
+from skyreels_v2_infer.plan.plan import Plan, make_plan
 from skyreels_v2_infer.plan.sharing import Wanted, choose_layout
 
 
@@ -24,7 +26,7 @@ def plan_of(
 
     Args:
         config: of the transformer, arguments of `WanModel`; None: not known.
-        folder: with the transformer's TeaCache coefficients, if it has some of its own.
+        folder: with the transformer's files for caches, if it has some of its own.
         video_frames: frames of settings.video_path.
         ranks: processes that share the run.
 
@@ -38,7 +40,7 @@ def plan_of(
 
 
 def plan_without_model(settings: GenerateSettings, video_frames: int = 0) -> Plan:
-    """The plan as far as the settings alone decide it: all but sharing and TeaCache's coefficients."""
+    """The plan as far as the settings alone decide it: all but sharing and what a cache knows of the model."""
     shared = {
         "height": settings.height,
         "width": settings.width,
@@ -51,9 +53,7 @@ def plan_without_model(settings: GenerateSettings, video_frames: int = 0) -> Pla
         "sigmas": settings.sigmas,
         "loras": settings.lora,
     }
-    if settings.teacache:
-        given = settings.teacache_coefficients
-        shared["cache"] = CachePlan(settings.teacache_thresh, given, settings.use_ret_steps)
+    shared["cache"] = cache_of(settings)
     if isinstance(settings, DiffusionForcingSettings):
         shared |= {
             "base_num_frames": settings.base_num_frames,
@@ -84,17 +84,47 @@ def for_model(plan: Plan, settings: GenerateSettings, config: dict, ranks: int) 
     return replace(plan, sharing=layout)
 
 
+def cache_of(settings: GenerateSettings) -> CachePlan | None:
+    """The cache that --cache or --teacache asks for, with what is given of the model's values."""
+    if settings.cache is None and not settings.teacache:
+        return None
+    if settings.cache is None:
+        plan = TeaCachePlan(settings.teacache_thresh, int(settings.use_ret_steps))
+    else:
+        plan = read_cache(settings.cache)
+    if isinstance(plan, TeaCachePlan):
+        return replace(plan, coefficients=settings.teacache_coefficients)
+    if isinstance(plan, MagCachePlan) and settings.magcache_ratios is not None:
+        given, steps = settings.magcache_ratios, settings_steps(settings)
+        both = check_ratios((given[: len(given) // 2], given[len(given) // 2 :]))
+        return replace(plan, ratios=tuple(value for each in both for value in resampled(each, steps)))
+    return plan
+
+
+def settings_steps(settings: GenerateSettings) -> int:
+    return settings.inference_steps if settings.sigmas is None else len(settings.sigmas)
+
+
 def with_cache(plan: Plan, settings: GenerateSettings, config: dict, folder: Path | None) -> Plan:
-    """The plan with TeaCache's coefficients: those given, the checkpoint's own or the published ones.
+    """The plan with what its cache has to know of the model: values given, the checkpoint's own or published ones.
 
     Raises:
         InputError: there are none for this model.
     """
-    if plan.cache is None or plan.cache.coefficients is not None:
-        return plan
-    size = settings.height, settings.width
-    found = choose_coefficients(config, folder or Path(settings.model_id), *size, settings.use_ret_steps)
-    return replace(plan, cache=replace(plan.cache, coefficients=found))
+    cache = plan.cache
+    if isinstance(cache, TeaCachePlan) and cache.coefficients is None:
+        size = settings.height, settings.width
+        found = choose_coefficients(config, folder or Path(settings.model_id), *size, bool(cache.ret_steps))
+        return replace(plan, cache=replace(cache, coefficients=found))
+    if isinstance(cache, MagCachePlan) and cache.ratios is None:
+        if settings.sigmas is not None:
+            raise InputError("cache", "magcache", "its tables are for a --shift, not for --sigmas")
+        if folder is None:  # not downloaded yet
+            return plan
+        model = embedded.name_of(settings.model_id)
+        found = choose_ratios(folder, model, settings.shift, settings.inference_steps)
+        return replace(plan, cache=replace(cache, ratios=found))
+    return plan
 
 
 def wanted_layout(settings: GenerateSettings) -> Wanted:

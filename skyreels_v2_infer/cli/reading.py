@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from skyreels_v2_infer.errors import InputError, printable
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.plan.cache_settings import read_cache
 from skyreels_v2_infer.plan.naming import check_pattern
 from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.scheduler.sigmas import check_sigmas
@@ -88,6 +89,25 @@ def levels(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text}: must be finite numbers separated by commas") from None
     except InputError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error.legal}") from None
+    return values
+
+
+def cache(text: str) -> str:
+    """Settings of a cache, written out with all keys."""
+    try:
+        return str(read_cache(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
+def ratios(text: str) -> tuple[float, ...]:
+    """Converts MagCache's ratios: numbers above 0, as many for the unconditional pass as for the conditional one."""
+    try:
+        values = tuple(number(above=0)(word) for word in text.split(","))
+    except argparse.ArgumentTypeError:
+        values = ()
+    if not values or len(values) % 2:
+        raise argparse.ArgumentTypeError(f"{text}: must be an even number of finite numbers above 0, with commas")
     return values
 
 

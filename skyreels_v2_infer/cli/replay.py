@@ -18,10 +18,13 @@ from skyreels_v2_infer.plan.models import PUBLISHED
 
 FORMAT = 1  # of manifests
 APPROXIMATE = "attention"  # recorded where the kernel that was asked for is not exact
-_CHOSEN = ("teacache_coefficients",)  # recorded for the video's model and size
+_RATIOS = ("magcache_ratios",)  # recorded for the video's model, shift and number of steps
+_CHOSEN = ("teacache_coefficients", *_RATIOS)  # recorded for the video's model and size
 # Flags given beside --replay -> other recorded settings that they override as well.
 REPLACED = {
     "--model_id": _CHOSEN,
+    "--cache": ("teacache", "teacache_thresh", "use_ret_steps", "cache", *_CHOSEN),
+    "--teacache": ("cache", *_CHOSEN),
     "--use_ret_steps": _CHOSEN,
     "--height": _CHOSEN,
     "--width": _CHOSEN,
@@ -31,10 +34,10 @@ REPLACED = {
     "--image": ("video_path",),
     "--lora": ("lora",),
     "--dit_path": _CHOSEN,
-    "--inference_steps": ("sigmas",),
-    "--shift": ("sigmas",),
-    "--sigmas": ("inference_steps", "shift"),
-    "--preset": ("sigmas", *(name for preset in PRESETS.values() for name in preset)),
+    "--inference_steps": ("sigmas", *_RATIOS),
+    "--shift": ("sigmas", *_RATIOS),
+    "--sigmas": ("inference_steps", "shift", *_RATIOS),
+    "--preset": ("sigmas", *_RATIOS, *(name for preset in PRESETS.values() for name in preset)),
     "--video_path": ("image",),
 }
 REPLAYED = frozenset(field.name for field in fields_that(DiffusionForcingSettings, replayed=True)) | {APPROXIMATE}

@@ -46,9 +46,11 @@ class GenerateSettings:
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
     seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
-    teacache_coefficients: five, highest degree first; None: the model's. sigmas: noise levels, falling, in place of
-    those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel, ulysses_degree,
-    ring_degree: None: chosen by the plan. name: pattern of the file's name, see `plan.naming`; None: prompt and seed.
+    teacache_coefficients: five, highest degree first; None: the model's. cache: as for `read_cache`, with all keys.
+    magcache_ratios: of the conditional, then of the unconditional pass; None: the model's. sigmas: noise levels,
+    falling, in place of those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel,
+    ulysses_degree, ring_degree: None: chosen by the plan. name: pattern of the file's name, see `plan.naming`; None:
+    prompt and seed.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -71,6 +73,8 @@ class GenerateSettings:
     teacache_thresh: float = field(metadata=FRAMES)
     use_ret_steps: bool = field(metadata=FRAMES)
     teacache_coefficients: tuple[float, ...] | None = field(metadata=FRAMES)
+    cache: str | None = field(metadata=FRAMES)
+    magcache_ratios: tuple[float, ...] | None = field(metadata=FRAMES)
     dit_path: str | None = field(metadata=FRAMES)
     vae_path: str | None = field(metadata=FRAMES)
     text_encoder_path: str | None = field(metadata=FRAMES)

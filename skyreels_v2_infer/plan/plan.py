@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.cache_settings import CachePlan
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.sizes import check_size
 from skyreels_v2_infer.plan.story import Scene, of_prompts, scenes_of
@@ -78,15 +79,6 @@ class LoraPlan:
 
 
 @dataclass(frozen=True)
-class CachePlan:
-    """TeaCache's settings, see `modules.caches.teacache.TeaCache`; coefficients None: not known without the model."""
-
-    threshold: float
-    coefficients: tuple[float, ...] | None
-    use_ret_steps: bool
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything about a run that does not depend on weights.
 
@@ -104,7 +96,7 @@ class Plan:
         history: "pixel" or "latent", what later windows start from.
         ar_step: steps between a block of frames and the next; 0: all frames of a window are denoised together.
         causal_block_size: latent frames per block of block-causal attention; None: full attention.
-        cache: settings of TeaCache; None: off.
+        cache: None: every row is computed.
         sharing: layout of the ranks; None: not known without the model.
         solver: a name of `scheduler.SOLVERS`.
         loras: applied to the transformer's weights.

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
+from skyreels_v2_infer.plan.cache_settings import CachePlan
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
 
@@ -48,6 +49,7 @@ def describe(
         "windows": [described_window(window) for window in plan.windows],
         "rows": plan.rows,
         "forwards": sum(cost.forwards(plan)),
+        "cache": None if plan.cache is None else described_cache(plan, plan.cache),
         "output": output,
     }
     if config is None:
@@ -82,6 +84,11 @@ def described_window(window: WindowPlan) -> dict:
     }
 
 
+def described_cache(plan: Plan, cache: CachePlan) -> dict:
+    """A cache and how many rows it computes whatever it measures; the others it may skip."""
+    return {"settings": str(cache), "fewest_rows": sum(cache.fewest_rows(window.schedule) for window in plan.windows)}
+
+
 def table(about: dict) -> str:
     """The result of `describe`, and optionally `cut` (lines about truncated prompts), as a table."""
     seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
@@ -114,6 +121,8 @@ def table(about: dict) -> str:
             f"{total}, {about['pflop']:.3g} PFLOP; peak memory about {weights + activations:.3g} GiB "
             f"in {about['dtype']} (weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
         )
+    if about["cache"] is not None:
+        lines.append(f"cache {about['cache']['settings']}: at least {about['cache']['fewest_rows']} rows are computed")
     return "\n".join([*lines, *about.get("cut", ()), f"-> {about['output']}"])
 
 

@@ -1,4 +1,4 @@
-"""Fit TeaCache's coefficients to a checkpoint: ``python -m skyreels_v2_infer.run.calibrate --help``."""
+"""Measure what a cache has to know of a model: ``python -m skyreels_v2_infer.run.calibrate --help``."""
 
 import json
 import os
@@ -6,59 +6,118 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.cli.planning import plan_without_model
+from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.errors import first_line
-from skyreels_v2_infer.modules.caches.teacache import Recording, fit
-from skyreels_v2_infer.plan.caching import DEGREE, FILE
+from skyreels_v2_infer.modules.caches import magcache, teacache
+from skyreels_v2_infer.plan.caching import DEGREE, FILE, RATIOS_FILE, UNUSABLE
+from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.run.files import write_whole
+from skyreels_v2_infer.run.inputs import read_images
+from skyreels_v2_infer.run.model_files import cache_folder
+
+FILES = {"teacache": FILE, "magcache": RATIOS_FILE}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    parser = parser_of()
+    args, others = parser.parse_known_args(argv)
+    parse = parse_diffusion_forcing if args.forcing else parse_generate
+    settings = parse(["--model_id", args.model_id, *others])
+    if args.forcing and args.cache == "teacache":
+        parser.error("--forcing: only with --cache magcache; TeaCache is fitted where all frames share a timestep")
+    if args.cache == "teacache" and settings.inference_steps < DEGREE + 2:  # a point for each step but the first
+        parser.error(f"--inference_steps {settings.inference_steps}: must be at least {DEGREE + 2}")
+    for name in ("use_usp", "video_path", "sigmas"):
+        if getattr(settings, name, None):
+            parser.error(f"--{name}: cannot be used for a calibration")
+    try:
+        from skyreels_v2_infer.weights.locate import compose
+
+        plan = plan_without_model(settings).with_seed(settings.seed or 0)
+        checkpoint = compose(settings.model_id, replaced_parts(settings))
+        out = args.out or cache_folder(checkpoint) / FILES[args.cache]
+        if not os.access(out.parent, os.W_OK):  # checked before the work, not after it
+            parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
+        known = known_tables(out) if args.cache == "magcache" else []
+        recording = teacache.Recording() if args.cache == "teacache" else magcache.Recording(plan.num_inference_steps)
+        record(recording, checkpoint, settings, [plan.with_prompt(prompt) for prompt in args.prompt])
+    except ValueError as error:
+        parser.error(first_line(error))
+    if args.cache == "teacache":
+        found = teacache.fit([change for window in recording.windows for change in window])
+    else:
+        table = {"shift": settings.shift, "steps": settings.inference_steps, "ratios": recording.ratios()}
+        others = [t for t in known if (t["shift"], t["steps"]) != (table["shift"], table["steps"])]
+        found = {"tables": [*others, table]}
+    write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
+    print(out)
+    return 0
+
+
+def parser_of():
     import argparse
 
     parser = argparse.ArgumentParser(
         prog=f"python -m {__spec__.name}",
-        description="Fit TeaCache's coefficients to a text-to-video or diffusion-forcing checkpoint: runs prompts "
-        f"without a cache, and writes {FILE} into the checkpoint's folder (or to --out).",
+        description="Run prompts without a cache, and write what a cache has to know of a model into its folder: "
+        f"TeaCache's coefficients ({FILE}), or MagCache's ratios ({RATIOS_FILE}), which are for one --shift and "
+        "--inference_steps; those of others in the file are kept.",
+        epilog="All other flags are those of generate_video.py, with --forcing those of generate_video_df.py.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--cache", choices=FILES, default="teacache", help="default: %(default)s")
     parser.add_argument("--model_id", required=True, help="a folder, a published model or tiny")
     parser.add_argument("--prompt", nargs="+", default=["a swan on a lake", "a red kite over the dunes"])
-    parser.add_argument("--out", type=Path, help=f"file to write (default: {FILE} in the checkpoint's folder)")
-    names = ("height", "width", "num_frames", "inference_steps", "guidance_scale", "shift")
-    for name in names:
-        kind = float if name in ("guidance_scale", "shift") else int
-        parser.add_argument(f"--{name}", type=kind, help="default: as in generate_video.py")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device")
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, help="file to write (default: in the model's folder)")
+    parser.add_argument("--forcing", action="store_true", help="make the videos as generate_video_df.py does")
+    return parser
 
-    from skyreels_v2_infer import Text2VideoPipeline
-    from skyreels_v2_infer.cli.arguments import parse_generate
-    from skyreels_v2_infer.pipelines.hooks import Hooks
-    from skyreels_v2_infer.run.session import show_rows
-    from skyreels_v2_infer.weights.locate import Checkpoint
 
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    settings = parse_generate([f"--{name}={value}" for name, value in ({"model_id": args.model_id} | given).items()])
-    if settings.inference_steps < DEGREE + 2:  # every step but the first gives a point for the fit
-        parser.error(f"--inference_steps {settings.inference_steps}: must be at least {DEGREE + 2}")
+def known_tables(file: Path) -> list[dict]:
+    """The tables in a `RATIOS_FILE`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not file.exists():
+        return []
     try:
-        checkpoint = Checkpoint.open(settings.model_id)
-        out = args.out or checkpoint.folder / FILE
-        if not os.access(out.parent, os.W_OK):  # checked before the work, not after it
-            parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
-        recording = Recording()
-        hooks = Hooks(partial(show_rows, lambda: None), recording)
-        pipeline = Text2VideoPipeline(checkpoint, device=args.device, hooks=hooks)
-        options = {name: getattr(settings, name) for name in names if name != "inference_steps"}
-        options |= {"num_inference_steps": settings.inference_steps, "seed": args.seed, "output_type": "latent"}
-        for prompt in args.prompt:
-            pipeline(prompt, settings.negative_prompt, **options)
-    except ValueError as error:
-        parser.error(first_line(error))
-    found = fit([change for window in recording.windows for change in window])
-    write_whole(out, lambda file: file.write(f"{json.dumps(found, indent=1)}\n".encode()))
-    print(out)
-    return 0
+        tables = json.loads(file.read_bytes())["tables"]
+        return [{name: table[name] for name in ("shift", "steps", "ratios")} for table in tables]
+    except UNUSABLE as error:
+        raise ValueError(f"--out {file}: exists and has no tables ({first_line(error)})") from error
+
+
+def record(recording, checkpoint, settings: GenerateSettings, plans: Sequence[Plan]) -> None:
+    """Makes the videos of the plans, without writing them, with a recording in place of a cache."""
+    from skyreels_v2_infer.distributed.team import Team
+    from skyreels_v2_infer.distributed.xdit_context_parallel import alone
+    from skyreels_v2_infer.pipelines.history import Resume
+    from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
+    from skyreels_v2_infer.run.session import Session, show_rows
+    from skyreels_v2_infer.runtime import Placement
+
+    inputs = read_images(settings)
+    session = Session(
+        checkpoint,
+        Placement.choose(settings.device, settings.dtype),
+        Team(),
+        offload=settings.offload,
+        vae_dtype=settings.vae_dtype,
+        attention=settings.attention,
+        loras=plans[0].first_loras,
+        loras_change=plans[0].lora_strengths_change,
+        compiled=settings.compile == "on",
+        quantize=settings.quantize,
+        dequantize=settings.weights == "dequantize",
+    )
+    session.load()
+    hooks = Hooks(partial(show_rows, lambda: None), recording, Ranks.of(alone(session.attention)))
+    for plan in plans:
+        for _ in session.execute(plan, inputs, Resume(), hooks):
+            pass
 
 
 if __name__ == "__main__":

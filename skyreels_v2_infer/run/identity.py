@@ -28,8 +28,8 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     identity["model_id"] = weights_of(checkpoint)
     for name in PARTS.values():  # their contents are among the weights, wherever they are
         del identity[name]
-    if plan.cache is not None:  # its coefficients may come from a file in the model's folder
-        identity["teacache_coefficients"] = plan.cache.coefficients
+    if plan.cache is not None:  # these may come from a file in the model's folder
+        identity |= plan.cache.found
     return json.loads(json.dumps(identity))  # comparable with one that was read from a file
 
 

@@ -73,9 +73,7 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
 def choices(plan: Plan, settled: dict) -> dict:
     """Values that a run chose where settings were None."""
     chosen = {"seed": plan.seed, "dtype": settled["dtype"], "prompt": settled["prompt"]}
-    if plan.cache is not None:
-        chosen["teacache_coefficients"] = plan.cache.coefficients
-    return chosen
+    return chosen if plan.cache is None else chosen | plan.cache.found
 
 
 def versions() -> dict[str, str]:

@@ -91,7 +91,7 @@ def check_prompts(settings: GenerateSettings, plan: Plan, tokenizer: Path) -> No
 
 
 def cache_folder(checkpoint: Checkpoint) -> Path:
-    """Where a transformer's TeaCache coefficients would be: in its checkpoint, or beside a file from elsewhere."""
+    """Where a transformer's files for caches would be: in its checkpoint, or beside a file from elsewhere."""
     if checkpoint.layout == "parts":
         return checkpoint.parts["transformer"].files[0].parent
     return checkpoint.folder

@@ -159,16 +159,16 @@ class Session:
         return [] if self._pipeline.loras is None else self._pipeline.loras.reports
 
     def _hooks(self, plan: Plan) -> Hooks:
-        from skyreels_v2_infer.modules.caches.teacache import TeaCache
+        from skyreels_v2_infer.modules.caches.planned import planned_cache
         from skyreels_v2_infer.pipelines.hooks import Hooks
         from skyreels_v2_infer.pipelines.prompts import TextMemory
 
         if self._pipeline.transformer.inject_sample_info and plan.fps not in KNOWN_FPS:
             say(f"--fps {plan.fps}: this model knows 16 and 24 and gets 24 as input; the video plays at {plan.fps}")
-        cache = plan.cache and TeaCache(plan.cache.threshold, plan.cache.coefficients, plan.cache.use_ret_steps)
         self._texts = self._texts or TextMemory()
         self._texts.coming = self.coming
-        return Hooks(partial(show_rows, self.check), cache, self._shared(plan.sharing or Layout()), self._texts)
+        ranks = self._shared(plan.sharing or Layout())
+        return Hooks(partial(show_rows, self.check), planned_cache(plan.cache), ranks, self._texts)
 
     def _shared(self, layout: Layout) -> Ranks:
         """The callables with which ranks share a video; set up once per layout."""

@@ -44,6 +44,22 @@ class Schedule:
         last = frames - 1 - self.update[:, ::-1].argmax(axis=1)  # every row updates some frame
         return np.minimum((last // block_frames + 1) * block_frames, frames)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps that every frame takes, N."""
+        return int(self.steps.max()) + 1
+
+    def at_ends(self, first: float, last: int) -> np.ndarray:
+        """bool ``[R]``: rows in which a frame takes one of its first or last steps.
+
+        Args:
+            first: share of the N steps, rounded down, but at least one.
+            last: number of steps.
+        """
+        begun = max(1, int(first * self.num_steps))
+        ends = (self.steps < begun) | (self.steps >= self.num_steps - last)
+        return (self.update & ends).any(axis=1)
+
 
 def held_frames(num_frames: int, held: int | np.ndarray) -> np.ndarray:
     """`held` as a bool per frame; an int counts leading frames."""

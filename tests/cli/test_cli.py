@@ -42,6 +42,8 @@ PUBLISHED = dict(
     teacache_thresh=0.2,
     use_ret_steps=False,
     teacache_coefficients=None,
+    cache=None,
+    magcache_ratios=None,
     dit_path=None,
     vae_path=None,
     text_encoder_path=None,
@@ -178,6 +180,8 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         teacache_thresh=0.3,
         use_ret_steps=True,
         teacache_coefficients=(-1000, 2, 3, 4, 5.5),
+        cache=None,
+        magcache_ratios=None,
         dit_path="my/dit/a.gguf",
         vae_path="../inputs",
         text_encoder_path="my/text",
@@ -249,6 +253,20 @@ def test_limits_are_legal(parse):
         for value in values:
             settings = parse([f"--{flag}", str(value)])
             assert getattr(settings, flag) == value
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("given", "written_out"),
+    [
+        ("easycache", "easycache:threshold=0.05,retention=0.2"),
+        ("easycache:retention=1,threshold=0", "easycache:threshold=0.0,retention=1.0"),
+        ("magcache:skips=2", "magcache:threshold=0.12,skips=2,retention=0.2"),
+        ("teacache:ret_steps=1", "teacache:threshold=0.2,ret_steps=1"),
+    ],
+)
+def test_a_cache_is_recorded_with_all_its_settings(parse, given, written_out):
+    assert parse(["--cache", given]).cache == parse(["--cache", written_out]).cache == written_out
 
 
 @pytest.mark.parametrize("kind", ["DF", "T2V", "I2V"])
@@ -364,6 +382,19 @@ REFUSED_BY_BOTH = [
     ("--teacache_thresh -1", "must be a finite number, at least 0"),
     ("--teacache_coefficients 1,2,3,4", "must be 5 finite numbers"),
     ("--teacache_coefficients -1,2,x,4,5", "must be 5 finite numbers"),
+    ("--cache fast", "must be teacache, easycache, magcache, optionally with :key=value,..."),
+    ("--cache easycache:", "easycache takes threshold=, retention=; not ''"),
+    ("--cache easycache:skips=3", "easycache takes threshold=, retention=; not 'skips=3'"),
+    ("--cache easycache:threshold", "easycache takes threshold=, retention=; not 'threshold'"),
+    ("--cache easycache:threshold=-1", "threshold must be a finite number, at least 0"),
+    ("--cache easycache:threshold=inf", "threshold must be a finite number, at least 0"),
+    ("--cache easycache:retention=1.1", "retention must be a number from 0 to 1"),
+    ("--cache easycache:threshold=1,threshold=1", "threshold is given twice"),
+    ("--cache magcache:skips=0", "skips must be a whole number, at least 1"),
+    ("--cache magcache:skips=1.5", "skips must be a whole number, at least 1"),
+    ("--cache teacache:ret_steps=2", "ret_steps must be 0 or 1"),
+    ("--magcache_ratios 1,0.9,1", "must be an even number of finite numbers above 0, with commas"),
+    ("--magcache_ratios 1,0", "must be an even number of finite numbers above 0, with commas"),
     ("--fps 0", "must be a whole number from 1 to 240"),
     ("--fps 241", "must be a whole number from 1 to 240"),
     ("--fps 23.976", "must be a whole number from 1 to 240"),
@@ -534,6 +565,20 @@ def test_a_prompt_that_is_no_text(folder, capsys):
         ),
         ("--use_ret_steps", "--use_ret_steps: has no effect without --teacache"),
         ("--teacache_coefficients 1,2,3,4,5", "--teacache_coefficients: has no effect without --teacache"),
+        ("--magcache_ratios 1,1", "--magcache_ratios: has no effect without --cache magcache"),
+        ("--cache easycache --magcache_ratios 1,1", "--magcache_ratios: has no effect without --cache magcache"),
+        (
+            "--cache easycache --teacache_coefficients 1,2,3,4,5",
+            "--teacache_coefficients: has no effect without --teacache",
+        ),
+        *(
+            (
+                f"--cache easycache:retention=0 {flags}",
+                f"--cache easycache:threshold=0.05,retention=0.0: not with {flags.partition(' ')[0]}; TeaCache by this "
+                "flag is --cache teacache:threshold=X,ret_steps=0 or 1",
+            )
+            for flags in ("--teacache", "--teacache_thresh 0.3", "--use_ret_steps")
+        ),
         ("--offload=yes", "--offload: takes no value"),
         ("--seed", "--seed: needs a value"),
         ("--seed --fps 8", "--seed: needs a value"),

@@ -336,7 +336,7 @@ def test_every_mode_in_every_layout_makes_what_one_rank_makes(checkpoints, tmp_p
     result = torchrun(ranks, HERE / "ranks.py", checkpoints, tmp_path / "apart.json", cwd=tmp_path)
     assert result.code == 0, result.err
     apart = json.loads((tmp_path / "apart.json").read_text())
-    assert len(apart) == 15
+    assert len(apart) == 17
     assert not any(any(apart[name].values()) for name in ("work", "agree", "groups"))
     for mode, layouts in apart.items():
         assert len(layouts) == {2: 3, 4: 5}[ranks]
