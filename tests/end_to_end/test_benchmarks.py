@@ -131,7 +131,7 @@ def test_the_other_parts(tmp_path):
     assert tuple(found) == parts
     assert found["loading"]["--offload: the same latents"]["value"]
     assert all(row["same numbers as on the CPU"] for row in found["linears"].values() if "expanding ms" in row)
-    assert found["caches"]["TeaCache 0.2, forcing, 65 frames"]["steps computed, %"] < 50
+    assert found["caches"]["teacache:threshold=0.2, forcing, 65 frames"]["forwards, %"] < 50
     assert found["startup"]["--help"]["value"] < found["startup"]["python -c 'import torch'"]["value"]
 
 
