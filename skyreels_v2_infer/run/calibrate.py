@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, others = parser.parse_known_args(argv)
     parse = parse_diffusion_forcing if args.forcing else parse_generate
     settings = parse(["--model_id", args.model_id, *others])
+    if not isinstance(settings, GenerateSettings):
+        parser.error("--jobs, --sweep: cannot be used for a calibration; give several values of --prompt")
     if args.forcing and args.cache == "teacache":
         parser.error("--forcing: only with --cache magcache; TeaCache is fitted where all frames share a timestep")
     if args.cache == "teacache" and settings.inference_steps < DEGREE + 2:  # a point for each step but the first
