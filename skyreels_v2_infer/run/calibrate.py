@@ -10,6 +10,7 @@ from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_gener
 from skyreels_v2_infer.cli.planning import plan_without_model
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.errors import first_line
+from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.modules.caches import magcache, teacache
 from skyreels_v2_infer.plan.caching import DEGREE, FILE, RATIOS_FILE, UNUSABLE
 from skyreels_v2_infer.plan.plan import Plan
@@ -86,7 +87,7 @@ def known_tables(file: Path) -> list[dict]:
     if not file.exists():
         return []
     try:
-        tables = json.loads(file.read_bytes())["tables"]
+        tables = json.loads(read_small(file))["tables"]
         return [{name: table[name] for name in ("shift", "steps", "ratios")} for table in tables]
     except UNUSABLE as error:
         raise ValueError(f"--out {file}: exists and has no tables ({first_line(error)})") from error
