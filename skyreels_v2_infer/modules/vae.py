@@ -340,6 +340,11 @@ class Decoder(nn.Module):
         return run([self.conv1, *self.middle, *self.upsamples, self.head], x, cache)
 
 
+def in_range(frames: torch.Tensor) -> torch.Tensor:
+    """Float32 frames limited to -1..1, in place; NaN and infinity are NaN."""
+    return frames.masked_fill_(frames.isinf(), torch.nan).clamp_(-1, 1)
+
+
 class WanVAE(nn.Module):
     """Encodes and decodes videos; its tensors carry the names of ``Wan2.1_VAE.pth``.
 
@@ -393,11 +398,10 @@ class WanVAE(nn.Module):
         Returns:
             two tensors ``[B, z_dim, n+1, H/8, W/8]``.
         """
+        self.check_video(video)
         t, h, w = video.shape[2:]
-        if video.shape[1] != 3 or t % TEMPORAL_STRIDE != 1 or h % SPATIAL_STRIDE or w % SPATIAL_STRIDE:
-            raise ValueError(f"video {list(video.shape)}: must be [B, 3, 4n+1, H, W] with H and W divisible by 8")
         step = TEMPORAL_STRIDE * max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * h * w))
-        video = video.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
+        video = self.to_encoder(video)
         cache: Cache = {}
         pieces = [self.encoder(video[:, :, :1], cache)]
         pieces += [self.encoder(video[:, :, i : i + step], cache) for i in range(1, t, step)]
@@ -406,8 +410,22 @@ class WanVAE(nn.Module):
 
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """``[B, 3, 4n+1, H, W]`` in -1..1 -> normalised latents, float32 ``[B, z_dim, n+1, H/8, W/8]``."""
+        return self.normalised(self.encode_moments(video)[0])
+
+    def check_video(self, video: torch.Tensor) -> None:
+        """Raises a ValueError unless the encoder can take a video."""
+        t, h, w = video.shape[2:]
+        if video.shape[1] != 3 or t % TEMPORAL_STRIDE != 1 or h % SPATIAL_STRIDE or w % SPATIAL_STRIDE:
+            raise ValueError(f"video {list(video.shape)}: must be [B, 3, 4n+1, H, W] with H and W divisible by 8")
+
+    def to_encoder(self, video: torch.Tensor) -> torch.Tensor:
+        """A video as the encoder's layers take it."""
+        return video.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+    def normalised(self, moments: torch.Tensor) -> torch.Tensor:
+        """Means of the posterior ``[B, z_dim, F, H/8, W/8]`` -> normalised latents, float32."""
         mean, std = self.statistics()
-        return (self.encode_moments(video)[0].float() - mean).div_(std).contiguous()
+        return (moments.float() - mean).div_(std).contiguous()
 
     @property
     def decoder_memory(self) -> int:
@@ -432,17 +450,23 @@ class WanVAE(nn.Module):
             float32 ``[B, 3, t, H, W]`` in -1..1, 4n+1 frames in all; memory does not depend on n. NaN and infinity are
             NaN.
         """
-        if latents.ndim != 5 or latents.shape[1] != self.z_dim:
-            raise ValueError(f"latents {list(latents.shape)}: must be [B, {self.z_dim}, F, H/8, W/8]")
-        mean, std = self.statistics()
+        self.check_latents(latents)
         t, h, w = latents.shape[2:]
         step = max(1, CHUNK_PIXELS // (TEMPORAL_STRIDE * SPATIAL_STRIDE**2 * h * w))
         cache = {} if cache is None else cache
         for i in range(0, t, step):
-            z = torch.addcmul(mean, latents[:, :, i : i + step].to(self.device, torch.float32), std).to(self.dtype)
-            z = self.conv2(z.contiguous(memory_format=torch.channels_last_3d), cache)
-            frames = self.decoder(z, cache).float()
-            yield frames.masked_fill_(frames.isinf(), torch.nan).clamp_(-1, 1)
+            yield in_range(self.decoder(self.to_decoder(latents[:, :, i : i + step], cache), cache).float())
+
+    def check_latents(self, latents: torch.Tensor) -> None:
+        """Raises a ValueError unless the decoder can take latents."""
+        if latents.ndim != 5 or latents.shape[1] != self.z_dim:
+            raise ValueError(f"latents {list(latents.shape)}: must be [B, {self.z_dim}, F, H/8, W/8]")
+
+    def to_decoder(self, latents: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Normalised latents as the decoder's layers take them."""
+        mean, std = self.statistics()
+        z = torch.addcmul(mean, latents.to(self.device, torch.float32), std).to(self.dtype)
+        return self.conv2(z.contiguous(memory_format=torch.channels_last_3d), cache)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """``[B, z_dim, n+1, H/8, W/8]`` normalised -> float32 ``[B, 3, 4n+1, H, W]`` in -1..1."""
