@@ -1,7 +1,7 @@
 """Device and precision, offloading of weights, and sources of noise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
@@ -13,6 +13,7 @@ from torch import nn
 from skyreels_v2_infer.errors import InputError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LARGE = 2**26  # bytes of weights; see `Offload.at_work_by_layers`
 OFFLOAD_DIFFUSERS = "0.41"  # up to 0.36 a layer that runs before the first forward is never moved to the device again
 
 
@@ -40,6 +41,10 @@ class Placement:
         if dtype is None:
             dtype = usual_dtype(chosen)
         return cls(chosen, DTYPES[dtype] if isinstance(dtype, str) else dtype)
+
+    def free_gib(self) -> float | None:
+        """Memory of the GPU that is free now, in GiB; None for other devices."""
+        return torch.cuda.mem_get_info(self.device)[0] / 2**30 if self.device.type == "cuda" else None
 
     def with_dtype(self, dtype: str) -> "Placement":
         return Placement(self.device, DTYPES[dtype])
@@ -92,6 +97,17 @@ def check_offload(device: torch.device) -> None:
         raise InputError("offload", None, f"{need}: pip install -U diffusers accelerate")
 
 
+def layers_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that `Offload.at_work_by_layers` brings to the device one by one."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        elif next(child.children(), None) is not None:
+            yield from layers_of(child)
+        elif sum(tensor.nbytes for tensor in (*child.parameters(), *child.buffers())) >= LARGE:
+            yield child
+
+
 class Offload:
     """Keeps weights in host memory and moves those that compute to the device. Does nothing on a CPU.
 
@@ -113,17 +129,51 @@ class Offload:
             yield
             return
         memory = {} if memory is None else memory
-        tensors = [*module.parameters(), *module.buffers()]
+        with self._there([*module.parameters(), *module.buffers()]):
+            try:
+                memory.update({layer: past.to(self.device) for layer, past in memory.items()})
+                yield
+            finally:
+                memory.update({layer: past.to(torch.device("cpu")) for layer, past in memory.items()})
+
+    @contextmanager
+    def at_work_by_layers(self, module: nn.Module) -> Iterator[None]:
+        """As `at_work` for a module of many layers, each of which is on the device only while it computes.
+
+        Layers are the items of lists of modules, and large modules without children, such as embeddings. All others
+        stay on the device. Every forward pass transfers all layers again, and the device waits for them.
+        """
+        if self.device.type == "cpu":
+            yield
+            return
+        layers = list(dict.fromkeys(layers_of(module)))  # tied ones once
+        apart = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}
+        others = [tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in apart]
+        with ExitStack() as hooks, self._there(others):
+            for layer in layers:
+                there = ExitStack()
+
+                def bring(layer, args, there=there):
+                    there.enter_context(self._there([*layer.parameters(), *layer.buffers()]))
+
+                def leave(layer, args, output, there=there):
+                    there.close()
+
+                hooks.callback(layer.register_forward_pre_hook(bring).remove)
+                hooks.callback(layer.register_forward_hook(leave, always_call=True).remove)
+            yield
+
+    @contextmanager
+    def _there(self, tensors: list[torch.Tensor]) -> Iterator[None]:
+        """Context manager that keeps tensors on the device, without a copy back."""
         at_rest = [tensor.data for tensor in tensors]
         try:
             for tensor in tensors:
                 tensor.data = tensor.data.to(self.device)
-            memory.update({layer: past.to(self.device) for layer, past in memory.items()})
             yield
         finally:
             for tensor, data in zip(tensors, at_rest, strict=True):
                 tensor.data = data
-            memory.update({layer: past.to(torch.device("cpu")) for layer, past in memory.items()})
 
     def by_blocks(self, model: nn.Module) -> None:
         """Makes the model's forward keep one block on the device at a time and transfer the next one meanwhile.

@@ -479,6 +479,21 @@ def _add_machine(parser: Parser) -> None:
         help="keep weights in host memory, and on the GPU only the module that computes, of the transformer one block "
         "and the next one in transfer; the same video with less GPU memory, possibly slower (no effect on a cpu)",
     )
+    group.add_argument(
+        "--memory",
+        metavar="GIB",
+        type=number(above=0, below=10_000),
+        help="GPU memory that the run may take; if weights and activations do not fit, the fastest way that does is "
+        "chosen and printed: encoders by layers, part by part, --offload, --vae_tiling (default: what is free)",
+    )
+    group.add_argument(
+        "--vae_tiling",
+        metavar="{auto,on,off}",
+        type=one_of("auto", "on", "off"),
+        default="auto",
+        help="compute the VAE in overlapping tiles of the frame: a quarter of the memory, the same frames up to "
+        "rounding; auto: where they do not fit otherwise (default: %(default)s)",
+    )
 
 
 def _add_speed(parser: Parser) -> None:

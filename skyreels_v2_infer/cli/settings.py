@@ -49,8 +49,8 @@ class GenerateSettings:
     teacache_coefficients: five, highest degree first; None: the model's. cache: as for `read_cache`, with all keys.
     magcache_ratios: of the conditional, then of the unconditional pass; None: the model's. sigmas: noise levels,
     falling, in place of those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel,
-    ulysses_degree, ring_degree: None: chosen by the plan. name: pattern of the file's name, see `plan.naming`; None:
-    prompt and seed.
+    ulysses_degree, ring_degree: None: chosen by the plan. memory: GiB; None: what is free on the GPU. name: pattern of
+    the file's name, see `plan.naming`; None: prompt and seed.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -85,6 +85,7 @@ class GenerateSettings:
     sigmas: tuple[float, ...] | None = field(metadata=FRAMES)
     lora: tuple[LoraPlan, ...] = field(metadata=FRAMES)
     vae_dtype: str = field(metadata=FRAMES)
+    vae_tiling: str = field(metadata=FRAMES)
     attention: str = field(metadata=MACHINE)
     compile: str = field(metadata=MACHINE)
     use_usp: bool = field(metadata=MACHINE)
@@ -92,6 +93,7 @@ class GenerateSettings:
     ulysses_degree: int | None = field(metadata=MACHINE)
     ring_degree: int | None = field(metadata=MACHINE)
     offload: bool = field(metadata=MACHINE)
+    memory: float | None = field(metadata=MACHINE)
     prompt_enhancer: bool = field(metadata=PREPARED)
     prompt_enhancer_model: str = field(metadata=PREPARED)
     dry_run: str | None = field(metadata=RUN)

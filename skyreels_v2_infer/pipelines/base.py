@@ -21,6 +21,7 @@ from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
 from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
 from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
 from skyreels_v2_infer.pipelines.prompts import Texts
+from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import choose_layout
@@ -39,6 +40,12 @@ def always_there(module: torch.nn.Module, memory: dict | None = None) -> Abstrac
     return nullcontext()
 
 
+def holding_of(offload: bool | Holding) -> Holding:
+    if isinstance(offload, Holding):
+        return offload
+    return Holding("blocks" if offload else "none")
+
+
 class VideoPipeline:
     """Holds a model's parts and executes plans; subclasses make plans from the published arguments.
 
@@ -48,7 +55,8 @@ class VideoPipeline:
         device: None: CUDA if available, else the CPU. A `Placement` decides both device and dtype.
         weight_dtype: of the transformer and the encoders; None: see `usual_dtype`.
         use_usp: share the work with the other ranks of torch.distributed's default group, which has to exist.
-        offload: keep weights in host memory, and on the device only the module that computes.
+        offload: keep weights in host memory, and on the device only the module that computes, of the transformer one
+            block and the next one in transfer. A `Holding` chooses in detail, and whether the VAE computes in tiles.
         hooks: default for `execute`.
         vae_dtype: of the VAE.
         loras: files and strengths, see `load_lora`.
@@ -60,8 +68,7 @@ class VideoPipeline:
         loras: `weights.lora.Applied`; None: no LoRA.
         device: where latents are and modules compute.
         at_work: context manager that keeps a module, and optionally its cached features, on the device while it
-            computes, see `Offload`. Encoders are on the device only inside it; with `offload` all parts are. Parts
-            passed to `from_parts` are never moved.
+            computes, see `Offload`. Encoders are on the device only inside it; with `offload` all parts are.
     """
 
     takes_image_channels = False
@@ -73,7 +80,7 @@ class VideoPipeline:
         device=None,
         weight_dtype=None,
         use_usp: bool = False,
-        offload: bool = False,
+        offload: bool | Holding = False,
         hooks: Hooks = Hooks(),  # noqa: B008  frozen
         vae_dtype: torch.dtype = torch.float32,
         loras: Sequence[tuple[Path | str, float]] = (),
@@ -88,7 +95,8 @@ class VideoPipeline:
 
         place = device if isinstance(device, Placement) else Placement.choose(device, weight_dtype)
         host = torch.device("cpu")
-        home = host if offload else place.device
+        holding = holding_of(offload)
+        home = place.device if holding.offload == "none" else host
         if dit_path in (None, model_path):
             checkpoint = dit = Checkpoint.open(model_path)
         else:
@@ -112,18 +120,23 @@ class VideoPipeline:
             compile_blocks(self.transformer, say)
             if place.device.type == "cuda":
                 compile_norms(self.vae)
-        offloading = Offload(place.device)
-        self.at_work = offloading.at_work
-        self._offloaded = offload
-        if offload:
-            offloading.by_blocks(self.transformer)
+        self._hold(holding)
         self.hooks = hooks
         if use_usp:
             self.hooks = Hooks(hooks.progress, hooks.cache, self._all_ranks())
 
     @classmethod
-    def from_parts(cls, transformer, vae, text_encoder=None, image_encoder=None, hooks: Hooks = Hooks()):  # noqa: B008
-        """A pipeline of loaded parts, which stay on their devices.
+    def from_parts(
+        cls,
+        transformer,
+        vae,
+        text_encoder=None,
+        image_encoder=None,
+        hooks: Hooks = Hooks(),  # noqa: B008  frozen
+        device: torch.device | None = None,
+        offload: bool | Holding = False,
+    ):
+        """A pipeline of loaded parts.
 
         Args:
             transformer: a `WanModel`.
@@ -131,9 +144,13 @@ class VideoPipeline:
             text_encoder: a `TextEncoder`; not needed with `prompt_embeds`.
             image_encoder: an `ImageEncoder`; for image-to-video models.
             hooks: default for `execute`.
+            device: what computes. None: parts stay on their devices and compute there.
+            offload: as in the constructor, for parts in host memory; only with a device.
         """
         pipeline = cls.__new__(cls)
-        pipeline._set_parts(transformer, vae, text_encoder, image_encoder, transformer.device)
+        pipeline._set_parts(transformer, vae, text_encoder, image_encoder, device or transformer.device)
+        if device is not None:
+            pipeline._hold(holding_of(offload))
         pipeline.hooks = hooks
         return pipeline
 
@@ -145,7 +162,23 @@ class VideoPipeline:
         self.device = device
         self.at_work: Callable[..., AbstractContextManager] = always_there
         self.loras: Applied | None = None
-        self._offloaded = False
+        self._holding, self._by_layers = Holding(), always_there
+
+    def _hold(self, holding: Holding) -> None:
+        """From now on parts are on the device only when `holding` says so."""
+        offloading = Offload(self.device)
+        self._holding, self.at_work, self._by_layers = holding, offloading.at_work, offloading.at_work_by_layers
+        if holding.offload == "blocks":
+            offloading.by_blocks(self.transformer)
+
+    def encoder_at_work(self, encoder: torch.nn.Module) -> AbstractContextManager[None]:
+        """`at_work` for the text or the image encoder."""
+        return self._by_layers(encoder) if self._holding.layers else self.at_work(encoder)
+
+    @property
+    def codec(self) -> Codec:
+        """The VAE, which is on the device while it computes."""
+        return Codec(self.vae, self.at_work, self.device, self._holding.tiled)
 
     def load_lora(self, path: str | Path, strength: float = 1.0):
         """Applies a LoRA to the transformer, in addition to earlier ones -> report of matched and skipped tensors.
@@ -158,7 +191,7 @@ class VideoPipeline:
             InputError: it does not fit the model.
             ValueError: the transformer is offloaded; pass `loras` to the constructor.
         """
-        if self._offloaded:
+        if self._holding.offload == "blocks":
             raise ValueError("load_lora: the transformer is offloaded; give loras to the constructor")
         before = []
         if self.loras is not None:
@@ -227,7 +260,7 @@ class VideoPipeline:
         hooks, resume = hooks or self.hooks, resume or Resume()
         noise = self._noise(plan, inputs, hooks.ranks)
         texts = Texts(self, plan, inputs, resume, hooks.ranks, hooks.texts)
-        codec = Codec(self.vae, self.at_work, self.device)
+        codec = self.codec
         history = self._history(plan, codec)
         if resume.window and resume.history is not None:
             history.restore(resume.history, plan.windows[: resume.window])
@@ -245,7 +278,9 @@ class VideoPipeline:
                 if plan.loras and tuple(self.loras.strengths) != window.lora_strengths:
                     self.loras.set_strengths(window.lora_strengths)
                 start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
-                done = self._denoise(plan, window, texts, start, drawn, inputs, hooks)
+                channels = self._image_channels(plan, inputs)
+                with self.at_work(self.transformer) if self._holding.offload == "parts" else nullcontext():
+                    done = self._denoise(plan, window, texts, start, drawn, channels, inputs.callback, hooks)
                 done = done[:, :, : window.latents - window.end_latents]
             pieces = history.decode(window, done)
             yield Finished(done[:, :, window.window.history_latents :], pieces, index, done, history)
@@ -298,9 +333,21 @@ class VideoPipeline:
         return None
 
     def _denoise(
-        self, plan: Plan, window: WindowPlan, texts: Texts, latents, noise: Noise, inputs: Inputs, hooks: Hooks
+        self,
+        plan: Plan,
+        window: WindowPlan,
+        texts: Texts,
+        latents: torch.Tensor,
+        noise: Noise,
+        channels: torch.Tensor | None,
+        callback: Callable | None,
+        hooks: Hooks,
     ) -> torch.Tensor:
-        """Runs the rows of one window."""
+        """Runs the rows of one window.
+
+        Args:
+            channels: see `_image_channels`. callback: see `_called_back`.
+        """
         positive, negative = texts.contexts(window)
         noised = None
         if plan.addnoise and window.given_latents:
@@ -309,7 +356,6 @@ class VideoPipeline:
         options = {"sequence": hooks.ranks.sequence}
         if plan.causal_block_size is not None:
             options["causal_block_size"] = plan.causal_block_size
-        channels = self._image_channels(plan, inputs)
         if channels is not None:
             options["y"] = hooks.ranks.agree(channels.expand(texts.batch, -1, -1, -1, -1))
         if self.transformer.inject_sample_info:
@@ -329,7 +375,7 @@ class VideoPipeline:
 
             def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
                 advance()
-                return self._called_back(inputs.callback, row, window, latents)
+                return self._called_back(callback, row, window, latents)
 
             latents = hooks.ranks.agree(latents)
             shape = tuple(latents.shape)

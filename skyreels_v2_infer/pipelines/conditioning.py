@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from skyreels_v2_infer.media.images import as_shown, fit
 from skyreels_v2_infer.media.read import probe_video, read_video
 from skyreels_v2_infer.modules.vae import SPATIAL_STRIDE, TEMPORAL_STRIDE, WanVAE
 from skyreels_v2_infer.runtime import Noise
+
+if TYPE_CHECKING:
+    from skyreels_v2_infer.pipelines.history import Codec
 
 
 def to_video(frames: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -59,7 +63,7 @@ def resizecrop(image: Image.Image, th: int, tw: int) -> Image.Image:
     return Image.fromarray(fit(as_picture(image), th, tw))
 
 
-def image_channels(vae: WanVAE, image: torch.Tensor, num_frames: int) -> torch.Tensor:
+def image_channels(vae: "WanVAE | Codec", image: torch.Tensor, num_frames: int) -> torch.Tensor:
     """Input channels of an image-to-video model in addition to the noise: float32 ``[B, 20, F, H/8, W/8]``.
 
     Four channels of mask, 1 on the first latent frame, and sixteen of latents of the image followed by gray frames.

@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from skyreels_v2_infer.modules import vae_tiles
 from skyreels_v2_infer.modules.vae import WanVAE
 from skyreels_v2_infer.plan.plan import WindowPlan
 
@@ -19,15 +21,24 @@ class Codec:
     Args:
         at_work: see `VideoPipeline`.
         device: of the videos and latents.
+        tiled: compute tile by tile, see `modules.vae_tiles`.
     """
 
-    def __init__(self, vae: WanVAE, at_work: Callable[..., AbstractContextManager], device: torch.device):
-        self.vae, self.at_work, self.device = vae, at_work, device
+    def __init__(
+        self,
+        vae: WanVAE,
+        at_work: Callable[..., AbstractContextManager],
+        device: torch.device,
+        tiled: bool = False,
+    ):
+        self.vae, self.at_work, self.device, self.tiled = vae, at_work, device, tiled
 
     @torch.no_grad()
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """``[B, 3, 4n+1, H, W]`` in -1..1 -> float32 ``[B, 16, n+1, H/8, W/8]``."""
         with self.at_work(self.vae):
+            if self.tiled:
+                return vae_tiles.encode(self.vae, video)
             return self.vae.encode(video.to(self.device))
 
     @torch.no_grad()
@@ -38,8 +49,10 @@ class Codec:
             memory: the decoder's cached features of the latents before these; updated in place. None: these begin a
                 video.
         """
-        with self.at_work(self.vae, memory):
-            for piece in self.vae.decode_stream(latents, memory):
+        # Tiles keep their cached features in host memory themselves.
+        with self.at_work(self.vae, None if self.tiled else memory):
+            decode_stream = partial(vae_tiles.decode_stream, self.vae) if self.tiled else self.vae.decode_stream
+            for piece in decode_stream(latents, memory):
                 new = piece[:, :, skip:]
                 skip = max(0, skip - piece.shape[2])
                 if new.shape[2]:

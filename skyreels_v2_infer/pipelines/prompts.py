@@ -90,7 +90,7 @@ class Texts:
             raise ValueError("prompt: this pipeline has no text encoder; give prompt_embeds")
 
         def encode(distinct: list[Text]) -> dict[Text, torch.Tensor]:
-            with self.pipeline.at_work(encoder):
+            with self.pipeline.encoder_at_work(encoder):
                 encoded = {t: encoder.encode(list(t) if isinstance(t, tuple) else t, length) for t in distinct}
             return {text: embeds.cpu() for text, embeds in encoded.items()}
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
+from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.sizes import SIZE_MULTIPLE
 
 GIB = 2**30
@@ -15,8 +16,15 @@ TEXT_ENCODER = 5_680_910_336  # parameters of umT5-xxl's encoder
 IMAGE_ENCODER = 611_086_080  # parameters of CLIP's vision tower without its last layer, which is not used
 VAE = 126_892_531  # parameters
 IMAGE_TOKENS = 257
+EMBEDDINGS = 256_384 * 4096  # of the text encoder's parameters; no layer of it is larger
+TEXT_LAYERS = 24
+TEXT_ACTIVATIONS = 2**28  # bytes, of a text of 512 tokens
 VAE_CHANNELS = 96  # at full resolution, where its activations are largest
-VAE_FRAMES = 51  # float32 frames of that size that are live at once during decoding, cached features included
+VAE_FRAMES = 51  # frames of that size that are live at once during decoding, cached features included
+# With tiles: pixels of the largest tile's side, beside those of its neighbours that its last layers look at, and the
+# number of such tensors at least, in frames, that hold the whole frame: decoded pixels and features of 8 latent frames.
+TILE_PIXELS, TILE_SURROUNDINGS = 320, 32
+TILED_WHOLE = 4.0
 
 
 def parameters(config: dict) -> int:
@@ -69,6 +77,18 @@ def forward_flop(config: dict, frames: int, frame_tokens: int, block_frames: int
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Bytes on the device during one stage of a run."""
+
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
 class Cost:
     """Cost of a whole run.
 
@@ -76,12 +96,34 @@ class Cost:
         tokens: of the longest window.
         pflop: operations of all forwards of the transformer, in 10**15.
         weights_gib, activations_gib: estimated peak memory of the device, at the same moment.
+        stages: the estimate for each stage of the run, in GiB; the peak is the largest.
     """
 
     tokens: int
     pflop: float
     weights_gib: float
     activations_gib: float
+    stages: Mapping[str, float]
+
+    @property
+    def peak_gib(self) -> float:
+        return max(self.stages.values())
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the device holds when. All of it makes the same frames, except tiles, which round differently.
+
+    Attributes:
+        offload: "none": transformer and VAE stay on the device; "parts": each part is there while it computes;
+            "blocks": so is each block of the transformer, and the next one in transfer.
+        layers: encoders, which always leave the device after use, are brought there layer by layer.
+        tiled: the VAE computes tile by tile.
+    """
+
+    offload: str = "none"
+    layers: bool = False
+    tiled: bool = False
 
 
 def forwards(plan: Plan) -> list[int]:
@@ -99,18 +141,18 @@ def cost_of(
     config: dict,
     *,
     weight_bytes: int,
+    vae_bytes: int = 4,
     loaded: Mapping[str, float] = MappingProxyType({}),
-    offload: bool = False,
+    holding: Holding = Holding(),
     on_cpu: bool = False,
 ) -> Cost:
     """The cost of a plan on one device.
 
     Args:
         config: of the transformer.
-        weight_bytes: bytes per parameter of the transformer and the encoders; the VAE has 4.
+        weight_bytes: bytes per parameter of the transformer and the encoders. vae_bytes: of the VAE.
         loaded: bytes of parts for which that does not hold, see `part_bytes`.
-        offload: only the module that computes is on the device. Otherwise transformer and VAE stay there, and the
-            encoders only while they compute.
+        holding: what is on the device when.
         on_cpu: the device is the CPU, which holds all weights throughout.
     """
     size = frame_tokens(plan.height, plan.width)
@@ -121,22 +163,47 @@ def cost_of(
         for reach in np.flatnonzero(rows).tolist():
             reached[reach] += int(rows[reach]) * count * (1 + window.is_guided)
     flop = sum(count * forward_flop(config, reach, size, plan.causal_block_size) for reach, count in reached.items())
-    parts = part_bytes(config, weight_bytes) | loaded
-    stream = stream_bytes(config, tokens, weight_bytes, plan.is_guided)
-    decoder = VAE_FRAMES * plan.height * plan.width * VAE_CHANNELS * 4
+    parts = part_bytes(config, weight_bytes, vae_bytes) | loaded
+    found = stages(plan, config, parts, tokens, weight_bytes, vae_bytes, holding, on_cpu)
+    peak = max(found.values(), key=lambda stage: stage.total)
+    totals = {name: round(stage.total / GIB, 1) for name, stage in found.items()}
+    return Cost(tokens, flop / 1e15, round(peak.weights / GIB, 1), round(peak.activations / GIB, 1), totals)
+
+
+def stages(
+    plan: Plan,
+    config: dict,
+    parts: Mapping[str, float],
+    tokens: int,
+    weight_bytes: int,
+    vae_bytes: int,
+    holding: Holding,
+    on_cpu: bool,
+) -> dict[str, Stage]:
+    """The memory of each stage of a run; see `cost_of`.
+
+    Args:
+        parts: bytes of their weights.
+        tokens: of the longest window.
+    """
+    layout = plan.sharing or Layout()
+    stream = stream_bytes(config, tokens // layout.parts, weight_bytes, plan.is_guided and layout.guidance == 1)
+    decoder = decoder_bytes(plan.height, plan.width, vae_bytes, holding.tiled)
     if on_cpu:
-        peak = Stage(sum(parts.values()), max(stream, decoder))
-    else:
-        block = parts["transformer"] / config["num_layers"]  # layers outside of blocks are about one block more
-        both = parts["transformer"] + parts["vae"]
-        encoders = parts["text_encoder"] + parts["image_encoder"]
-        stages = (
-            Stage((0 if offload else both) + encoders, 0),  # encoding texts
-            Stage(3 * block if offload else both, stream),  # denoising
-            Stage(parts["vae"] if offload else both, decoder),  # decoding
-        )
-        peak = max(stages, key=lambda stage: stage.total)
-    return Cost(tokens, flop / 1e15, round(peak.weights / GIB, 1), round(peak.activations / GIB, 1))
+        everything = sum(parts.values())
+        return {"denoising": Stage(everything, stream), "decoding": Stage(everything, decoder)}
+    encoders = parts["text_encoder"], parts["image_encoder"]
+    if holding.layers:
+        share = EMBEDDINGS / TEXT_ENCODER  # layers come after the embeddings have left
+        encoders = tuple(size * max(share, (1 - share) / TEXT_LAYERS) for size in encoders)
+    resident = parts["transformer"] + parts["vae"] if holding.offload == "none" else 0
+    block = parts["transformer"] / config["num_layers"]  # layers outside of blocks are about one block more
+    sampling = {"none": resident, "parts": parts["transformer"], "blocks": 3 * block}[holding.offload]
+    return {
+        "texts": Stage(resident + max(encoders), TEXT_ACTIVATIONS * (max(encoders) > 0)),
+        "denoising": Stage(sampling, stream),
+        "decoding": Stage(resident or parts["vae"], decoder),
+    }
 
 
 def alike(plan: Plan) -> Iterator[tuple[WindowPlan, int]]:
@@ -146,27 +213,31 @@ def alike(plan: Plan) -> Iterator[tuple[WindowPlan, int]]:
     return ((kinds[kind], count) for kind, count in counts.items())
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Bytes on the device during one stage of a run."""
-
-    weights: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.activations
-
-
-def part_bytes(config: dict, weight_bytes: int) -> dict[str, float]:
+def part_bytes(config: dict, weight_bytes: int, vae_bytes: int = 4) -> dict[str, float]:
     """Bytes of a model's parts; encoders and VAE of models smaller than the published ones count as 0."""
     published = config.get("text_dim", 4096) == 4096
     return {
         "transformer": parameters(config) * weight_bytes,
         "text_encoder": published * TEXT_ENCODER * weight_bytes,
         "image_encoder": published * IMAGE_ENCODER * (config["model_type"] == "i2v") * weight_bytes,
-        "vae": published * VAE * 4,
+        "vae": published * VAE * vae_bytes,
     }
+
+
+def decoder_bytes(height: int, width: int, vae_bytes: int, tiled: bool) -> float:
+    """Bytes of activations while the VAE decodes; encoding takes less.
+
+    Args:
+        height, width: of the video, in pixels.
+        tiled: see `modules.vae_tiles`.
+    """
+    frame = VAE_CHANNELS * vae_bytes
+    if not tiled:
+        return float(VAE_FRAMES * height * width * frame)
+    tile = 1
+    for side in (height, width):
+        tile *= min(side, -(-side // -(-side // TILE_PIXELS)) + TILE_SURROUNDINGS)
+    return float(VAE_FRAMES * tile * frame + TILED_WHOLE * height * width * VAE_CHANNELS * 4)
 
 
 def stream_bytes(config: dict, tokens: int, weight_bytes: int, guided: bool) -> float:

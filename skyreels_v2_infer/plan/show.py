@@ -1,16 +1,17 @@
 """What --dry_run prints: a plan as JSON data, and as a table."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.cache_settings import CachePlan
+from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 RATE = 570  # TFLOP/s of the 14B on an H200, uncompiled, see docs/speed.md
+# Values that depend on the model.
+UNKNOWN = ("dtype", "tokens", "pflop", "weights_gib", "activations_gib", "memory_gib", "offload")
+UNKNOWN += ("encoders_by_layers", "vae_tiling", "memory", "gpus")
 SHOWN_RANKS = 8  # in the table; the JSON has all
 PROMPT_WIDTH = 40
 
@@ -22,18 +23,15 @@ def describe(
     model: str,
     output: str,
     dtype: str,
-    loaded: Mapping[str, float] = MappingProxyType({}),
-    offload: bool = False,
-    on_cpu: bool = False,
+    chosen: Chosen | None = None,
     wanted: Wanted = Wanted(),  # noqa: B008  frozen
 ) -> dict:
     """A plan and its cost as plain data; values that depend on an unknown model are None.
 
     Args:
-        config: of the transformer; None: not known.
+        config: of the transformer; None: not known. chosen: how the device holds it; None: not known either.
         model, output: names of the model and of the video.
         dtype: of the weights.
-        loaded, offload, on_cpu: see `cost_of`.
         wanted: the requested layout.
     """
     about = {
@@ -52,9 +50,9 @@ def describe(
         "cache": None if plan.cache is None else described_cache(plan, plan.cache),
         "output": output,
     }
-    if config is None:
-        return about | dict.fromkeys(("dtype", "tokens", "pflop", "weights_gib", "activations_gib", "gpus"))
-    spent = cost.cost_of(plan, config, weight_bytes=WEIGHT_BYTES[dtype], loaded=loaded, offload=offload, on_cpu=on_cpu)
+    if config is None or chosen is None:
+        return about | dict.fromkeys(UNKNOWN)
+    spent = chosen.cost
     tokens = cost.frame_tokens(plan.height, plan.width)
     gpus = legal_counts(config["num_heads"], tokens, plan.is_guided, wanted)
     if not gpus:
@@ -65,6 +63,11 @@ def describe(
         "pflop": spent.pflop,
         "weights_gib": spent.weights_gib,
         "activations_gib": spent.activations_gib,
+        "memory_gib": dict(spent.stages),
+        "offload": chosen.holding.offload,
+        "encoders_by_layers": chosen.holding.layers,
+        "vae_tiling": chosen.holding.tiled,
+        "memory": list(chosen.lines()),
         "gpus": gpus,
     }
 
@@ -115,12 +118,13 @@ def table(about: dict) -> str:
     if about["pflop"] is None:
         lines.append(f"{total}; the model is not known here, so neither is the cost")
     else:
-        weights, activations = about["weights_gib"], about["activations_gib"]
+        stages = ", ".join(f"{name} {gib:.3g}" for name, gib in about["memory_gib"].items())
         gpus = ", ".join(str(count) for count in about["gpus"] if count <= SHOWN_RANKS)
         lines.append(
-            f"{total}, {about['pflop']:.3g} PFLOP; peak memory about {weights + activations:.3g} GiB "
-            f"in {about['dtype']} (weights {weights:.3g}, activations {activations:.3g}); GPUs {gpus}"
+            f"{total}, {about['pflop']:.3g} PFLOP; peak memory about "
+            f"{max(about['memory_gib'].values()):.3g} GiB in {about['dtype']} ({stages}); GPUs {gpus}"
         )
+        lines += about["memory"]
     if about["cache"] is not None:
         lines.append(f"cache {about['cache']['settings']}: at least {about['cache']['fewest_rows']} rows are computed")
     return "\n".join([*lines, *about.get("cut", ()), f"-> {about['output']}"])

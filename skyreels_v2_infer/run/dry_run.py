@@ -14,11 +14,11 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.cost import cost_of, forwards
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines, long_texts
-from skyreels_v2_infer.plan.show import WEIGHT_BYTES, batch_table, describe, table, totals
+from skyreels_v2_infer.plan.show import batch_table, describe, table, totals
 from skyreels_v2_infer.run.inputs import count_video, read_images
 from skyreels_v2_infer.run.model_files import Models, check_prompts, known_config
 from skyreels_v2_infer.run.row_checks import InvalidRowsError, check_rows
-from skyreels_v2_infer.run.sizes import loaded_bytes
+from skyreels_v2_infer.run.sizes import chosen_memory
 from skyreels_v2_infer.weights.download import local_folder
 from skyreels_v2_infer.weights.locate import Checkpoint
 
@@ -77,15 +77,16 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
     plan = plan_of(settings, config, folder, video_frames, ranks)
     seed = "SEED" if settings.seed is None else settings.seed
     dtype = settings.dtype or ("float32" if settings.device == "cpu" else "bfloat16")
+    chosen = None
+    if config is not None:
+        chosen = chosen_memory(settings, plan, config, dtype, free=None, on_cpu=settings.device == "cpu")
     about = describe(
         plan,
         config,
         model=embedded.name_of(settings.model_id),
         output=str(settings.outdir / f"{stem_of(settings, seed)}.mp4"),
         dtype=dtype,
-        loaded={} if config is None else loaded_bytes(settings, config, folder, WEIGHT_BYTES[dtype]),
-        offload=settings.offload,
-        on_cpu=settings.device == "cpu",
+        chosen=chosen,
         wanted=wanted_layout(settings),
     )
     about["cut"] = []

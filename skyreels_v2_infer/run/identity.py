@@ -60,7 +60,7 @@ def piece_keys(settings: GenerateSettings, plan: Plan, identity: dict, settled: 
     """A key for every piece: two runs with the same key make the same piece, and the same pieces before it."""
     by_window = {field.name for field in fields_that(settings, by_window=True)}
     fixed = {name: value for name, value in identity.items() if name not in by_window}
-    so_far: list = [fixed | {"device": settled["device"], "dtype": settled["dtype"]}]
+    so_far: list = [fixed | {name: settled.get(name) for name in ("device", "dtype", "vae_tiling")}]
     keys = [digest_of({"pieces": so_far})] if plan.prefix_frames else []
     for window in plan.windows:
         end = identity.get("end_image") if window.end_latents else None

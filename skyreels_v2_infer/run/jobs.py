@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,9 @@ from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
-from skyreels_v2_infer.plan.cost import cost_of
+from skyreels_v2_infer.plan.cost import Holding, cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines
 from skyreels_v2_infer.run import manifest
@@ -31,6 +32,7 @@ from skyreels_v2_infer.run.model_files import Models, cache_folder, check_prompt
 from skyreels_v2_infer.run.record import RunInfo
 from skyreels_v2_infer.run.resume import OtherSettingsError, adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
+from skyreels_v2_infer.run.sizes import chosen_memory
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.weights.verify import check_files
 
@@ -56,6 +58,13 @@ class Shared:
 
     models: Models
     enhance: Callable[[GenerateSettings, Placement], str]
+    _free: dict = field(default_factory=dict)
+
+    def free_gib(self, place: Placement) -> float | None:
+        """Memory of the device that was free when the first job asked, before any model was loaded; in GiB."""
+        if place.device not in self._free:
+            self._free[place.device] = place.free_gib()
+        return self._free[place.device]
 
 
 class Job:
@@ -102,7 +111,10 @@ class Job:
                 config = self.shared.models.config(settings)
                 plan = for_model(plan, settings, config, team.size)
                 check_packages(plan)
-                place = self._place(plan) if known_folder(settings) is None else None  # before gigabytes are fetched
+                place = None
+                if known_folder(settings) is None:  # before gigabytes are fetched
+                    place = self._place(plan)
+                    self._chosen(plan, config, place, None, self.shared.free_gib(place))
                 checkpoint = self.shared.models.checkpoint(settings)
                 plan = with_cache(plan, settings, config, cache_folder(checkpoint))
             if first:
@@ -116,18 +128,24 @@ class Job:
             if found is not None and found["complete"]:  # joining needs no device
                 return self.video.finish() if first else None
             place = self._place(plan, place, found and found["dtype"])
+            free = team.same(self.shared.free_gib(place))
+            with team.first_rank_first():
+                chosen = self._chosen(plan, config, place, found and found["vae_tiling"], free)
             plan = self._with_prompt(plan, place, team, found)
             if first:
                 if settings.prompt_enhancer:
                     check_prompts(settings, plan, tokenizer)
                 for line in cut_lines(plan, tokenizer, config):
                     say(line)
-                inputs = self._open(plan, identity, settled_of(plan, place), source, inputs, Path(spool))
+                settled = settled_of(plan, place, chosen.holding)
+                inputs = self._open(plan, identity, settled, source, inputs, Path(spool))
                 self.video.state()  # damaged files are found before weights are loaded
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
             return self.video.finish() if first else None
         inputs = team.same(inputs)
-        session = open_session(checkpoint, place, team, **self._session_settings(plan, config, place))
+        session = open_session(checkpoint, place, team, **self._session_settings(plan, config, place, chosen))
+        for line in chosen.lines():
+            say(line)
         session.load()
         self._remark(plan, source)
         team.commit()
@@ -144,15 +162,15 @@ class Job:
         source, newest = decoded
         return replace(inputs, prefix=newest), source
 
-    def _session_settings(self, plan: Plan, config: dict, place: Placement) -> dict:
+    def _session_settings(self, plan: Plan, config: dict, place: Placement, chosen: Chosen) -> dict:
         settings = self.settings
         return {
-            "offload": settings.offload,
+            "holding": chosen.holding,
             "vae_dtype": settings.vae_dtype,
             "attention": settings.attention,
             "loras": plan.first_loras,
             "loras_change": plan.lora_strengths_change,
-            "compiled": self._compiles(plan, config, place),
+            "compiled": self._compiles(plan, config, place, chosen.holding),
             "quantize": settings.quantize,
             "dequantize": settings.weights == "dequantize",
             "check": self.check,
@@ -181,12 +199,33 @@ class Job:
         place.make_current()
         return place
 
-    def _compiles(self, plan: Plan, config: dict, place: Placement) -> bool:
+    def _chosen(self, plan: Plan, config: dict, place: Placement, tiling: str | None, gib: float | None) -> Chosen:
+        """What the device holds when, so that the run fits into its memory.
+
+        Args:
+            tiling: "on" or "off" of an interrupted run; None: the settings'.
+            gib: free memory, of the first rank.
+
+        Raises:
+            InputError: it does not fit, or a package that this needs is missing.
+        """
+        from skyreels_v2_infer.runtime import check_offload
+
+        dtype = str(place.dtype).removeprefix("torch.")
+        on_cpu = place.device.type == "cpu"
+        chosen = chosen_memory(self.settings, plan, config, dtype, gib, on_cpu, tiling)
+        if chosen.holding.offload == "blocks":
+            check_offload(place.device)
+        return chosen
+
+    def _compiles(self, plan: Plan, config: dict, place: Placement, holding: Holding) -> bool:
         """Whether to compile the transformer's blocks; by default if that saves more time than it takes."""
         asked = self.settings.compile
         if asked != "auto":
             return asked == "on"
-        return place.device.type == "cuda" and worth_compiling(self.settings, plan, config)
+        if place.device.type != "cuda" or holding.offload == "blocks":
+            return False
+        return worth_compiling(self.settings, plan, config)
 
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
         """The plan with the enhanced prompt (--prompt_enhancer), or with the prompt of the interrupted run."""
@@ -215,7 +254,7 @@ class Job:
             self._watch(journal, plan, journal.identity, settled)
             denoised = ", and the next one is denoised" * journal.is_denoised
             say(f"--resume: {len(journal.pieces)} of {self.video.pieces} pieces are there{denoised}")
-            found = {"seed": plan.seed, "prompt": settled["prompt"], "dtype": settled["dtype"]}
+            found = {"seed": plan.seed, **{name: settled.get(name) for name in ("prompt", "dtype", "vae_tiling")}}
             return found | {"complete": self.video.is_complete}
         path = manifest.finished(settings.outdir, stem, asked_for(identity), settings.seed)
         if path is not None:  # a finished command with --resume does not make the video again
@@ -310,13 +349,19 @@ def check_packages(plan: Plan) -> None:
         raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
 
 
-def settled_of(plan: Plan, place: Placement) -> dict:
+def settled_of(plan: Plan, place: Placement, holding: Holding) -> dict:
     """What the run has chosen where settings were None, and what affects the last bits of the frames."""
     import torch
 
     dtype = str(place.dtype).removeprefix("torch.")
     prompt = plan.windows[0].prompt
-    return {"prompt": prompt, "device": place.device.type, "dtype": dtype, "threads": torch.get_num_threads()}
+    return {
+        "prompt": prompt,
+        "device": place.device.type,
+        "dtype": dtype,
+        "vae_tiling": "on" if holding.tiled else "off",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def as_history(plan: Plan, inputs: Inputs):

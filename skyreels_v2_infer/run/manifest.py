@@ -27,7 +27,7 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
     """The part of a manifest that is the same for every run that makes the same video.
 
     Args:
-        settled: prompt, device, dtype and threads as the run uses them.
+        settled: prompt, device, dtype, vae_tiling and threads as the run uses them.
         key: of the last piece.
     """
     return {
@@ -72,7 +72,7 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
 
 def choices(plan: Plan, settled: dict) -> dict:
     """Values that a run chose where settings were None."""
-    chosen = {"seed": plan.seed, "dtype": settled["dtype"], "prompt": settled["prompt"]}
+    chosen = {"seed": plan.seed, **{name: settled.get(name) for name in ("dtype", "prompt", "vae_tiling")}}
     return chosen if plan.cache is None else chosen | plan.cache.found
 
 

@@ -22,7 +22,7 @@ from skyreels_v2_infer.weights.verify import check_files
 T = TypeVar("T")
 # Settings for which a model is loaded anew; the LoRAs' strengths are those of the first window.
 LOADED = ("model_id", "dit_path", "vae_path", "text_encoder_path", "image_encoder_path", "weights", "quantize")
-LOADED += ("dtype", "vae_dtype", "attention", "compile", "offload", "lora")
+LOADED += ("dtype", "vae_dtype", "vae_tiling", "attention", "compile", "offload", "memory", "lora")
 SHOWN = 50  # invalid rows that are listed
 
 

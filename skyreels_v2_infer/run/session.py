@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.console import say, silent
 from skyreels_v2_infer.distributed.team import Team
+from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import LoraPlan, Plan
 from skyreels_v2_infer.plan.sharing import Layout
@@ -35,7 +36,7 @@ class Session:
         checkpoint: the model's files; loaded when the first video is made.
         place: device and precision.
         team: the processes that share the work.
-        offload: keep weights in host memory, and on the device only the module that computes.
+        holding: which weights are on the device when, and whether the VAE computes in tiles.
         vae_dtype: of the VAE, by name.
         attention: the requested kernel, or "auto".
         loras: files and strengths.
@@ -51,7 +52,7 @@ class Session:
         place: Placement,
         team: Team,
         *,
-        offload: bool = False,
+        holding: Holding = Holding(),  # noqa: B008  frozen
         vae_dtype: str = "float32",
         attention: str = "auto",
         loras: Sequence[LoraPlan] = (),
@@ -62,7 +63,7 @@ class Session:
         check: Callable[[], object] = lambda: None,
     ):
         self.checkpoint, self.place, self.team, self.check = checkpoint, place, team, check
-        self.offload, self.vae_dtype, self.compiled = offload, vae_dtype, compiled
+        self.holding, self.vae_dtype, self.compiled = holding, vae_dtype, compiled
         self.loras, self.loras_change = loras, loras_change
         self.quantize, self.dequantize = quantize, dequantize
         from skyreels_v2_infer.modules.attention import choose_attention
@@ -114,7 +115,7 @@ class Session:
 
     def details(self) -> dict:
         """Fields for the manifest: attention kernel, compilation, and a report for each LoRA."""
-        found: dict = {"attention": str(self.attention), "compiled": self.compiled}
+        found: dict = {"attention": str(self.attention), "compiled": self.compiled, "offload": self.holding.offload}
         if self.loras:
             found["loras"] = [report.as_dict() for report in self.lora_reports]
         return found
@@ -135,7 +136,7 @@ class Session:
             self._pipeline = getattr(pipelines, kind)(
                 self.checkpoint,
                 device=self.place,
-                offload=self.offload,
+                offload=self.holding,
                 vae_dtype=DTYPES[self.vae_dtype],
                 loras=[(lora.path, lora.strength) for lora in self.loras],
                 loras_change=self.loras_change,

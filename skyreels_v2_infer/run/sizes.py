@@ -1,4 +1,4 @@
-"""Bytes of a model's parts on the device, where these are not those of its parameters in one dtype; for --dry_run.
+"""Bytes of a model's parts on the device, and the way to hold them that fits into its memory.
 
 From headers and configurations alone, without torch and without a download.
 """
@@ -9,11 +9,49 @@ from pathlib import Path
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
+from skyreels_v2_infer.plan.memory import Chosen, choose
+from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.plan.show import WEIGHT_BYTES
+from skyreels_v2_infer.run.model_files import known_folder
 from skyreels_v2_infer.weights.key_tables import BLOCK_LINEAR
 from skyreels_v2_infer.weights.layouts import Given
 from skyreels_v2_infer.weights.locate import Checkpoint
 from skyreels_v2_infer.weights.stored import Weights
 from skyreels_v2_infer.weights.tensor_files import ARCHIVES
+
+
+def chosen_memory(
+    settings: GenerateSettings,
+    plan: Plan,
+    config: dict,
+    dtype: str,
+    free: float | None,
+    on_cpu: bool,
+    tiling: str | None = None,
+) -> Chosen:
+    """What the device holds when, see `plan.memory`.
+
+    Args:
+        dtype: of the weights.
+        free: memory of the device in GiB, if --memory is not given; None: unlimited.
+        tiling: in place of --vae_tiling.
+
+    Raises:
+        InputError: nothing fits.
+    """
+    weight_bytes = WEIGHT_BYTES[dtype]
+    return choose(
+        plan,
+        config,
+        gib=free if settings.memory is None else settings.memory,
+        given=settings.memory is not None,
+        weight_bytes=weight_bytes,
+        vae_bytes=WEIGHT_BYTES[settings.vae_dtype],
+        loaded=loaded_bytes(settings, config, known_folder(settings), weight_bytes),
+        offload=settings.offload,
+        tiling=tiling or settings.vae_tiling,
+        on_cpu=on_cpu,
+    )
 
 
 def loaded_bytes(settings: GenerateSettings, config: dict, folder: Path | None, weight_bytes: int) -> dict[str, float]:

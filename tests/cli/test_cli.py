@@ -54,6 +54,7 @@ PUBLISHED = dict(
     sigmas=None,
     lora=(),
     vae_dtype="float32",
+    vae_tiling="auto",
     attention="auto",
     compile="auto",
     use_usp=False,
@@ -61,6 +62,7 @@ PUBLISHED = dict(
     ulysses_degree=None,
     ring_degree=None,
     offload=False,
+    memory=None,
     prompt_enhancer=False,
     prompt_enhancer_model="Qwen/Qwen2.5-32B-Instruct",
     dry_run=None,
@@ -152,6 +154,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(prompt_enhancer_model="some/one", dry_run="json", dit_path="my/dit/a.gguf", vae_path="../inputs")
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
     values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
+    values |= dict(memory=7.5, vae_tiling="on")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     switches += ["--resume", "--no_preview", "--no_report", "--keep_parts"]
     switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
@@ -194,6 +197,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
             {"path": Path(f"../inputs/{name}.png"), "strength": x} for name, x in (("wide", 0.5), ("tall", 1.0))
         ),
         vae_dtype="bfloat16",
+        vae_tiling="on",
         attention="flash",
         compile="on",
         use_usp=True,
@@ -201,6 +205,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         ulysses_degree=1,
         ring_degree=2,
         offload=True,
+        memory=7.5,
         prompt_enhancer=True,
         prompt_enhancer_model="some/one",
         dry_run="json",
@@ -580,6 +585,9 @@ def test_a_prompt_that_is_no_text(folder, capsys):
             for flags in ("--teacache", "--teacache_thresh 0.3", "--use_ret_steps")
         ),
         ("--offload=yes", "--offload: takes no value"),
+        ("--memory 0", "--memory 0: must be a finite number, above 0 and below 10000"),
+        ("--memory all", "--memory all: must be a finite number, above 0 and below 10000"),
+        ("--vae_tiling yes", "--vae_tiling yes: must be auto, on or off"),
         ("--seed", "--seed: needs a value"),
         ("--seed --fps 8", "--seed: needs a value"),
         ("--num_frame 97", "--num_frame 97: unknown flag, did you mean --num_frames?"),

@@ -147,6 +147,13 @@ def test_a_video_of_three_windows_from_one_session(tmp_path):
     assert len(rows) == 4 and len(list(tmp_path.glob("*.mp4"))) == 2
 
 
+@pytest.mark.slow
+def test_memory_targets_run_in_small():
+    command = [sys.executable, ENTRY / "memory_targets.py", "--device", "cpu", "--size", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count("decoding ") == 6, done.stderr
+
+
 def test_a_long_run_leaves_nothing_behind_on_its_way():
     command = [sys.executable, ROOT / "benchmarks" / "endurance.py", "--windows", "60", "--every", "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -16,6 +16,7 @@ from skyreels_v2_infer.cli.arguments import parse_generate
 from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.run import jobs
 from skyreels_v2_infer.runtime import Offload, Placement, usual_dtype
@@ -164,6 +165,80 @@ def test_what_a_part_remembers_goes_along_and_comes_back_as_it_then_is(monkeypat
         memory[other] = torch.ones(5)
     assert moved[-2:] == [("cpu", (2,)), ("cpu", (5,))]
     assert memory[other].tolist() == [1] * 5
+
+
+def test_layer_by_layer_each_is_there_while_it_computes(monkeypatch):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(5, 4)
+            self.inner = nn.Module()
+            self.inner.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+            self.inner.norm = nn.LayerNorm(4)
+
+        def forward(self, ids):
+            x = self.words(ids)
+            for block in self.inner.blocks:
+                x = block(x)
+            return self.inner.norm(x)
+
+    encoder, ids = Encoder(), torch.tensor([[1, 4]])
+    expected, at_rest = encoder(ids), {name: tensor.data_ptr() for name, tensor in encoder.state_dict().items()}
+    monkeypatch.setattr(runtime, "LARGE", encoder.words.weight.nbytes)
+    real = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device: real(x, "cpu", copy=True))  # there is no GPU here
+
+    def there() -> set[str]:
+        return {name for name, tensor in encoder.state_dict().items() if tensor.data_ptr() != at_rest[name]}
+
+    seen = []
+    for layer in (encoder.words, *encoder.inner.blocks):
+        layer.register_forward_pre_hook(lambda *_: seen.append(there()))
+    norm = {"inner.norm.weight", "inner.norm.bias"}
+    with Offload(torch.device("cuda")).at_work_by_layers(encoder):
+        seen.clear()
+        for block in (encoder.words, *encoder.inner.blocks):  # after the hooks that bring layers
+            block._forward_pre_hooks.move_to_end(next(iter(block._forward_pre_hooks)))
+        assert torch.equal(encoder(ids), expected)
+        assert there() == norm
+        encoder.inner.blocks[1][0].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            encoder(ids)
+        assert there() == norm
+    assert [found - norm for found in seen[:4]] == [
+        {"words.weight"},
+        *({f"inner.blocks.{i}.0.weight", f"inner.blocks.{i}.0.bias"} for i in range(3)),
+    ]
+    assert all(norm <= found for found in seen) and there() == set()
+    assert not any(layer._forward_hooks for layer in (encoder.words, *encoder.inner.blocks))
+
+
+@pytest.mark.parametrize("holding", [Holding("parts"), Holding("none", True), Holding("parts", True, True)])
+def test_the_video_is_the_same_however_parts_are_held(checkpoints, monkeypatch, holding):
+    log = []
+
+    def note(name: str) -> None:
+        real = getattr(Offload, name)
+
+        def at_work(offload, module, *memory):
+            log.append((name, module))
+            return real(offload, module, *memory)
+
+        monkeypatch.setattr(Offload, name, at_work)
+
+    note("at_work")
+    note("at_work_by_layers")
+    plain = DiffusionForcingPipeline(checkpoints / "df", device="cpu")
+    held = DiffusionForcingPipeline(checkpoints / "df", device="cpu", offload=holding)
+    expected = plain(prompt="a swan", **LONG)
+    made = held(prompt="a swan", **LONG)
+    assert torch.equal(made, expected) or holding.tiled
+    assert torch.allclose(made, expected, atol=1e-4)
+    times = sum(module is held.transformer for _, module in log)
+    assert times == (2 if holding.offload == "parts" else 0)  # once for each window
+    assert [name for name, module in log if module is held.text_encoder] == [
+        "at_work_by_layers" if holding.layers else "at_work"
+    ]
 
 
 def test_windows_that_go_on_from_latents_say_what_the_decoder_remembers(checkpoints):

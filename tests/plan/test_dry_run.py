@@ -43,7 +43,8 @@ def test_the_table(tmp_path):
         f"1        0-96      97    -         25        30     {PROMPT}",
         '2        97-176    80    17        25        30     "',
         '3        177-256   80    17        25        30     "',
-        "90 rows, 180 forwards, 607 PFLOP; peak memory about 37.7 GiB in bfloat16 (weights 37.7, activations 0); "
+        "90 rows, 180 forwards, 607 PFLOP; peak memory about 37.9 GiB in bfloat16 "
+        "(texts 37.9, denoising 33.4, decoding 36.6); "
         "GPUs 1, 2, 3, 4, 5, 6, 8",
         "-> video_out/a-graceful-white-swan-with-a-curved-neck_42.mp4",
     ]
@@ -104,7 +105,7 @@ def test_what_a_cpu_does_not_offload_is_there():
 def test_encoders_are_not_on_a_gpu_while_it_samples():
     about = described(cli.parse_generate(["--model_id", DF_14B.replace("14B", "1.3B")]))
     transformer = about["weights_gib"] - cost.TEXT_ENCODER * 2 / cost.GIB
-    assert 2.5 < transformer < 3.5 and about["activations_gib"] == 0  # of encoding: sampling takes less
+    assert 2.5 < transformer < 3.5 and about["activations_gib"] < 0.5  # of encoding: sampling takes less
     large = described(cli.parse_generate(["--model_id", DF_14B, "--height", "1088", "--width", "1920"]))
     assert 26 < large["weights_gib"] < 28 and large["activations_gib"] > 12
 
