@@ -77,8 +77,8 @@ class Filler:
             return torch.full(shape, 1 / FP8_SCALE, dtype=torch.float32, device=home)
         if "norm" in name and name.endswith("weight"):
             return torch.ones(shape, dtype=dtype, device=home)
-        values = torch.randn(shape, dtype=torch.bfloat16, device=self.device) * 0.02
-        values = (values * FP8_SCALE if dtype.itemsize == 1 else values).to(dtype).to(home)
+        values = torch.randn(shape, dtype=torch.bfloat16, device=self.device)
+        values = values.mul_(0.02 * (FP8_SCALE if dtype.itemsize == 1 else 1)).to(dtype).to(home)
         return values.pin_memory() if home.type == "cpu" and self.device.type == "cuda" else values
 
     def fill(self, module: nn.Module, home: torch.device) -> nn.Module:
@@ -123,7 +123,7 @@ def text_encoder(sizes: dict, filler: Filler) -> TextEncoder:
         return TextEncoder(filler.fill(model, torch.device("cpu")), load_tokenizer(Path(folder)))
 
 
-def run(target: Target, tiny: bool, steps: int, device: torch.device) -> None:
+def run(target: Target, encoder: TextEncoder, tiny: bool, steps: int, device: torch.device) -> None:
     """Runs one target and prints how it went."""
     config = architecture(f"Skywork/SkyReels-V2-{target.model}")
     plan = make_plan(97, steps, 8.0, height=544, width=960, guidance_scale=6.0, base_num_frames=97, seed=1)
@@ -152,8 +152,7 @@ def run(target: Target, tiny: bool, steps: int, device: torch.device) -> None:
         transformer = WanModel(**config)
     if target.quantize is not None:
         quantize_blocks(transformer, target.quantize, device)
-    encoder = text_encoder(TINY_UMT5 if tiny else UMT5, filler)
-    encoder.model.register_forward_hook(lambda *_: measured.note("texts"))
+    hook = encoder.model.register_forward_hook(lambda *_: measured.note("texts"))
     vae = WanVAE(dim=8 if tiny else 96).to(home).eval().requires_grad_(False)
     attention = choose_attention(device, torch.bfloat16, config["dim"] // config["num_heads"], "auto", print)
     pipeline = DiffusionForcingPipeline.from_parts(
@@ -176,6 +175,7 @@ def run(target: Target, tiny: bool, steps: int, device: torch.device) -> None:
             frames += piece.shape[2]
     measured.note("decoding")
     seconds["decoding"] = time.perf_counter() - began
+    hook.remove()
     assert frames == plan.num_frames
     print(f"{'':12} {'planned':>9} {'measured':>9}   GiB")
     for stage in ("loading", *planned):
@@ -201,10 +201,11 @@ def main() -> None:
         parser.error(f"--size {args.size}: needs a GPU")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     print(f"torch {torch.__version__}, {name}", flush=True)
-    failed = 0
+    tiny, failed = args.size == "tiny", 0
+    encoder = text_encoder(TINY_UMT5 if tiny else UMT5, Filler(device))
     for number in args.targets:
         try:
-            run(TARGETS[number - 1], args.size == "tiny", args.steps, device)
+            run(TARGETS[number - 1], encoder, tiny, args.steps, device)
         except torch.cuda.OutOfMemoryError as error:
             print(f"does not fit: {str(error).splitlines()[0]}\n", flush=True)
             failed += 1
