@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.dense import linear
 
 FP8 = torch.float8_e4m3fn
 FP8_LARGEST = torch.finfo(FP8).max  # 448
@@ -147,7 +148,8 @@ def project(x: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:
     """What several linear layers make of the same input; for float8 it is quantised once."""
     if all(isinstance(layer, Fp8Linear) for layer in layers):
         x = quantize_rows(x)
-    return [layer(x) for layer in layers]
+        return [layer(x) for layer in layers]
+    return [linear(layer, x) for layer in layers]
 
 
 def computes_fp8(device: torch.device) -> bool:

@@ -21,6 +21,7 @@ from skyreels_v2_infer.modules.attention import (
     attend,
     attend_block_causal,
 )
+from skyreels_v2_infer.modules.dense import linear, linear_gelu
 from skyreels_v2_infer.modules.linear import project
 from skyreels_v2_infer.modules.rope import rotary_table, rotate
 
@@ -96,12 +97,12 @@ class CrossAttention(SelfAttention):
         return pairs
 
     def forward(self, x: torch.Tensor, keys_values, choice: AttentionChoice) -> torch.Tensor:
-        q = self.heads(self.norm_q(self.q(x.flatten(1, 2))))
+        q = self.heads(self.norm_q(linear(self.q, x.flatten(1, 2))))
         (k, v), *image = keys_values
         out = attend(q, k, v, choice)
         for k, v in image:
             out = out + attend(q, k, v, choice)
-        return self.o(out.flatten(2)).view(x.shape)
+        return linear(self.o, out.flatten(2)).view(x.shape)
 
 
 class Block(nn.Module):
@@ -135,9 +136,10 @@ class Block(nn.Module):
     ) -> torch.Tensor:
         """attended ``[B, F*S, H, E]``: what attention made of the output of `before_attention`."""
         gate_a, shift, scale, gate_f = self.modulations(modulation)[2:]
-        x = gated(x, self.self_attn.o(attended.flatten(2)).view(x.shape), gate_a)
+        x = gated(x, linear(self.self_attn.o, attended.flatten(2)).view(x.shape), gate_a)
         x = x + self.cross_attn(self.normed_query(x), keys_values, choice)
-        return gated(x, self.ffn(modulate(x, shift, scale, self.eps)), gate_f)
+        inner = linear_gelu(self.ffn[0], modulate(x, shift, scale, self.eps))
+        return gated(x, linear(self.ffn[2], inner), gate_f)
 
     def forward(
         self, x, modulation, keys_values, rotary, attention, choice: AttentionChoice = DEFAULTS
@@ -161,7 +163,7 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """x ``[B, F, S, D]``, time float32 ``[B, F or 1, D]`` -> ``[B, F, S, out_features]``."""
         shift, scale = (self.modulation.float().unsqueeze(1) + time.unsqueeze(2)).unsqueeze(3).unbind(2)
-        return self.head(modulate(x, shift, scale, self.eps))
+        return linear(self.head, modulate(x, shift, scale, self.eps))
 
 
 class ImageProjection(nn.Module):

@@ -1,8 +1,9 @@
 """LoRAs on a model: applied, and applied again with other strengths.
 
 Weights that are dense get the changes added, computed in float32. To layers whose weights are quantised, or to all
-linear layers on request, the changes are added in the forward pass. Either way a strength of 0 leaves every bit as it
-was.
+linear layers on request, the changes are added in the forward pass. Either way a strength of 0 leaves every bit of the
+weights as it was, and of the output, but for float32 layers on a CPU to whose output changes are added: these are no
+longer computed as in `modules.dense`.
 """
 
 import math

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import small_model
+from peers import EXACT, apart, small_model
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.linear import (
@@ -69,7 +69,7 @@ def test_rows_are_quantised_once_for_several_layers(monkeypatch):
 
 def test_project_takes_ordinary_layers():
     layers, x = [linear(), linear(64, 8)], torch.randn(1, 5, 64)
-    assert all(torch.equal(out, layer(x)) for out, layer in zip(project(x, *layers), layers, strict=True))
+    assert all(apart(out, layer(x)) <= EXACT for out, layer in zip(project(x, *layers), layers, strict=True))
 
 
 @pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.full((48,), 0.5), torch.full((48, 1), 0.5)])

