@@ -33,13 +33,20 @@ from skyreels_v2_infer.media.statistics import drift
 NAME, SUMMARY = "report.html", "summary.jsonl"
 GENERATOR = b'<meta name="generator" content="skyreels_v2_infer">'
 PARTS = Path(__file__).with_name("report_page")
-PROGRAM = ("basics.js", "clock.js", "viewer.js", "grid.js")  # one script, in this order
+PROGRAM = ("basics.js", "clock.js", "viewer.js", "dialog.js", "tiles.js", "grid.js")  # one script, in this order
 SCRIPTS = ("generate_video.py", "generate_video_df.py")
 SETTING = re.compile("(?!prompt$|story$)[a-z][a-z0-9_]{0,60}")
 MOST_MANIFEST = 4 * 2**20  # bytes
 MOST_TEXT, MOST_PIECES = 20_000, 10_000  # characters of a setting, pieces of a video
 FIGURES = ("brightness", "saturation", "seam")  # of a piece, 0 to 1
-BROKEN = (OSError, ValueError, TypeError, AttributeError, RecursionError)  # raised for files that are not as written
+BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+)  # raised for files that are not as written
 
 
 class ForeignPageError(OSError):
@@ -131,7 +138,7 @@ def videos_in(folder: Path) -> list[dict]:
             continue
         with suppress(*BROKEN):
             manifest = json.loads(read_small(path.with_suffix(".json"), MOST_MANIFEST))
-            found.append(video_of(path, manifest, manifest["settings"].items()))
+            found.append(video_of(path, manifest))
     return sorted(found, key=lambda video: natural(video["name"]))
 
 
@@ -140,13 +147,13 @@ def natural(name: str) -> list:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]{1,9})", name))]
 
 
-def video_of(path: Path, manifest: dict, settings) -> dict:
+def video_of(path: Path, manifest: dict) -> dict:
     """What the page shows of one video; unknown or malformed fields of the manifest are left out.
 
-    Args:
-        settings: (name, value) pairs.
+    Raises:
+        Exception: one of `BROKEN`: it is no manifest.
     """
-    written = dict(settings)
+    written = dict(manifest["settings"].items())
     height, width, fps = (count(written.get(name)) for name in ("height", "width", "fps"))
     continued = "video_path" in written
     pieces = pieces_of(manifest.get("pieces"))
@@ -158,7 +165,7 @@ def video_of(path: Path, manifest: dict, settings) -> dict:
         "src": address(path.name),
         "poster": poster_of(path.with_suffix(".png"), height, width, pieces),
         "prompt": prompt_of(written),
-        "settings": {name: text_of(value) for name, value in settings if SETTING.fullmatch(name)},
+        "settings": {name: text_of(value) for name, value in written.items() if SETTING.fullmatch(name)},
         "script": manifest.get("script") if manifest.get("script") in SCRIPTS else None,
         "height": height,
         "width": width,
@@ -184,7 +191,7 @@ def pieces_of(written: object) -> list[dict]:
 def prompt_of(settings: dict) -> str:
     """The prompt, or the prompts of a story's scenes, a line each."""
     if isinstance(story := settings.get("story"), str):
-        with suppress(*BROKEN, KeyError):
+        with suppress(*BROKEN):
             return text_of("\n".join(scene["prompt"] for scene in json.loads(story)))
     return text_of(settings.get("prompt", ""))
 

@@ -178,6 +178,8 @@ def test_an_interrupted_batch_continues_inside_the_video(make):
     rows = [{"prompt": f"a {word} circle", "seed": 1} for word in ("red", "stops", "blue")]
     code, paths, lines, _ = make(*QUICK, *LONG, "--jobs", jobs(*rows))
     assert (code, paths) == (130, ["out/a-red-circle_1.mp4"])
+    videos = data_of(Path("out", "report.html"))["videos"]  # written while the batch goes on
+    assert [video["name"] for video in videos] == ["a-red-circle_1"]
     said = "interrupted; 1 of 3 videos are done; of the next one 2 of 3 pieces are kept"
     assert lines[-1] == f"{FORCING}: {said}; the same command continues"
     code, again, lines, _ = make(*QUICK, *LONG, "--jobs", "jobs.jsonl", kind=Session_)
