@@ -17,7 +17,9 @@ from benchmarks.measure import Run, attempt, clear, relative_error
 from benchmarks.sizes import fill, random_transformer, twin, window_inputs
 from benchmarks.table import Row, row
 from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, embedded
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
 from skyreels_v2_infer.cli.defaults import TINY
+from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.attention import (
     AttentionChoice,
@@ -28,12 +30,12 @@ from skyreels_v2_infer.modules.attention import (
     choose_attention,
     refusal,
 )
-from skyreels_v2_infer.modules.caches.teacache import TeaCache
+from skyreels_v2_infer.modules.caches.base import Cache
+from skyreels_v2_infer.modules.caches.planned import planned_cache
 from skyreels_v2_infer.modules.compiled import compile_blocks
 from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.pipelines.conditioning import to_frames
 from skyreels_v2_infer.pipelines.hooks import Hooks
-from skyreels_v2_infer.plan.caching import choose_coefficients
 from skyreels_v2_infer.runtime import check_offload
 from skyreels_v2_infer.scheduler import FlowUniPCMultistepScheduler, ad_schedule
 from skyreels_v2_infer.weights.locate import Checkpoint
@@ -48,21 +50,30 @@ SHORT, WINDOW = settings(**OWN, num_frames=17), forcing(**OWN, num_frames=33)
 IMAGE = {"prompt": "a yellow square moves quickly to the right", "image": LEFT}
 LONGER, LATENT = {"num_frames": 65}, {"num_frames": 65, "history": "latent"}
 T2V, DF, I2V = Text2VideoPipeline, DiffusionForcingPipeline, Image2VideoPipeline
-# pipeline, what it is asked for, threshold of TeaCache
+TEACACHE, EASYCACHE, MAGCACHE = (
+    "teacache:threshold=0.2",
+    "easycache:threshold=0.3,retention=0.05",
+    "magcache:threshold=0.3,retention=0.05",
+)
+# pipeline, what it is asked for, --cache
 MODES = {
     "text to video, 17 frames": (T2V, SHORT, None),
     "forcing, 33 frames": (DF, WINDOW, None),
-    "forcing, TeaCache 0.2": (DF, WINDOW, 0.2),
+    "forcing, TeaCache": (DF, WINDOW, TEACACHE),
+    "forcing, EasyCache": (DF, WINDOW, EASYCACHE),
+    "forcing, MagCache": (DF, WINDOW, MAGCACHE),
     "forcing, image": (DF, WINDOW | IMAGE, None),
     "forcing, image and end image": (DF, WINDOW | IMAGE | {"end_image": RIGHT}, None),
     "forcing, ar_step 4": (DF, WINDOW | {"ar_step": 4}, None),
     "forcing, ar_step 4, causal": (DF, WINDOW | {"ar_step": 4, "causal_attention": True}, None),
     "65 frames, history pixel": (DF, WINDOW | LONGER, None),
     "65 frames, history latent": (DF, WINDOW | LATENT, None),
-    "65 frames, history latent, TeaCache 0.2": (DF, WINDOW | LATENT, 0.2),
+    "65 frames, history latent, TeaCache": (DF, WINDOW | LATENT, TEACACHE),
+    "65 frames, history latent, EasyCache": (DF, WINDOW | LATENT, EASYCACHE),
+    "forcing, ar_step 4, EasyCache": (DF, WINDOW | {"ar_step": 4}, EASYCACHE),
     "image to video, 17 frames": (I2V, SHORT | IMAGE, None),
 }
-ON_A_CPU = ("text to video, 17 frames", "forcing, TeaCache 0.2", "image to video, 17 frames")
+ON_A_CPU = ("text to video, 17 frames", "forcing, EasyCache", "image to video, 17 frames")
 # query tokens, key tokens, head size: those of published models, those of the embedded one, and odd ones
 ATTENTION = ((300, 300, 128), (300, 257, 128), (77, 1024, 128), (512, 512, 32), (1, 1, 32), (300, 512, 16))
 
@@ -92,18 +103,19 @@ def loaded(kind: type, device: torch.device, dtype: torch.dtype, offload: bool):
     return kind(embedded.folder(kind is Image2VideoPipeline), device=device, weight_dtype=dtype, offload=offload)
 
 
-def teacache(threshold: float, asked: dict) -> TeaCache:
+def cache_of(settings: str) -> Cache:
+    """What `--cache SETTINGS` makes of them for the embedded model."""
+    flags = ["--model_id", embedded.NAME, "--inference_steps", str(STEPS), "--cache", settings]
     checkpoint = Checkpoint.open(embedded.folder(False))
-    size = asked["height"], asked["width"]
-    config = checkpoint.transformer_config
-    return TeaCache(threshold, choose_coefficients(config, checkpoint.folder, *size, use_ret_steps=False))
+    plan = plan_of(parse_diffusion_forcing(flags), checkpoint.transformer_config, checkpoint.folder)
+    return planned_cache(plan.cache)
 
 
 def video(mode: tuple, device: torch.device, dtype=torch.float32, offload=False) -> tuple[torch.Tensor, np.ndarray]:
     """(latents, on the CPU; frames, uint8 ``[T, H, W, 3]``)"""
-    kind, asked, threshold = mode
+    kind, asked, cache = mode
     pipeline = loaded(kind, device, dtype, offload)
-    pipeline.hooks = Hooks(cache=None if threshold is None else teacache(threshold, asked))
+    pipeline.hooks = Hooks(cache=None if cache is None else cache_of(cache))
     return collected(pipeline, asked)
 
 
