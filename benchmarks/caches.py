@@ -11,13 +11,18 @@ Flags of the second form that are not its own are those of generate_video.py, wi
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+
+if not __package__:  # started by the file's path
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.measure import Run, attempt, wait
 from benchmarks.table import Row, markdown, row

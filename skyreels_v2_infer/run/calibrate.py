@@ -17,6 +17,7 @@ from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.run.files import write_whole
 from skyreels_v2_infer.run.inputs import read_images
 from skyreels_v2_infer.run.model_files import cache_folder
+from skyreels_v2_infer.run.sizes import chosen_memory
 
 FILES = {"teacache": FILE, "magcache": RATIOS_FILE}
 
@@ -103,11 +104,14 @@ def record(recording, checkpoint, settings: GenerateSettings, plans: Sequence[Pl
     from skyreels_v2_infer.runtime import Placement
 
     inputs = read_images(settings)
+    place = Placement.choose(settings.device, settings.dtype)
+    dtype, on_cpu = str(place.dtype).removeprefix("torch."), place.device.type == "cpu"
+    chosen = chosen_memory(settings, plans[0], checkpoint.transformer_config, dtype, place.free_gib(), on_cpu)
     session = Session(
         checkpoint,
-        Placement.choose(settings.device, settings.dtype),
+        place,
         Team(),
-        offload=settings.offload,
+        holding=chosen.holding,
         vae_dtype=settings.vae_dtype,
         attention=settings.attention,
         loras=plans[0].first_loras,
