@@ -159,8 +159,12 @@ def batch_table(videos: list[dict], total: dict) -> str:
     work = f"{count}, {total['frames']} frames, {total['forwards']} forwards"
     if total["pflop"] is None:
         return "\n".join([*lines, f"{work}; a model is not known here, so neither is the cost"])
-    hours = f"{total['hours']:.3g} hours of denoising on one GPU at {RATE} TFLOP/s (the 14B on an H200)"
-    return "\n".join([*(line.rstrip() for line in lines), f"{work}, {total['pflop']:.3g} PFLOP; {hours}"])
+    hours = f"{amount(total['hours'])} hours of denoising on one GPU at {RATE} TFLOP/s (the 14B on an H200)"
+    return "\n".join([*(line.rstrip() for line in lines), f"{work}, {amount(total['pflop'])} PFLOP; {hours}"])
+
+
+def amount(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def shortened(prompt: str) -> str:

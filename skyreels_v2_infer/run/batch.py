@@ -173,6 +173,7 @@ class Batch:
         self.invalid = [row for row in self.invalid if row.number in numbers]
         self.outdir = jobs.outdir
         self.with_report = not all(one.row.settings.no_report for one in valid)
+        self._page_is_old, self._next_page = False, 0.0
         self.before = summary.read_summary(self.outdir)
         self.videos = in_order([one for one in valid if one.row.number in numbers], self.before)
         self.mine, self.all = len(numbers), len(jobs.rows)
@@ -195,8 +196,6 @@ class Batch:
             for result in results:
                 self._add(result)
         self.maker.sessions.close()
-        if self.with_report and not team.rank:  # again: of several teams the slowest may have missed the last video
-            refresh_report(self.outdir)
 
     def _made(self, coming: Sequence[CheckedRow]) -> Iterator[Result]:
         try:
@@ -221,8 +220,7 @@ class Batch:
         if is_new or (known.get("status"), known.get("path"), known.get("row")) != ("done", result.path, result.row):
             self.outdir.mkdir(parents=True, exist_ok=True)
             summary.append(self.outdir, result)
-            if self.with_report:
-                refresh_report(self.outdir)
+            self._report()
         if result.status == summary.DONE:
             took = f"{result.seconds:.1f} s" if is_new else "there already"
             say(f"{place} done: {result.path}, {took}", from_any_rank=True)
@@ -230,15 +228,33 @@ class Batch:
         else:
             say(f"{place} {result.status}: {result.source}: {result.error}", from_any_rank=True)
 
+    def _report(self, at_last: bool = False) -> None:
+        """Writes the report page, which reads the whole folder, so rarely that it takes 5 % of the time at most."""
+        began = time.monotonic()
+        self._page_is_old = True
+        if self.with_report and (at_last or began >= self._next_page):
+            refresh_report(self.outdir)
+            self._page_is_old = False
+            self._next_page = began + 20 * (time.monotonic() - began)
+
     def left(self) -> str:
         """For messages: what is there if the batch stops here."""
         kept = "" if self.maker is None else self.maker.kept().replace("; ", "; of the next one ")
-        return f"{self.counts[summary.DONE]} of {self.mine} videos are done{kept}; the same command continues"
+        return f"{self.done()}{kept}; the same command continues"
+
+    def done(self) -> str:
+        """For messages: how many videos are done, those of all teams."""
+        found = summary.read_summary(self.outdir)
+        records = [found.get(one.row.settings.name, {}) for one in self.videos]
+        count = sum(record.get("status") == summary.DONE for record in records)
+        return f"{count} of {self.mine} videos are done"
 
     def close(self) -> None:
-        """Closes the journal of the current video."""
+        """Closes the journal of the current video, and brings the report page up to date."""
         if self.maker is not None and self.maker.job is not None:
             self.maker.job.close()
+        if self._page_is_old:
+            self._report(at_last=True)
 
 
 def in_order(videos: Sequence[CheckedRow], before: Mapping[str, dict]) -> list[CheckedRow]:

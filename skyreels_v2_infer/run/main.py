@@ -19,6 +19,7 @@ from skyreels_v2_infer.console import Lenient, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.run import summary
 from skyreels_v2_infer.run.batch import Batch
 from skyreels_v2_infer.run.dry_run import dry_run, dry_run_batch
 from skyreels_v2_infer.run.foreseen import is_foreseen
@@ -106,7 +107,10 @@ class VideoWork:
                 team.meet_all()  # the first rank decodes and writes longer than the others compute
             finally:
                 job.close()
-        return job.code if many else path
+        if not many:
+            return path
+        say(f"{job.done()}; {job.outdir / summary.NAME}")
+        return job.code
 
 
 def run_process(prog: str, work: Work) -> int:
