@@ -196,6 +196,7 @@ class Batch:
             for result in results:
                 self._add(result)
         self.maker.sessions.close()
+        self._page_is_old |= not team.rank and self.outdir.is_dir()
 
     def _made(self, coming: Sequence[CheckedRow]) -> Iterator[Result]:
         try:
