@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -153,8 +152,6 @@ class Batch:
         check: called regularly; raises once the process has to stop.
         tell: prints the path of a finished video; its result is an exit code.
 
-    Attributes:
-        counts: number of results by status.
     """
 
     def __init__(
@@ -163,7 +160,6 @@ class Batch:
         self.script, self.check, self.tell = script, check, tell
         self.models = Models()
         self.maker: Maker | None = None
-        self.counts: Counter[str] = Counter()
         self.untold = False
         valid, jobs = check_rows(jobs, self.models)
         self.invalid = [row for row in jobs.rows if row.settings is None]
@@ -180,8 +176,8 @@ class Batch:
 
     @property
     def code(self) -> int:
-        """0: all videos are done; 1: some are not, or a path could not be printed."""
-        return int(bool(self.counts[summary.FAILED] or self.counts[summary.INVALID] or self.untold))
+        """0: all videos are done, those of other teams as well; 1: some are not, or a path could not be printed."""
+        return int(self._count_done() < self.mine or self.untold)
 
     def run(self, team: Team, open_session: Callable[..., Session] = Session) -> None:
         """Makes all videos that are not there yet; several teams share them."""
@@ -213,8 +209,7 @@ class Batch:
         return record_of(self.script, row)
 
     def _add(self, result: Result) -> None:
-        """Counts a result, prints it, and appends it to the summary, unless that says the same already."""
-        self.counts[result.status] += 1
+        """Prints a result and appends it to the summary, unless that says the same already."""
         place = f"{result.row}/{self.all}"
         is_new = bool(result.seconds) or result.status != summary.DONE
         known = self.before.get(result.name, {})
@@ -245,10 +240,12 @@ class Batch:
 
     def done(self) -> str:
         """For messages: how many videos are done, those of all teams."""
+        return f"{self._count_done()} of {self.mine} videos are done"
+
+    def _count_done(self) -> int:
         found = summary.read_summary(self.outdir)
-        records = [found.get(one.row.settings.name, {}) for one in self.videos]
-        count = sum(record.get("status") == summary.DONE for record in records)
-        return f"{count} of {self.mine} videos are done"
+        records = (found.get(one.row.settings.name, {}) for one in self.videos)
+        return sum(record.get("status") == summary.DONE for record in records)
 
     def close(self) -> None:
         """Closes the journal of the current video, and brings the report page up to date."""

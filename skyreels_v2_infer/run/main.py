@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +30,7 @@ from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.signals import INTERRUPTED, Interrupts
 
 DONE, FAILED, REFUSED = 0, 1, 2
+LAST_TO_END = 60.0  # seconds that the first of several processes has for messages
 
 
 class Work(Protocol):
@@ -110,7 +112,7 @@ class VideoWork:
         if not many:
             return path
         say(f"{job.done()}; {job.outdir / summary.NAME}")
-        return job.code
+        return DONE if launch.rank else job.code  # the first one ends last and knows of all
 
 
 def run_process(prog: str, work: Work) -> int:
@@ -150,6 +152,8 @@ def _run(prog: str, work: Work) -> int:
     except InvalidRowsError as error:
         for line in error.lines:
             say(f"{prog}: {line}")
+        if Launch.for_messages().rank:  # torchrun ends all processes when one has ended; the first one speaks
+            time.sleep(LAST_TO_END)
         return REFUSED
     except InputError as error:
         say(f"{prog}: {error}", from_any_rank=True)
