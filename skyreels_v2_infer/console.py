@@ -73,3 +73,11 @@ def say(message: str, from_any_rank: bool = False) -> None:
 def silent() -> bool:
     """Whether progress bars would disturb: where nobody looks, and on all ranks but the first."""
     return sys.stderr is None or not sys.stderr.isatty() or Launch.for_messages().rank > 0
+
+
+def quiet_transformers() -> None:
+    """No progress bars of transformers where they would disturb."""
+    if silent():
+        import transformers
+
+        transformers.logging.disable_progress_bar()

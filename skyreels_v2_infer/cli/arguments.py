@@ -38,6 +38,7 @@ from skyreels_v2_infer.cli.sweep import shard, swept
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan.kernels import KERNELS
+from skyreels_v2_infer.plan.models import CAPTIONER
 from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, SIZE_MULTIPLE
 from skyreels_v2_infer.scheduler.solvers import SOLVERS
@@ -138,7 +139,9 @@ def _add_content(parser: Parser, forcing: bool = False) -> argparse._ArgumentGro
         type=some_text,
         nargs="+" if forcing else None,
         help=f"description of the scene (default: a swan on a lake; {embedded.NAME}: a red circle)"
-        + "; several prompts: one for each window, the last one holds to the end" * forcing,
+        + "; several prompts: one for each window, the last one holds to the end" * forcing
+        + f"; auto: made by a captioner from {'--image or the end of --video_path' if forcing else '--image'}; "
+        'auto:"TEXT": with TEXT in it',
     )
     group.add_argument(
         "--negative_prompt",
@@ -158,6 +161,19 @@ def _add_content(parser: Parser, forcing: bool = False) -> argparse._ArgumentGro
         metavar="ID",
         type=some_text,
         help=f"chat model for --prompt_enhancer, a hub id or a folder (default: {ENHANCER_MODEL}, needs 65 GB)",
+    )
+    group.add_argument(
+        "--captioner_model",
+        metavar="ID",
+        type=some_text,
+        help=f"captioner for --prompt auto, a hub id or a folder (default: {CAPTIONER}, needs 17 GB)",
+    )
+    group.add_argument(
+        "--fusion_model",
+        metavar="ID",
+        type=some_text,
+        help="chat model that turns the caption of --prompt auto into a prompt, a hub id or a folder; none: sentences "
+        f"by rule, without a model (default: {ENHANCER_MODEL}, needs 65 GB)",
     )
     group.add_argument(
         "--image",

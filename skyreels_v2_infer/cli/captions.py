@@ -13,10 +13,9 @@ from pathlib import Path
 from skyreels_v2_infer.cli.checks import check_outdir
 from skyreels_v2_infer.cli.reading import Parser, device_name, one_of, some_path, some_text, whole
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_ID
+from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_ID, NO_MODEL
 
 CAPTION = "caption_video.py"
-NO_MODEL = "none"  # of --fusion_model: by rule
 SUFFIXES = (".csv", ".jsonl")
 
 

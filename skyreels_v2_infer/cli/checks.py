@@ -19,7 +19,8 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import images, read
 from skyreels_v2_infer.media.files import check_file
-from skyreels_v2_infer.plan.models import ENHANCER, HUB_FILE, HUB_ID, MODELS_720P
+from skyreels_v2_infer.plan.auto_prompt import wish_in
+from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_FILE, HUB_ID, MODELS_720P, NO_MODEL
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.plan.story import Scene, read_story
 from skyreels_v2_infer.scheduler.windows import check_lengths, frames_of_one_more, usual_history
@@ -79,6 +80,7 @@ def check_shared(args: argparse.Namespace, launch: Launch) -> None:
             raise InputError(name, path, "is neither a file nor a folder nor a hub id (owner/name, owner/name/file)")
     check_ranks(args, launch)
     check_enhancer(args)
+    check_auto_prompt(args)
     check_sizes(args)
 
 
@@ -144,6 +146,30 @@ def check_enhancer(args: argparse.Namespace) -> None:
         raise InputError("prompt_enhancer", None, "needs accelerate: pip install accelerate")
 
 
+def check_auto_prompt(args: argparse.Namespace) -> None:
+    """--prompt auto and its models; with several prompts none of them may be it."""
+    prompts = args.prompt if isinstance(args.prompt, list) else [args.prompt]
+    auto = [prompt for prompt in prompts if wish_in(prompt) is not None]
+    for name in ("captioner_model", "fusion_model"):
+        model = getattr(args, name)
+        if model is not None and not auto:
+            raise InputError(name, model, "has no effect without --prompt auto")
+        named_model = model is None or os.path.isdir(model) or HUB_ID.fullmatch(model)
+        if not named_model and not (name == "fusion_model" and model == NO_MODEL):
+            raise InputError(name, model, "is neither a folder nor the name of a model (owner/name)")
+    if not auto:
+        return
+    if len(prompts) > 1:
+        raise InputError("prompt", auto[0], "stands alone, not among other prompts")
+    if args.prompt_enhancer:
+        raise InputError("prompt_enhancer", None, f"not with --prompt {auto[0]}, which makes such a prompt itself")
+    if args.image is None and vars(args).get("video_path") is None:
+        needed = "--image or --video_path" if "video_path" in vars(args) else "--image"
+        raise InputError("prompt", auto[0], f"needs {needed}, which it describes")
+    if find_spec("accelerate") is None:
+        raise InputError("prompt", auto[0], "needs accelerate: pip install accelerate")
+
+
 def check_sizes(args: argparse.Namespace) -> None:
     """--resolution or both of --height and --width, not a mixture."""
     given = [side for side in ("height", "width") if getattr(args, side) is not None]
@@ -181,6 +207,10 @@ def filled(args: argparse.Namespace) -> dict:
             values[field.name] = getattr(defaults, field.name)
     if values["prompt_enhancer_model"] is None:
         values["prompt_enhancer_model"] = ENHANCER
+    if values["captioner_model"] is None:
+        values["captioner_model"] = CAPTIONER
+    fusion_model = values["fusion_model"] or ENHANCER
+    values["fusion_model"] = None if fusion_model == NO_MODEL else fusion_model
     if vars(args).get("overlap_history", ...) is None and defaults.overlap_history is not None:
         values["overlap_history"] = usual_history(values["base_num_frames"])
     return values

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.plan.story import Scene
 
@@ -51,6 +52,7 @@ class GenerateSettings:
     falling, in place of those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel,
     ulysses_degree, ring_degree: None: chosen by the plan. memory: GiB; None: what is free on the GPU. name: pattern of
     the file's name, see `plan.naming`; None: prompt and seed.
+    captioner_model, fusion_model: for a prompt that is ``auto``, see `plan.auto_prompt`; fusion_model None: by rule.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -96,12 +98,19 @@ class GenerateSettings:
     memory: float | None = field(metadata=MACHINE)
     prompt_enhancer: bool = field(metadata=PREPARED)
     prompt_enhancer_model: str = field(metadata=PREPARED)
+    captioner_model: str = field(metadata=PREPARED)
+    fusion_model: str | None = field(metadata=PREPARED)
     dry_run: str | None = field(metadata=RUN)
     resume: bool = field(metadata=RUN)
     replay: Path | None = field(metadata=RUN)
     no_preview: bool = field(metadata=RUN)
     no_report: bool = field(metadata=RUN)
     keep_parts: bool = field(metadata=RUN)
+
+    @property
+    def prepares_prompt(self) -> bool:
+        """Whether a language model makes the prompt before the video is made."""
+        return self.prompt_enhancer or wish_in(self.prompt) is not None
 
     def on_device(self, device: str | None) -> GenerateSettings:
         return replace(self, device=device)

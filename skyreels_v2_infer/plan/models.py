@@ -9,6 +9,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILE = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w. -]+)+")  # a model, or a file in one: owner/name/path/to/file
 ENHANCER = "Qwen/Qwen2.5-32B-Instruct"  # default chat model of --prompt_enhancer and of --fusion_model
 CAPTIONER = "Skywork/SkyCaptioner-V1"  # default captioner
+NO_MODEL = "none"  # of --fusion_model: prompts by rule
 
 # Sizes, by the part of a model's name; see `architecture`.
 SIZES = {

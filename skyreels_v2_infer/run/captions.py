@@ -25,7 +25,7 @@ from skyreels_v2_infer.chat.endpoint import Endpoint, key_in_environment
 from skyreels_v2_infer.chat.local import Chat
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.cli.captions import CaptionSettings, parse_captions
-from skyreels_v2_infer.console import say, silent
+from skyreels_v2_infer.console import quiet_transformers, say, silent
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.run.caption_plan import dry_run
@@ -247,14 +247,6 @@ def add_prompt(row: dict, task: str, chat: Talker | None) -> None:
         row[ERROR] = "the caption has nothing for a prompt, or the fusion model no usable answer"
 
 
-def quiet_libraries() -> None:
-    """No progress bars of transformers where nobody looks."""
-    if silent():
-        import transformers
-
-        transformers.logging.disable_progress_bar()
-
-
 def device_map(settings: CaptionSettings) -> str:
     """Where a model goes: "cpu", one device, or "auto" (all GPUs, then host memory)."""
     import torch
@@ -268,7 +260,7 @@ def captioner_of(settings: CaptionSettings) -> Captioner:
     """The captioner that the settings name."""
     if settings.endpoint is not None:
         return endpoint_of(settings, settings.model_id, engine.CAPTIONS.temperature)
-    quiet_libraries()
+    quiet_transformers()
     if settings.backend == "vllm":
         return engine.Engine(settings.model_id, "model_id", engine.CAPTIONS, settings.tp)
     from skyreels_v2_infer.captioner.qwen import QwenCaptioner
@@ -280,7 +272,7 @@ def chat_of(settings: CaptionSettings) -> Talker:
     """The chat model that the settings name."""
     if settings.endpoint is not None:
         return endpoint_of(settings, settings.fusion_model, engine.FUSION.temperature)
-    quiet_libraries()
+    quiet_transformers()
     if settings.backend == "vllm":
         return engine.Engine(settings.fusion_model, "fusion_model", engine.FUSION, settings.tp)
     return Chat(settings.fusion_model, "fusion_model", device_map(settings))

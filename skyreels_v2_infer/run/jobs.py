@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from skyreels_v2_infer.cli.names import stem_of, stems_begin
 from skyreels_v2_infer.cli.planning import for_model, plan_without_model, with_cache
 from skyreels_v2_infer.cli.settings import GenerateSettings
-from skyreels_v2_infer.console import say, silent
+from skyreels_v2_infer.console import quiet_transformers, say
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
@@ -25,6 +25,7 @@ from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines
 from skyreels_v2_infer.run import manifest
+from skyreels_v2_infer.run.auto_prompt import automatic_prompt
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
 from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images
 from skyreels_v2_infer.run.journal import Journal
@@ -133,7 +134,7 @@ class Job:
                 chosen = self._chosen(plan, config, place, found and found["vae_tiling"], free)
             plan = self._with_prompt(plan, place, team, found)
             if first:
-                if settings.prompt_enhancer:
+                if settings.prepares_prompt:
                     check_prompts(settings, plan, tokenizer)
                 for line in cut_lines(plan, tokenizer, config):
                     say(line)
@@ -228,14 +229,20 @@ class Job:
         return worth_compiling(self.settings, plan, config)
 
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
-        """The plan with the enhanced prompt (--prompt_enhancer), or with the prompt of the interrupted run."""
+        """The plan with the prompt that a language model makes, or with the prompt of the interrupted run."""
         if plan.scenes is not None:
             return plan
         if found is not None:
             return plan.with_prompt(found["prompt"])
-        if not self.settings.prompt_enhancer:
+        if not self.settings.prepares_prompt:
             return plan
-        return plan.with_prompt(team.same(None if team.rank else self.shared.enhance(self.settings, place)))
+        prompt = None
+        if not team.rank:
+            if self.settings.prompt_enhancer:
+                prompt = self.shared.enhance(self.settings, place)
+            else:
+                prompt = automatic_prompt(self.settings, place, self.check)
+        return plan.with_prompt(team.same(prompt))
 
     def _find(self, plan: Plan, identity: dict) -> dict | None:
         """For --resume: opens the interrupted run, or finds the finished video; None if there is neither."""
@@ -380,12 +387,9 @@ def enhanced(settings: GenerateSettings, place: Placement) -> str:
 
 def enhance_all(settings: GenerateSettings, prompts: Sequence[str], place: Placement) -> list[str]:
     """Prompts expanded by the settings' language model, which is loaded once and freed afterwards."""
-    import transformers
-
     from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
 
-    if silent():
-        transformers.logging.disable_progress_bar()
+    quiet_transformers()
     enhancer = PromptEnhancer(settings.prompt_enhancer_model, "cpu" if place.device.type == "cpu" else "auto")
     found = []
     for prompt in prompts:

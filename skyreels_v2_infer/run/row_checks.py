@@ -12,6 +12,7 @@ from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.images import read_image
+from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import texts_of
 from skyreels_v2_infer.run.inputs import count_video
@@ -99,6 +100,9 @@ def checked(settings: GenerateSettings, ranks: int, models: Models, once: Once) 
     Raises:
         InputError: for what is wrong with its files, its model or their combination.
     """
+    if wish_in(settings.prompt) is not None:  # the captioner would share the memory with the video model
+        legal = "not in a batch; caption_video.py --task i2v writes prompts for many videos"
+        raise InputError("prompt", settings.prompt, legal)
     for name in ("image", "end_image"):
         path = getattr(settings, name, None)
         if path is not None:

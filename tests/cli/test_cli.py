@@ -65,6 +65,8 @@ PUBLISHED = dict(
     memory=None,
     prompt_enhancer=False,
     prompt_enhancer_model="Qwen/Qwen2.5-32B-Instruct",
+    captioner_model="Skywork/SkyCaptioner-V1",
+    fusion_model="Qwen/Qwen2.5-32B-Instruct",
     dry_run=None,
     resume=False,
     replay=None,
@@ -208,6 +210,8 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         memory=7.5,
         prompt_enhancer=True,
         prompt_enhancer_model="some/one",
+        captioner_model="Skywork/SkyCaptioner-V1",
+        fusion_model="Qwen/Qwen2.5-32B-Instruct",
         dry_run="json",
         resume=True,
         replay=None,
@@ -712,3 +716,43 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     """No shell expands it in --outdir=~/videos, and a folder called ~ is no pleasure to remove."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli.parse_generate(["--outdir=~/videos"]).outdir == tmp_path / "videos"
+
+
+@BOTH
+def test_a_prompt_of_the_captioners(folder, parse):
+    given = parse(["--prompt", 'auto:"she turns"', "--image", "../inputs/wide.png", "--fusion_model", "none"])
+    assert (given.prompt, given.fusion_model, given.prepares_prompt) == ('auto:"she turns"', None, True)
+    given = parse(["--prompt", "auto", "--image", "../inputs/wide.png", "--captioner_model", "a/b"])
+    assert (given.captioner_model, given.fusion_model) == ("a/b", "Qwen/Qwen2.5-32B-Instruct")
+    assert not parse(["--prompt", "automatic doors"]).prepares_prompt
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("--prompt auto", "--prompt auto: needs --image"),
+        ("--captioner_model a/b", "--captioner_model a/b: has no effect without --prompt auto"),
+        ("--fusion_model none", "--fusion_model none: has no effect without --prompt auto"),
+        (
+            "--prompt auto --image ../inputs/wide.png --fusion_model nothing",
+            "--fusion_model nothing: is neither",
+        ),
+        (
+            "--prompt auto --image ../inputs/wide.png --captioner_model none",
+            "--captioner_model none: is neither",
+        ),
+        ("--prompt auto --image ../inputs/wide.png --prompt_enhancer", "--prompt_enhancer: not with --prompt auto"),
+    ],
+)
+def test_a_prompt_of_the_captioners_that_cannot_be(folder, parse, capsys, argv, line):
+    with pytest.raises(SystemExit) as stop:
+        parse(argv.split())
+    assert stop.value.code == 2
+    assert line in capsys.readouterr().err
+
+
+def test_auto_is_no_prompt_among_others(folder, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse_diffusion_forcing(["--prompt", "a dog runs", "auto", "--image", "../inputs/wide.png"])
+    assert "--prompt auto: stands alone" in capsys.readouterr().err
