@@ -209,6 +209,13 @@ def test_all_bad_rows_are_named_before_anything_is_made(make):
     assert Counter(record["status"] for record in records) == {"done": 3, "invalid": 4}
 
 
+def test_a_batch_has_no_prompts_of_the_captioners(make):
+    Image.new("RGB", (64, 64), "red").save("a.png")
+    code, _, lines, opened = make(*QUICK, "--jobs", jobs({"prompt": "auto", "image": "a.png"}))
+    assert (code, opened) == (2, 0)
+    assert lines[0].startswith(f"{FORCING}: jobs.jsonl:1: --prompt auto: not in a batch")
+
+
 def test_an_image_to_video_model_and_its_image(make):
     rows = {"prompt": "x"}, {"prompt": "x", "model_id": str(embedded.folder(image_to_video=True))}
     code, _, lines, _ = make(*QUICK, "--jobs", jobs(*rows), script=GENERATE)
