@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from skyreels_v2_infer.captioner.answer import parse
+from skyreels_v2_infer.captioner.schema import Caption
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.files import check_file
 
@@ -40,6 +42,27 @@ def rows_of(inputs: tuple[str, ...], name: str = "input", needs_path: bool = Tru
         if len(rows) > MOST_ROWS:
             raise InputError(name, given, f"leads to more than {MOST_ROWS} rows")
     return rows
+
+
+def read_reference(path: Path, name: str = "score") -> list[tuple[dict, Caption]]:
+    """(row, caption) of a table whose rows all have a path and a structural caption, as text or as an object.
+
+    Raises:
+        InputError: for the flag `name`: it is no such table (which line, and why).
+    """
+    if (kind := TABLES.get(path.suffix.lower())) is None:
+        raise InputError(name, path, f"must end in {' or '.join(TABLES)}")
+    check_file(path, name)
+    found = []
+    for number, row in enumerate(table_rows(path, kind, name, needs_path=True)):
+        given = row.get(STRUCTURAL) or ""
+        answer = parse(given if isinstance(given, str) else json.dumps(given))
+        if answer.caption is None:
+            raise InputError(name, path, f"row {number + 1}: its {STRUCTURAL} is none: {answer.reason}")
+        found.append((row, answer.caption))
+    if not found:
+        raise InputError(name, path, "has no rows")
+    return found
 
 
 def found_in(given: str, name: str, needs_path: bool) -> list[dict]:

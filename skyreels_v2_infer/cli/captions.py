@@ -6,12 +6,14 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer.cli.checks import check_outdir
-from skyreels_v2_infer.cli.reading import Parser, device_name, one_of, some_path, some_text, whole
+from skyreels_v2_infer.cli.reading import CommandError, Parser, device_name, one_of, some_path, some_text, whole
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_ID, NO_MODEL
 
@@ -23,16 +25,19 @@ SUFFIXES = (".csv", ".jsonl")
 class CaptionSettings:
     """Validated settings of `caption_video.py`.
 
-    input: files, folders, patterns, tables. output: a .csv or .jsonl. task: struct, t2v or i2v. instruction: None: our
-    own. fusion_model: None: by rule. backend: transformers or vllm, without an endpoint. endpoint: address of an API;
-    None: models run here. bs: clips that are captioned together. tp: GPUs that share a model. device: None: cuda if
-    there is one.
+    input: files, folders, patterns, tables; empty: the videos of `score`. output: a .csv or .jsonl. task: struct, t2v
+    or i2v. drop_fields: a seed; None: all are kept. instruction: None: our own. fusion_model: None: by rule. backend:
+    transformers or vllm, without an endpoint. endpoint: address of an API; None: models run here. bs: clips that are
+    captioned together. tp: GPUs that share a model. device: None: cuda if there is one.
     """
 
     input: tuple[str, ...]
     output: Path
     task: str
     sampling: str
+    scenes: bool
+    drop_fields: int | None
+    score: Path | None
     instruction: Path | None
     model_id: str
     fusion_model: str | None
@@ -57,11 +62,10 @@ def parse_captions(argv: Sequence[str]) -> CaptionSettings:
     )
     _add_files(parser)
     _add_models(parser)
-    args = parser.read(argv)
     try:
-        return _checked(args)
-    except InputError as error:
-        parser.error(str(error))
+        return _checked(parser.read(argv))
+    except (CommandError, InputError) as error:
+        parser.refuse(error)
 
 
 def _add_files(parser: Parser) -> None:
@@ -104,6 +108,25 @@ def _add_files(parser: Parser) -> None:
         type=some_path,
         help="text to ask the captioner with, in place of this program's; the model was trained on one fixed wording "
         "(docs/captioning.md)",
+    )
+    group.add_argument(
+        "--scenes",
+        action="store_true",
+        help="a caption for each shot of a video, where PySceneDetect finds cuts, in place of one for all of it",
+    )
+    group.add_argument(
+        "--drop_fields",
+        metavar="SEED",
+        type=whole(0, 2**63 - 1),
+        help="--task t2v, i2v: for training data, leave out each appearance, position and (t2v) lighting with a chance "
+        "of 10%%; the same seed leaves out the same ones (default: all are kept)",
+    )
+    group.add_argument(
+        "--score",
+        metavar="FILE",
+        type=some_path,
+        help="table of reference captions; prints how well --output agrees with it, field by field, after its videos "
+        "(or those of --input) have been captioned",
     )
     group.add_argument(
         "--dry_run",
@@ -160,9 +183,14 @@ def _add_models(parser: Parser) -> None:
 
 
 def _checked(args: argparse.Namespace) -> CaptionSettings:
-    if args.input is None:
+    inputs = args.input or []
+    if not inputs and args.score is None:
         raise InputError("input", None, "is needed: videos, folders, patterns, .csv or .jsonl tables")
-    check_output(args.output, args.input)
+    check_output(args.output, [*inputs, *([] if args.score is None else [str(args.score)])])
+    if args.scenes:
+        check_scenes()
+    if args.drop_fields is not None and args.task == "struct":
+        raise InputError("drop_fields", args.drop_fields, "has no effect without --task t2v or --task i2v")
     if args.fusion_model is not None and args.task == "struct":
         raise InputError("fusion_model", args.fusion_model, "has no effect without --task t2v or --task i2v")
     fusion_model = args.fusion_model or ENHANCER
@@ -174,10 +202,13 @@ def _checked(args: argparse.Namespace) -> CaptionSettings:
             check_model("fusion_model", fusion_model)
         check_backend(args)
     return CaptionSettings(
-        input=tuple(args.input),
+        input=tuple(inputs),
         output=args.output,
         task=args.task,
         sampling=args.sampling,
+        scenes=args.scenes,
+        drop_fields=args.drop_fields,
+        score=args.score,
         instruction=args.instruction,
         model_id=args.model_id,
         fusion_model=None if args.task == "struct" or fusion_model == NO_MODEL else fusion_model,
@@ -188,6 +219,15 @@ def _checked(args: argparse.Namespace) -> CaptionSettings:
         device=args.device,
         dry_run=args.dry_run,
     )
+
+
+def check_scenes() -> None:
+    """Raises an `InputError` unless PySceneDetect 0.7 or newer is installed."""
+    version = ""
+    with suppress(metadata.PackageNotFoundError):
+        version = metadata.version("scenedetect")
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (0, 7):
+        raise InputError("scenes", None, "needs PySceneDetect: pip install 'scenedetect>=0.7'")
 
 
 def check_output(output: Path, inputs: Sequence[str]) -> None:

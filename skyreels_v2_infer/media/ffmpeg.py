@@ -89,18 +89,19 @@ def join_list(paths: Sequence[Path]) -> bytes:
     return os.fsencode("ffconcat version 1.0\n" + "".join(f"file 'file:{name}'\n" for name in quoted))
 
 
-def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = None) -> list[str]:
+def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = None, then: str = "") -> list[str]:
     """The frames of the video at `path`, as shown, to stdout in the form `output` (`PIXELS` or `TIMESTAMPS`).
 
     Args:
         timestamps: a file that receives `TIMESTAMPS` as well, from the same decoding.
+        then: filters for stdout's frames.
     """
     # -xerror: a truncated file is an error, not a shorter video. 0:V:0: the cover picture of an audio file is no video.
     # passthrough: every frame once, whatever its timestamp. file: names may contain a colon.
     every_frame = ["-map", "0:V:0", "-fps_mode", "passthrough"]
     arguments = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS]
     arguments += ["-i", f"file:{path}"]
-    arguments += [*every_frame, "-vf", _AS_SHOWN, *output, "-"]
+    arguments += [*every_frame, "-vf", f"{_AS_SHOWN},{then}" if then else _AS_SHOWN, *output, "-"]
     if timestamps is not None:
         arguments += [*every_frame, *TIMESTAMPS, "-y", f"file:{timestamps}"]
     return arguments
@@ -109,7 +110,12 @@ def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = N
 def picked_filter(indices: Sequence[int], height: int, width: int) -> str:
     """The filter that passes frames by number only, stretched to a size."""
     picked = "+".join(rf"eq(n\,{index})" for index in indices)
-    return f"select={picked},scale={width}:{height}:{_ACCURATE},setsar=1"
+    return f"select={picked},{stretched_filter(height, width)}"
+
+
+def stretched_filter(height: int, width: int) -> str:
+    """The filter that stretches frames to a size."""
+    return f"scale={width}:{height}:{_ACCURATE},setsar=1"
 
 
 def executable() -> str:

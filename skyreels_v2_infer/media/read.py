@@ -25,6 +25,7 @@ from skyreels_v2_infer.media.ffmpeg import (
     Ffmpeg,
     decode_arguments,
     picked_filter,
+    stretched_filter,
     unusable,
 )
 from skyreels_v2_infer.media.files import check_file
@@ -134,8 +135,8 @@ def pick_frames(
     import numpy as np
 
     check_file(path, name)
-    arguments = decode_arguments(path, *RAW_PIXELS, "-frames:v", f"{len(indices)}")
-    arguments[arguments.index("-vf") + 1] += f",{picked_filter(indices, height, width)}"
+    filters = picked_filter(indices, height, width)
+    arguments = decode_arguments(path, *RAW_PIXELS, "-frames:v", f"{len(indices)}", then=filters)
     size = 3 * height * width
     with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
         content = ffmpeg.output.read(size * len(indices))
@@ -144,6 +145,21 @@ def pick_frames(
     if len(content) < size * len(indices):
         raise InputError(name, path, f"has no frame {indices[len(content) // size]}")
     return list(np.frombuffer(content, np.uint8).reshape(-1, height, width, 3))
+
+
+def stretched_frames(path: Path | str, height: int, width: int, name: str = "video_path") -> Iterator[np.ndarray]:
+    """All frames of the video at `path`, one at a time, uint8 ``[height, width, 3]``, stretched to the size.
+
+    Raises:
+        InputError: for the flag `name`: at the first frame if the file is no video, later where it is damaged.
+        OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
+    """
+    import numpy as np
+
+    size = 3 * height * width
+    with _decoding(path, name, *RAW_PIXELS, then=stretched_filter(height, width)) as stream:
+        while len(pixels := stream.read(size)) == size:
+            yield np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
 def decode_prefix(
@@ -197,13 +213,16 @@ def decode_prefix(
 
 
 @contextmanager
-def _decoding(path: Path | str, name: str, *output: str, timestamps: Path | None = None) -> Iterator[BinaryIO]:
+def _decoding(
+    path: Path | str, name: str, *output: str, timestamps: Path | None = None, then: str = ""
+) -> Iterator[BinaryIO]:
     """Context manager that runs ffmpeg on all frames of a video and yields its output.
 
     If the block ends normally, the file must have been decoded to its end without errors.
     """
     check_file(path, name)
-    with Ffmpeg(decode_arguments(path, *output, timestamps=timestamps), stdout=subprocess.PIPE) as ffmpeg:
+    arguments = decode_arguments(path, *output, timestamps=timestamps, then=then)
+    with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
         yield ffmpeg.output
         if not ffmpeg.succeeded() or _is_truncated(ffmpeg):
             raise _refused(ffmpeg, path, name)

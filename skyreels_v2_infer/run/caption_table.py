@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from skyreels_v2_infer.captioner.inputs import PATH, TABLES
+from skyreels_v2_infer.captioner.rows import SHOT, SHOTS
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.run.files import naming_folder, take_lock
 
 BY = "made_by"  # column: models and settings, the same for all rows of a table
-SHOT, SHOTS = "shot", "shots"  # columns: number of a shot in its video, from 1, and how many it has
 
 
 class CaptionTable:
@@ -68,7 +68,7 @@ class CaptionTable:
 
     def missing(self, rows: Iterable[dict]) -> list[dict]:
         """Those of `rows` that are not in the table; of several with the same path as many as are missing."""
-        there = Counter(key_of(row) for row in self.rows if str(row.get(SHOT) or "1") == "1")
+        there = Counter(key_of(row) for row in self.rows)
         left = []
         for row in rows:
             if there[key_of(row)]:
@@ -78,14 +78,23 @@ class CaptionTable:
         return left
 
     def found(self, rows: Sequence[dict]) -> list[dict]:
-        """The table's rows for `rows`, all of which are in it; of several with the same path the last ones."""
-        groups: dict[str, list[list[dict]]] = {}
-        for row in self.rows:
-            own = groups.setdefault(key_of(row), [])
-            if str(row.get(SHOT) or "1") == "1":
-                own.append([])
-            own[-1].append({name: value for name, value in row.items() if name != BY})
-        return [row for group in [groups[key_of(row)].pop() for row in reversed(rows)][::-1] for row in group]
+        """The table's rows for `rows`, all of which are in it: for a video all of its shots, for a row that names a
+        shot that one; of several for the same the last ones."""
+        single: dict[tuple, list[dict]] = {}
+        whole: dict[str, list[list[dict]]] = {}
+        for full in self.rows:
+            row = {name: value for name, value in full.items() if name != BY}
+            path, shot = key_of(row)
+            single.setdefault((path, shot), []).append(row)
+            videos = whole.setdefault(path, [])
+            if shot == "1" or not videos:
+                videos.append([])
+            videos[-1].append(row)
+        taken: list[list[dict]] = []
+        for row in reversed(rows):
+            key = key_of(row)
+            taken.append([single[key].pop()] if row.get(SHOT) else whole[key[0]].pop())
+        return [row for video in reversed(taken) for row in video]
 
     def add(self, rows: Sequence[dict]) -> None:
         """Appends rows; they are on the disk when it returns."""
@@ -162,6 +171,6 @@ def cell(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def key_of(row: dict) -> str:
-    """A row's path, as a table can hold it: bytes of a file's name that are no UTF-8 are escaped there."""
-    return str(row[PATH]).encode("utf-8", "backslashreplace").decode()
+def key_of(row: dict) -> tuple[str, str]:
+    """A row's path, as a table can hold it (bytes that are no UTF-8 are escaped there), and its shot."""
+    return str(row[PATH]).encode("utf-8", "backslashreplace").decode(), str(row.get(SHOT) or "1")

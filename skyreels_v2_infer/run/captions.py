@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from skyreels_v2_infer.captioner.answer import parse
-from skyreels_v2_infer.captioner.caption import Captioner, structural_captions
-from skyreels_v2_infer.captioner.frames import clip_frames
-from skyreels_v2_infer.captioner.fuse import fused
-from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, rows_of
+from skyreels_v2_infer.captioner.caption import Captioner
+from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, read_reference, rows_of
 from skyreels_v2_infer.captioner.instruction import read_instruction
+from skyreels_v2_infer.captioner.rows import (
+    ANSWER,
+    ERROR,
+    NOTE,
+    SHOT_COLUMNS,
+    add_captions,
+    add_prompt,
+    needs_caption,
+    prompt_column,
+    shots_of_videos,
+    whole_videos,
+    without_frames,
+)
+from skyreels_v2_infer.captioner.schema import Caption
+from skyreels_v2_infer.captioner.score import accuracies, shown
 from skyreels_v2_infer.chat import engine
 from skyreels_v2_infer.chat.endpoint import Endpoint, key_in_environment
 from skyreels_v2_infer.chat.local import Chat
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.cli.captions import CaptionSettings, parse_captions
 from skyreels_v2_infer.console import quiet_transformers, say, silent
-from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.run.caption_plan import dry_run
-from skyreels_v2_infer.run.caption_table import BY, CaptionTable
+from skyreels_v2_infer.run.caption_table import BY, CaptionTable, key_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from skyreels_v2_infer.run.signals import Interrupts
-
-NOTE, ERROR, ANSWER = "note", "error", "answer"  # what is doubtful; why there is no caption; what the model said then
-READERS = 4  # videos that are decoded at the same time
 
 
 class CaptionWork:
@@ -67,7 +71,11 @@ class CaptionWork:
 
     def run(self, interrupts: Interrupts) -> Path | str:
         settings = parse_captions(sys.argv[1:] if self.argv is None else self.argv)
-        rows = rows_of(settings.input, needs_path=settings.task == "struct")
+        reference = None if settings.score is None else read_reference(settings.score)
+        if settings.input:
+            rows = rows_of(settings.input, needs_path=settings.task == "struct")
+        else:
+            rows = [{name: row[name] for name in (PATH, *SHOT_COLUMNS) if name in row} for row, _ in reference]
         question = read_instruction(settings.instruction)
         if settings.dry_run:
             return dry_run(settings, rows)
@@ -78,6 +86,8 @@ class CaptionWork:
             if len(missing) < len(rows):
                 say(f"{settings.output}: {len(rows) - len(missing)} of {len(rows)} rows are there")
             self._fill(settings, table, missing, question, interrupts.check)
+            if reference is not None:
+                return shown(accuracies(compared(reference, table.rows)))
             remark(table.rows)
         return settings.output
 
@@ -93,7 +103,7 @@ class CaptionWork:
         if together or not any(map(needs_caption, rows)):
             self._pass(settings, table, rows, question, check)
             return
-        first = replace(settings, task="struct", fusion_model=None)
+        first = replace(settings, task="struct", fusion_model=None, drop_fields=None)
         path = settings.output.with_suffix(f".struct{settings.output.suffix}")
         with CaptionTable(path, columns_of(rows, first), maker_of(first)) as between:
             self.written = path
@@ -116,15 +126,19 @@ class CaptionWork:
             self._models(settings, captions) as (captioner, chat),
             tqdm(total=len(rows), unit="row", disable=silent()) as progress,
         ):
-            batches = clips_of(rows, settings.sampling, settings.bs) if captions else plain(rows)
-            for batch, clips in batches:
+            split = shots_of_videos if settings.scenes else whole_videos
+            ready: list[dict] = []
+            for batch in split(rows, settings.sampling, settings.bs) if captions else without_frames(rows):
                 check()
-                add_captions(batch, clips, captioner, question, check)
+                add_captions(batch, captioner, question, check)
                 if settings.task != "struct":
-                    for row in batch:
-                        add_prompt(row, settings.task, chat)
-                table.add(batch)
-                progress.update(len(batch))
+                    for row in batch.rows:
+                        add_prompt(row, settings.task, chat, settings.drop_fields)
+                ready += batch.rows
+                if batch.complete:
+                    table.add(ready)
+                    progress.update(1 if settings.scenes else len(ready))
+                    ready = []
 
     @contextmanager
     def _models(self, settings: CaptionSettings, captions: bool) -> Iterator[tuple[Captioner | None, Talker | None]]:
@@ -140,6 +154,18 @@ class CaptionWork:
             for model in (captioner, chat):
                 if model is not None:
                     model.free()
+
+
+def compared(reference: list[tuple[dict, Caption]], rows: list[dict]) -> list[tuple[Caption, Caption | None]]:
+    """Each caption of the reference with the one in `rows` for the same path and shot; None: it has none."""
+    found: dict[tuple, list[dict]] = {}
+    for row in rows:
+        found.setdefault(key_of(row), []).append(row)
+    pairs = []
+    for row, caption in reference:
+        own = found.get(key_of(row))
+        pairs.append((caption, parse(own.pop(0)[STRUCTURAL]).caption if own else None))
+    return pairs
 
 
 def remark(rows: list[dict]) -> None:
@@ -159,92 +185,17 @@ def maker_of(settings: CaptionSettings) -> str:
     """Models and settings of a table's rows."""
     asked = "" if settings.instruction is None else f", {settings.instruction.name}"
     fusion = "" if settings.task == "struct" else f", {settings.fusion_model or 'rule'}"
-    return f"{settings.model_id} ({settings.sampling}{asked}){fusion}"
-
-
-def prompt_column(task: str) -> str:
-    """As published."""
-    return f"{task}_fusion_caption"
+    dropped = "" if settings.drop_fields is None else f", fields dropped ({settings.drop_fields})"
+    return f"{settings.model_id} ({settings.sampling}{asked}){fusion}{dropped}"
 
 
 def columns_of(rows: list[dict], settings: CaptionSettings) -> list[str]:
     """Of a table: the path, the inputs' own columns, those that are added."""
     prompts = [] if settings.task == "struct" else [prompt_column(settings.task)]
-    adds = [STRUCTURAL, *prompts, NOTE, ERROR, ANSWER, BY]
+    shots = SHOT_COLUMNS if settings.scenes else ()
+    adds = [*shots, STRUCTURAL, *prompts, NOTE, ERROR, ANSWER, BY]
     names = dict.fromkeys([PATH, *(name for row in rows for name in row)])
     return [*(name for name in names if name not in adds), *adds]
-
-
-def needs_caption(row: dict) -> bool:
-    return not row.get(STRUCTURAL)
-
-
-def plain(rows: list[dict]) -> Iterator[tuple[list[dict], list]]:
-    """Rows that need no frames, one at a time."""
-    for row in rows:
-        yield [dict(row)], [None]
-
-
-def clips_of(rows: list[dict], sampling: str, size: int) -> Iterator[tuple[list[dict], list[np.ndarray | str | None]]]:
-    """Batches of rows with the frames of their videos, or the reason why there are none; the next one is decoded
-    meanwhile."""
-    pool = ThreadPoolExecutor(READERS)
-    try:
-        read = partial(frames_of, sampling=sampling)
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        ahead = [pool.submit(read, row) for row in batches[0]]
-        for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            clips = [future.result() for future in ahead]
-            ahead = [pool.submit(read, row) for row in following]
-            yield [dict(row) for row in batch], clips
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def frames_of(row: dict, sampling: str) -> np.ndarray | str | None:
-    """Frames of a row's video; a reason if it cannot be read; None if the row has a caption."""
-    if not needs_caption(row):
-        return None
-    try:
-        return clip_frames(Path(row[PATH]), sampling)
-    except InputError as error:
-        return error.legal
-    except OSError as error:  # ffmpeg itself works: it has been tried
-        return first_line(error)
-
-
-def add_captions(batch: list[dict], clips: list, captioner: Captioner | None, question: str, check: Callable) -> None:
-    """Adds structural captions to the rows of a batch that have none, or the reason why there is none."""
-    asked = [i for i, clip in enumerate(clips) if clip is not None and not isinstance(clip, str)]
-    answers = (
-        dict(zip(asked, structural_captions(captioner, [clips[i] for i in asked], question, check=check), strict=True))
-        if asked
-        else {}
-    )
-    for i, row in enumerate(batch):
-        if i in answers:
-            answer = answers[i]
-            row[STRUCTURAL] = "" if answer.caption is None else answer.caption.as_json()
-            row[ERROR], row[NOTE] = answer.reason, "; ".join(answer.doubtful)
-            row[ANSWER] = answer.text if answer.caption is None else ""
-        elif isinstance(clips[i], str):
-            row[ERROR] = clips[i]
-        elif not needs_caption(row):
-            row.pop(ERROR, None)
-
-
-def add_prompt(row: dict, task: str, chat: Talker | None) -> None:
-    """Adds a prompt to a row that has a structural caption, or the reason why there is none."""
-    if needs_caption(row) or row.get(prompt_column(task)):
-        return
-    given = row[STRUCTURAL]
-    answer = parse(given if isinstance(given, str) else json.dumps(given))
-    if answer.caption is None:
-        row[ERROR] = f"{STRUCTURAL}: {answer.reason}"
-        return
-    row[prompt_column(task)] = fused(answer.caption, task, chat)
-    if not row[prompt_column(task)]:
-        row[ERROR] = "the caption has nothing for a prompt, or the fusion model no usable answer"
 
 
 def device_map(settings: CaptionSettings) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -209,6 +210,115 @@ def test_the_parameters_of_the_published_models():
         chat = Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=8, vocab_size=152064, **large))
     counts = [sum(weight.numel() for weight in model.parameters()) for model in (captioner, chat)]
     assert counts == list(PARAMETERS.values())
+
+
+# Shots, training data, scores
+
+
+@pytest.fixture
+def cuts(clips):
+    """A video of two shots, of 20 and 24 frames, in which a bright bar moves."""
+
+    def frame(t, level):
+        picture = np.full((64, 96, 3), level, np.uint8)
+        picture[:, 2 * (t % 40) : 2 * (t % 40) + 8] = 250
+        return picture
+
+    write_clip(clips / "cuts.mp4", [frame(t, 30) for t in range(20)] + [frame(t, 160) for t in range(24)])
+    return clips / "cuts.mp4"
+
+
+def test_the_shots_of_a_video_are_rows(cuts, tmp_path):
+    pytest.importorskip("scenedetect", reason="an extra")
+    argv = ("--input", cuts, "clips/a.mp4", "clips/d.mp4", "--scenes", "--bs", 1)
+    code, captioner, _ = work(*argv, "--output", "out.csv", "--task", "t2v", "--fusion_model", "none")
+    assert code == 0 and [len(asked) for asked in captioner.asked] == [1, 1, 1]
+    assert captioner.asked[0][0] < 60 < captioner.asked[1][0]
+    rows = read(tmp_path / "out.csv")
+    names = ("shot", "shots", "first_frame", "last_frame")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("1", "2", "0", "19"),
+        ("2", "2", "20", "43"),
+        ("1", "1", "0", "2"),
+        ("", "", "", ""),
+    ]
+    assert rows[3]["error"] and all(row["t2v_fusion_caption"] for row in rows[:3])
+    # killed within the first video: it is done again; then the table as an input of another model
+    lines = (tmp_path / "out.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "out.csv").write_text("".join(lines[:2]))
+    assert work(*argv, "--output", "out.csv", "--task", "t2v", "--fusion_model", "none")[0] == 0
+    assert read(tmp_path / "out.csv") == rows
+    for _ in range(2):
+        code, captioner, _ = work("--input", "out.csv", "--output", "next.csv", "--task", "i2v")
+        assert code == 0 and not sum(map(len, captioner.asked))
+    assert [row["shot"] for row in read(tmp_path / "next.csv")] == ["1", "2", "1", ""]
+
+
+def test_shots_and_a_chat_model(cuts, tmp_path):
+    pytest.importorskip("scenedetect", reason="an extra")
+    argv = ("--input", cuts, cuts, "clips/a.mp4", "--scenes", "--output", "out.jsonl", "--task", "t2v")
+    code, _, chat = work(*argv)
+    assert (code, chat.asked) == (0, 5)
+    assert [row["shot"] for row in read(tmp_path / "out.jsonl")] == [1, 2, 1, 2, 1]
+
+
+def test_scenes_need_their_package(monkeypatch, capsys):
+    def absent(name):
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(SystemExit):
+        parse_captions(["--input", "a.mp4", "--scenes"])
+    assert "--scenes: needs PySceneDetect" in capsys.readouterr().err
+
+
+def test_training_captions_lack_the_same_fields_again(clips, tmp_path):
+    argv = ("--input", "clips/a.mp4", "--task", "t2v", "--fusion_model", "none", "--drop_fields")
+    prompts = set()
+    for seed in range(12):
+        assert work(*argv, seed, "--output", f"{seed}.jsonl")[0] == 0
+        (row,) = read(tmp_path / f"{seed}.jsonl")
+        assert len(json.loads(row["structural_caption"])["lighting"]) > 5  # the caption itself is whole
+        prompts.add(row["t2v_fusion_caption"])
+    assert work(*argv, 11, "--output", "again.jsonl")[0] == 0
+    assert read(tmp_path / "again.jsonl") == [row]
+    assert len(prompts) > 2
+
+
+def test_a_score_of_the_captioner_itself_is_full(clips, tmp_path, capsys):
+    work("--input", "clips/a.mp4", "clips/b.mp4", "--output", "reference.jsonl")
+    capsys.readouterr()
+    code, captioner, _ = work("--score", "reference.jsonl", "--output", "mine.jsonl")
+    assert code == 0 and sum(map(len, captioner.asked)) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["mean", "100.0", "2"]
+    assert all(line.split()[-2] == "100.0" for line in lines[1:])
+    other = StubCaptioner(TEXT.replace("medium_shot", "close_up"))
+    assert work("--score", "reference.jsonl", "--output", "other.csv", captioner=other)[0] == 0
+    lines = {line[:22].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["shot_type"] == ["0.0", "2"] and lines["shot_angle"] == ["100.0", "2"]
+    assert work("--score", "reference.jsonl", "--output", "mine.jsonl")[1].asked == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (("--score", "nowhere.jsonl"), "--score nowhere.jsonl: must be an existing file"),
+        (("--score", "clips/a.mp4"), "--score clips/a.mp4: must end in .csv or"),
+        (("--score", "bare.csv"), "--score bare.csv: row 1: its structural_caption is none"),
+        (("--score", "bare.csv", "--output", "bare.csv"), "--output bare.csv: is an input as well"),
+        (("--input", "clips", "--drop_fields", "1"), "--drop_fields 1: has no effect without --task"),
+        (("--input", "clips", "--drop_fields", "-1", "--task", "t2v"), "--drop_fields -1: must be a whole number"),
+    ],
+)
+def test_a_wrong_score_is_one_line(clips, tmp_path, capsys, argv, line):
+    (tmp_path / "bare.csv").write_text("path\nclips/a.mp4\n")
+    try:
+        code, _, _ = work(*argv)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"{CAPTION}: {line}")
 
 
 # Endpoints
