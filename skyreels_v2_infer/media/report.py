@@ -239,18 +239,19 @@ def shared(videos: list[dict]) -> dict[str, dict[str, str]]:
 
 
 def add_jobs(folder: Path, videos: list[dict]) -> list[dict]:
-    """Adds its row of `summary.jsonl` to each video, and returns the rows that have none: failed, waiting, ...
+    """Adds its row of `summary.jsonl` to each video, and returns the rows that have none: failed, invalid, ...
 
-    Videos are sorted by row. The last line of a name counts.
+    Videos are sorted by row. The last line of a name counts; one without a name (of an invalid row) until its row has
+    another line.
     """
     rows: dict = {}
     with suppress(OSError, ValueError):
-        for number, line in enumerate(read_small(folder / SUMMARY).splitlines()):
+        for line in read_small(folder / SUMMARY).splitlines():
             with suppress(*BROKEN):
                 row = json.loads(line)
-                row.setdefault("row", None)
-                key = next((str(row[name]) for name in ("name", "path", "row") if row.get(name) is not None), number)
-                rows[key] = row
+                by_row = "row", str(row.setdefault("row", None))
+                rows.pop(by_row, None)
+                rows[by_row if row.get("name") is None else ("name", str(row["name"]))] = row
     by_name = {video["src"]: video for video in videos}
     left = []
     for row in rows.values():
@@ -259,6 +260,8 @@ def add_jobs(folder: Path, videos: list[dict]) -> list[dict]:
         if video is not None:
             video["row"] = count(row["row"], least=0)
             continue
+        if row.get("status") == "done":
+            row["error"] = "the file is not in this folder"
         names = ("row", "name", "status", "error", "prompt")
         left.append({name: text_of(row[name]) for name in names if row.get(name) is not None})
     videos.sort(key=lambda video: (video.get("row") is None, video.get("row") or 0))

@@ -191,6 +191,10 @@ def test_jobs_without_a_video_are_listed(tmp_path):
         {"row": 3, "name": "c", "status": "failed", "error": "out of memory"},
         {"name": "d", "status": "waiting"},
         {"row": "x", "status": ["odd"], "path": 7},
+        {"row": 5, "name": None, "status": "invalid", "error": "--seed x"},
+        {"row": 6, "name": None, "status": "invalid", "error": "--fps x"},
+        {"row": 6, "name": "6", "status": "done", "path": "6.mp4"},
+        {"row": 6, "name": "row", "status": "failed"},
     ]
     lines = [json.dumps(row) for row in rows] + ["{", "3", "", "[1]", '{"row": NaN}']
     (tmp_path / "summary.jsonl").write_text("\n".join(lines))
@@ -199,6 +203,9 @@ def test_jobs_without_a_video_are_listed(tmp_path):
     assert {"row": "3", "name": "c", "status": "failed", "error": "out of memory"} in found["jobs"]
     assert {"name": "d", "status": "waiting"} in found["jobs"]
     assert not [job for job in found["jobs"] if job.get("name") in ("a", "b")]
+    rows = [(job["row"], job["status"], job.get("error")) for job in found["jobs"] if job.get("row") in ("5", "6")]
+    gone = ("6", "done", "the file is not in this folder")
+    assert rows == [("5", "invalid", "--seed x"), gone, ("6", "failed", None)]
 
 
 # The poster is a part of the preview
