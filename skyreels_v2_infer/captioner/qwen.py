@@ -19,6 +19,9 @@ VIDEO = 2  # kind of a token in mm_token_type_ids
 # Without it, or with video metadata without a rate, transformers 5 assumes 24 frames per second, which puts the 8
 # grids at positions 0 0 0 0 0 0 1 1 instead of 0 2 4 ... 14.
 SECONDS_PER_GRID = 1.0
+# Whatever the model's generation_config.json says: the published script did not use it.
+ALWAYS = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+ALWAYS |= {"temperature": None, "top_p": None, "top_k": None}
 # How an answer is chosen, by attempt. The published temperature, 0.05, is all but greedy; greedy is repeatable.
 CHOICES = (
     {"do_sample": False},
@@ -60,7 +63,7 @@ class QwenCaptioner:
 
         inputs = {name: value.to(self.model.device) for name, value in self.inputs(clips, question).items()}
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(self.model.dtype)
-        choice = {"temperature": None, "top_p": None, "top_k": None} | CHOICES[min(attempt, len(CHOICES) - 1)]
+        choice = ALWAYS | CHOICES[min(attempt, len(CHOICES) - 1)]
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(SEED)

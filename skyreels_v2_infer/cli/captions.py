@@ -134,7 +134,7 @@ def _add_files(parser: Parser) -> None:
         nargs="?",
         const="table",
         type=one_of("table", "json"),
-        help="only print what would be done; needs no weights (--dry_run json: as JSON)",
+        help="only print what captions and prompts of all rows take; needs no weights (--dry_run json: as JSON)",
     )
 
 
@@ -158,7 +158,7 @@ def _add_models(parser: Parser) -> None:
         "--backend",
         metavar="{transformers,vllm}",
         type=one_of("transformers", "vllm"),
-        help="what runs the models; vllm is faster on a GPU and has to be installed (default: transformers)",
+        help="what runs the models; vllm has to be installed (default: transformers)",
     )
     group.add_argument(
         "--endpoint",

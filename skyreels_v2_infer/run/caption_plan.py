@@ -25,8 +25,11 @@ def described(settings: CaptionSettings, rows: list[dict]) -> dict:
         "frames": COUNT,
         "video_tokens": tokens_of(grid_of(COUNT, HEIGHT, WIDTH)) if settings.sampling == "faithful" else None,
         "models": {
-            role: {"model": model, "weights_gib": gib_of(model)} for role, model in models.items() if model is not None
+            role: {"model": model, "weights_gib": None if settings.endpoint else gib_of(model)}
+            for role, model in models.items()
+            if model is not None
         },
+        "endpoint": settings.endpoint,
         "output": str(settings.output),
     }
 
@@ -46,4 +49,6 @@ def dry_run(settings: CaptionSettings, rows: list[dict]) -> str:
     for role, part in about["models"].items():
         size = f" (weights {part['weights_gib']} GiB in bfloat16)" if part["weights_gib"] else ""
         lines.append(f"{role}: {part['model']}{size}")
+    if about["endpoint"]:
+        lines.append(f"at {about['endpoint']}")
     return "\n".join([*lines, f"-> {about['output']}"])

@@ -196,6 +196,13 @@ def test_the_dry_run_names_work_and_memory(clips, capsys):
     assert about["models"]["fusion"] == {"model": "Qwen/Qwen2.5-32B-Instruct", "weights_gib": 61.0}
 
 
+def test_the_dry_run_of_models_elsewhere(clips, capsys):
+    argv = ["--input", "clips", "--endpoint", "http://localhost:1/v1", "--dry_run"]
+    assert run_process(CAPTION, CaptionWork(argv)) == 0
+    out = capsys.readouterr().out
+    assert "at http://localhost:1/v1" in out and "GiB" not in out
+
+
 def test_the_parameters_of_the_published_models():
     """Counted in transformers' own classes, without memory, with the published sizes."""
     import torch

@@ -95,6 +95,20 @@ def test_a_second_attempt_differs_and_a_third_is_repeatable(captioner):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_a_generation_config_changes_nothing(folder, captioner, tmp_path):
+    """That of Qwen2.5-VL penalises repetition; the published script passed its own settings."""
+    copy = tmp_path / "own"
+    shutil.copytree(folder, copy)
+    file = copy / "generation_config.json"
+    own = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "num_beams": 2, "top_k": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    other = QwenCaptioner(str(copy), device_map="cpu")
+    assert other.model.generation_config.repetition_penalty == 5.0
+    for attempt in (0, 2):
+        answers = [one.describe([clip()], "Describe it.", 16, attempt)[0] for one in (captioner, other)]
+        assert answers[0] == answers[1]
+
+
 def test_a_caption_comes_out(tmp_path):
     captioner = QwenCaptioner(str(tiny_talkers.write_captioner(tmp_path / "model", TEXT)), device_map="cpu")
     (answer,) = structural_captions(captioner, [clip()], STRUCTURAL)
