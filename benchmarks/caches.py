@@ -56,16 +56,16 @@ MODES = {
 
 
 def timed(pipeline, plan: Plan) -> tuple[np.ndarray, float, int]:
-    """The frames, the seconds that the latents took, and the forwards of the transformer's blocks."""
+    """The frames, the seconds that the latents took, and the forwards of the transformer's blocks, by samples."""
     forwards = []
-    hook = pipeline.transformer.blocks[0].register_forward_pre_hook(lambda *_: forwards.append(1))
+    hook = pipeline.transformer.blocks[0].register_forward_pre_hook(lambda _, given: forwards.append(len(given[0])))
     began = time.perf_counter()
     latents = collect(pipeline.execute(plan, Inputs(), hooks=Hooks(cache=planned_cache(plan.cache))), "latent")
     wait(pipeline.device)
     seconds = time.perf_counter() - began
     hook.remove()
     frames = pipeline.vae.decode(latents).add(1).mul(127.5).round()
-    return frames.cpu().numpy(), seconds, len(forwards)
+    return frames.cpu().numpy(), seconds, sum(forwards)
 
 
 def compared(

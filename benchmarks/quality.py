@@ -71,8 +71,8 @@ class Maker:
             self._pipelines[quantize] = made
         return self._pipelines[quantize]
 
-    def _count(self, *_given) -> None:
-        self.forwards += 1
+    def _count(self, _block, given) -> None:
+        self.forwards += len(given[0])  # both passes of guidance may be one batch
 
     def __call__(self, plan: Plan, quantize: str | None = None) -> tuple[np.ndarray, int, float]:
         """Frames uint8 ``[T, H, W, 3]``, forwards, and CPU seconds of all but the last window's decoding."""

@@ -197,6 +197,15 @@ class PromptContext:
 
     blocks: list[list[tuple[torch.Tensor, torch.Tensor]]]
 
+    def joined(self, other: "PromptContext") -> "PromptContext":
+        """This batch followed by the other's."""
+        pairs = zip(self.blocks, other.blocks, strict=True)
+        return PromptContext([[joined_pair(*p) for p in zip(mine, others, strict=True)] for mine, others in pairs])
+
+
+def joined_pair(mine: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.cat(both) for both in zip(mine, other, strict=True))
+
 
 def timestep_features(t: torch.Tensor, size: int) -> torch.Tensor:
     """Sinusoids of t (any shape) -> float32 ``[*t.shape, size]``: cosines first."""
@@ -372,11 +381,13 @@ class WanModel(nn.Module):
 
         Args:
             x: noisy latents ``[B, 16, F, H, W]``, H and W even.
-            t: timesteps 0..1000, shared ``[B]`` or one per latent frame ``[B, F]``.
+            t: timesteps 0..1000, shared ``[B]`` or one per latent frame ``[B, F]``; ``[1]`` and ``[1, F]`` are those of
+                the whole batch.
             context: text embeddings ``[B, L, text_dim]``, or what `prepare_context` made of them and of `clip_fea`.
             clip_fea: image features ``[B, tokens, img_dim]`` (image-to-video only, with raw `context`).
             y: mask and image latents ``[B, 20, F, H, W]`` (image-to-video only).
-            fps: ids ``[B]``, 0 for 16 fps and 1 for any other (models with `inject_sample_info` only).
+            fps: ids ``[B]`` (``[1]`` with t of the whole batch), 0 for 16 fps and 1 for any other (models with
+                `inject_sample_info` only).
             causal_block_size: latent frames in a block; a block then sees itself and those before it. None: what
                 `set_ar_attention` has set, at first attention without blocks.
             around: wraps the block stack: (tokens, time embedding, its projection, run) -> tokens after all blocks.
@@ -423,7 +434,7 @@ class WanModel(nn.Module):
             raise ValueError(
                 f"x {list(x.shape)}: must be [B, {self.in_dim}{hint}, F, H, W] with H divisible by {ph}, W by {pw}"
             )
-        if t.shape not in ((x.shape[0],), (x.shape[0], x.shape[2] // pt)):
+        if t.shape[0] not in (1, x.shape[0]) or t.shape[1:] not in ((), (x.shape[2] // pt,)):
             raise ValueError(f"t {list(t.shape)}: must be [{x.shape[0]}] or [{x.shape[0]}, {x.shape[2] // pt}]")
         if causal_block_size is not None and causal_block_size < 1:
             raise ValueError(f"causal_block_size {causal_block_size}: must be at least 1")

@@ -17,9 +17,10 @@ from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.modules.vae import compile_norms
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
-from skyreels_v2_infer.pipelines.denoise import Guided, Row, denoise, rows_of
+from skyreels_v2_infer.pipelines.denoise import Guided, Row, both_branches, denoise, rows_of
 from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
 from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
+from skyreels_v2_infer.pipelines.one_batch import OneBatch, is_small
 from skyreels_v2_infer.pipelines.prompts import Texts
 from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
@@ -359,17 +360,20 @@ class VideoPipeline:
         if channels is not None:
             options["y"] = hooks.ranks.agree(channels.expand(texts.batch, -1, -1, -1, -1))
         if self.transformer.inject_sample_info:
-            options["fps"] = torch.full((texts.batch,), 0 if plan.fps == 16 else 1, device=self.device)
+            options["fps"] = torch.full((1,), 0 if plan.fps == 16 else 1, device=self.device)
         cached = self._cached(window.schedule, rows, options.get("fps"), hooks)
+
+        around = [cached.blocks(number) for number in (CONDITIONAL, UNCONDITIONAL)[: 1 + window.is_guided]]
 
         def branch(context: PromptContext | None, number: int):
             if context is None:
                 return None
-            around = cached.blocks(number)
-            return lambda x, t: self.transformer(x, t, context, around=around, **options)
+            return lambda x, t: self.transformer(x, t, context, around=around[number], **options)
 
-        passes = branch(positive, CONDITIONAL), branch(negative, UNCONDITIONAL)
-        velocity = Guided(*passes, window.guidance_scale, hooks.ranks.branches, cached.velocities)
+        passes, branches = (branch(positive, CONDITIONAL), branch(negative, UNCONDITIONAL)), hooks.ranks.branches
+        if branches is both_branches and window.is_guided and not any(around) and is_small(self.transformer, latents):
+            branches = OneBatch(self.transformer, positive, negative, options)
+        velocity = Guided(*passes, window.guidance_scale, branches, cached.velocities)
         solver = SOLVERS[plan.solver](plan.sigmas)
         with hooks.progress(window.window.index, len(plan.windows), len(rows)) as advance:
 
@@ -390,7 +394,6 @@ class VideoPipeline:
         """What wraps the computation of a window's rows."""
         if hooks.cache is None:
             return WindowCache()
-        fps = None if fps is None else fps[:1]
         about = WindowRows(rows, schedule, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
         with self.at_work(self.transformer.time_layers):  # a cache may need them before the first forward
             return hooks.cache.window(about)

@@ -9,7 +9,7 @@ import torch
 from skyreels_v2_infer.plan.plan import is_guided
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 
-# (x [B, C, F, H, W], t [B] or [B, F]) -> velocity [B, C, F, H, W]
+# (x [B, C, F, H, W], t [1] or [1, F], the same for the whole batch) -> velocity [B, C, F, H, W]
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -112,7 +112,7 @@ def denoise(
     latents = latents.clone()
     for number, (t, frames) in enumerate(rows):
         x = (latents if noised is None else noised(number, latents))[:, :, :frames]
-        v = velocity(x, t.expand(len(x), -1) if len(t) > 1 else t.expand(len(x)))
+        v = velocity(x, t.unsqueeze(0) if len(t) > 1 else t)
         drawn = noise(number).to(latents) if solver.stochastic else None
         latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number], drawn)
         if on_row is not None:

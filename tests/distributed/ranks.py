@@ -70,7 +70,7 @@ def worked(pipeline, mode: str) -> tuple[torch.Tensor, int]:
     """The latents, and how many tokens went through the first block here."""
     seen = []
     first = pipeline.transformer.blocks[0]
-    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1] * given[0].shape[2]))
+    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:3].numel()))
     made = run(pipeline, mode)
     hook.remove()
     return made, sum(seen)

@@ -266,10 +266,10 @@ CACHES = {
 def test_forwards_of_three_windows(name, arguments, guidance):
     """As many as decided, for each pass; every window begins anew, and so does every run."""
     kept, counted = Kept(CACHES[name]), []
-    hook = parts()[0].blocks[0].register_forward_pre_hook(lambda *_: counted.append(1))
+    hook = parts()[0].blocks[0].register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
     plan = plan_of(guidance, **arguments)
     made = [part.latents for part in pipeline(kept).execute(plan, embeds())]
-    forwards = len(counted)
+    forwards = sum(counted)
     hook.remove()
     assert len(kept.windows) == len(plan.windows) == 3
     branches = 1 if guidance == 1 else 2

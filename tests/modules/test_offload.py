@@ -296,7 +296,7 @@ def test_the_transformer_has_one_block_at_a_time(checkpoints, monkeypatch):
     made = pipeline(prompt="a swan", **LONG)
     assert torch.equal(made, expected)
     assert most == 1
-    forwards = 2 * 2 * 2  # windows, steps, branches
+    forwards = 2 * 2  # windows, steps; both passes are one batch
     assert brought == forwards * small_checkpoints.LAYERS
 
 
