@@ -1,6 +1,7 @@
 """Whole videos through the pipeline that the scripts use.
 
-With random weights of all layers and random embeddings of the prompt.
+With random weights of all layers and random embeddings of the prompt; on a CPU also the embedded model beside
+diffusers' pipelines.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from itertools import pairwise
 
 import torch
 
+from benchmarks import cpu_pipelines, peer
 from benchmarks.measure import GIB, Run, attempt, check_memory, clear, peak, seconds
 from benchmarks.sizes import random_transformer, random_vae
 from benchmarks.table import Row, row
@@ -118,3 +120,18 @@ def rows(run: Run) -> Iterator[Row]:
         yield from attempt("guided step", partial(guided, run, maker), run.device)
     del maker
     clear(run.device)
+    if not run.cuda and peer.installed():
+        yield from attempt("beside diffusers", partial(beside_diffusers, run), run.device)
+
+
+def beside_diffusers(run: Run) -> Iterator[Row]:
+    """The embedded model on one thread, see `cpu_pipelines`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in cpu_pipelines.CASES:
+            for found in cpu_pipelines.rows([name], run.runs):
+                more = {"diffusers, s": found["theirs"], "diffusers / it": found["ratio"], "apart": found["apart"]}
+                yield row(f"tiny, {found['name']}, one thread", found["ours"], "s of CPU time", **more)
+    finally:
+        torch.set_num_threads(threads)

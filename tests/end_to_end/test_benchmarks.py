@@ -10,10 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENTRY = ROOT / "benchmarks"
-SCRIPTS = sorted(path for path in ENTRY.glob("*.py") if path.stem != "__main__" and "__main__" in path.read_text())
+STARTED = sorted(path for path in ENTRY.glob("*.py") if path.stem != "__main__" and "__main__" in path.read_text())
+MODULES = [path for path in STARTED if "\nfrom benchmarks" in path.read_text()]
+SCRIPTS = [path for path in STARTED if path not in MODULES]
 
 
-def benchmarks(*words: object, timeout: float = 600) -> subprocess.CompletedProcess:
+def benchmarks(*words: object, timeout: float = 1800) -> subprocess.CompletedProcess:
     command = [sys.executable, ENTRY, "--device", "cpu", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
@@ -30,6 +32,13 @@ def measured(folder: Path, *words: object) -> dict[str, dict[str, dict]]:
 def test_it_starts_from_anywhere(path, tmp_path):
     command = [sys.executable, path, "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_it_starts_as_a_module(path):
+    command = [sys.executable, "-m", f"benchmarks.{path.stem}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
