@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="denoising steps, each with guidance")
     args = parser.parse_args()
     device = torch.device(args.device)
+    if args.device == "cuda":
+        device = torch.device("cuda", 0)  # a limit on memory needs the number
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: there is no such GPU; --size tiny --device cpu shows whether it runs")
     if device.type != "cuda" and args.size != "tiny":

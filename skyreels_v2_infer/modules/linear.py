@@ -80,7 +80,8 @@ class OneByteLinear(nn.Module):
     def from_dense(self, weight: torch.Tensor) -> None:
         """Quantises a weight ``[N, K]`` of any float dtype, on the device it is on."""
         weight = weight.detach().float()
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / self.largest
+        # Not divided by `largest`: CUDA multiplies by the reciprocal of a number instead, and the results would differ.
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) * (1 / self.largest)
         self.from_scaled(self.rounded(weight / scale), scale)
 
     def from_scaled(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
