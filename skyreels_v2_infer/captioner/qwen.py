@@ -47,6 +47,7 @@ class QwenCaptioner:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         self.name, self.flag = model, flag
+        self._asked: dict[str, list[int]] = {}  # tokens of a conversation with one token for the video, by question
         with loading(flag, model):
             self.config, self.tokenizer = config_and_tokenizer(model, flag)
             if self.config.model_type != "qwen2_5_vl":
@@ -100,12 +101,13 @@ class QwenCaptioner:
 
     def tokens_of(self, question: str, video_tokens: int) -> list[int]:
         """The conversation's tokens: a user's turn with the video and then the question."""
-        parts = [{"type": "video"}, {"type": "text", "text": question}]
-        talk = [{"role": "user", "content": parts}]
-        text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-        check_file_of(self.name, [text], self.flag)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        video = self.config.video_token_id
+        if question not in self._asked:
+            parts = [{"type": "video"}, {"type": "text", "text": question}]
+            talk = [{"role": "user", "content": parts}]
+            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+            check_file_of(self.name, [text], self.flag)
+            self._asked[question] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, video = self._asked[question], self.config.video_token_id
         if ids.count(video) != 1:
             raise InputError(
                 self.flag, self.name, f"its chat template has {ids.count(video)} places for a video, not 1"

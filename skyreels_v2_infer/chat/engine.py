@@ -43,7 +43,7 @@ class Engine:
     def __init__(self, model: str, flag: str, settings: EngineSettings, parallel: int = 1):
         from vllm import LLM
 
-        self.name, self.flag, self.settings = model, flag, settings
+        self.name, self.flag, self.settings, self._checked = model, flag, settings, ""
         with loading(flag, model):
             _, self.tokenizer = config_and_tokenizer(model, flag)
             self.llm = LLM(
@@ -76,7 +76,9 @@ class Engine:
 
     def _text(self, talk: list[dict]) -> str:
         text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-        check_file_of(self.name, [text], self.flag)
+        if text != self._checked:  # the same for all clips
+            check_file_of(self.name, [text], self.flag)
+            self._checked = text
         return text
 
     def _generated(

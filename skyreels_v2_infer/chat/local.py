@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 
 
@@ -97,9 +99,14 @@ def config_and_tokenizer(model: str, flag: str) -> tuple:
 
 
 def check_file_of(model: str, texts: list[str], flag: str) -> None:
-    """Raises an `InputError` if the model's tokenizer cannot be used on these texts."""
+    """Raises an `InputError` if the model's tokenizer cannot be used on these texts; the default models' is not tried.
+
+    That takes about a second.
+    """
     from transformers.utils import cached_file
 
+    if model in (CAPTIONER, ENHANCER) and not os.path.exists(model):
+        return
     file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
     if file is not None:
         check_tokenizer(Path(file), texts, flag, model)

@@ -10,6 +10,7 @@ import torch
 from captions import GOOD, TEXT
 from scenes import scene
 
+from skyreels_v2_infer.captioner import qwen
 from skyreels_v2_infer.captioner.caption import ATTEMPTS, structural_captions
 from skyreels_v2_infer.captioner.instruction import STRUCTURAL, read_instruction
 from skyreels_v2_infer.captioner.qwen import QwenCaptioner
@@ -75,6 +76,17 @@ def test_the_conversation_is_the_models_own(captioner):
         + "<|video_pad|>" * 3
         + "<|vision_end|>Describe it.<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_question_is_tried_on_the_tokenizer_once(folder, monkeypatch):
+    """In a process of its own, which takes a second."""
+    tried = []
+    monkeypatch.setattr(qwen, "check_file_of", lambda model, texts, flag: tried.append(texts))
+    captioner = QwenCaptioner(str(folder), device_map="cpu")
+    for _ in range(2):
+        captioner.inputs([clip(), clip()], "Describe it.")
+    captioner.inputs([clip()], "What is it?")
+    assert len(tried) == 2
 
 
 def test_answers_depend_on_the_pixels_and_not_on_the_batch(captioner):

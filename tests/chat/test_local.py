@@ -3,6 +3,7 @@
 import pytest
 import tiny_talkers
 
+from skyreels_v2_infer.chat import local
 from skyreels_v2_infer.chat.local import Chat
 from skyreels_v2_infer.chat.reply import Reply
 
@@ -26,6 +27,18 @@ def test_turns_without_a_text_are_left_out(chat):
     assert text("a", "b") == "<system>b\n<user>a\n<assistant>"
     assert text("a") == "<user>a\n<assistant>"
     assert text("", "b") == "<system>b\n<assistant>"
+
+
+def test_only_the_default_models_tokenizers_are_used_untried(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(local, "check_tokenizer", lambda file, texts, flag, model: tried.append(str(model)))
+    folder = tiny_talkers.write_chat_model(tmp_path / "Qwen" / "Qwen2.5-32B-Instruct")
+    local.check_file_of(str(folder), ["a"], "fusion_model")
+    monkeypatch.chdir(tmp_path)  # where the hub's name is a folder
+    local.check_file_of("Qwen/Qwen2.5-32B-Instruct", ["a"], "fusion_model")
+    monkeypatch.chdir("/")
+    local.check_file_of("Qwen/Qwen2.5-32B-Instruct", ["a"], "fusion_model")
+    assert tried == [str(folder), "Qwen/Qwen2.5-32B-Instruct"]
 
 
 def test_a_freed_model_is_gone(tmp_path):
