@@ -2,6 +2,7 @@
 
 For each target the plan chooses how parts are held, as `--memory` does. Then a window of 97 frames at 540P runs with
 random weights of the published sizes: texts, a step with guidance, decoding. An allocation past the limit fails.
+Before that, how far frames and latents of the VAE in tiles are from those of the whole.
 
     python benchmarks/memory_targets.py                               # on a GPU with any memory; 3 GB of host memory
     python benchmarks/memory_targets.py --size tiny --device cpu      # only whether it runs
@@ -26,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from small_checkpoints import write_tokenizer
 
-from skyreels_v2_infer import DiffusionForcingPipeline
+from benchmarks.sizes import random_vae
+from skyreels_v2_infer import DiffusionForcingPipeline, embedded
 from skyreels_v2_infer.distributed.xdit_context_parallel import alone
-from skyreels_v2_infer.modules import WanModel, WanVAE
+from skyreels_v2_infer.modules import WanModel, WanVAE, get_vae, vae_tiles
 from skyreels_v2_infer.modules.attention import choose_attention
 from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.text_encoder import TextEncoder, empty_model, load_tokenizer
@@ -98,6 +100,28 @@ class Filler:
             value = value.view_as(value)  # a tensor of its own: parts are moved one by one
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
         return module.eval()
+
+
+def psnr(made: torch.Tensor, whole: torch.Tensor, span: float) -> float:
+    """In decibels; span: of the values."""
+    return float(10 * torch.log10(span**2 / (made - whole).double().square().mean()))
+
+
+@torch.no_grad()
+def compare_tiles(device: torch.device) -> None:
+    """Prints how far the VAE in tiles is from the whole: trained weights of `tiny`, random ones of published width."""
+    frames, height, width = (5, 544, 960) if device.type == "cuda" else (5, 336, 64)
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, (frames + 3) // 4, height // 8, width // 8, generator=draw)
+    vaes = {"tiny": get_vae(embedded.folder(image_to_video=False), device), "published width": random_vae(96, device)}
+    for name, vae in vaes.items():
+        whole = vae.decode(latents)
+        found = {"frames": psnr(torch.cat(list(vae_tiles.decode_stream(vae, latents)), dim=2), whole, 2.0)}
+        encoded = vae.encode(whole)
+        span = float(encoded.max() - encoded.min())
+        found["latents"] = psnr(vae_tiles.encode(vae, whole), encoded, span)
+        words = ", ".join(f"{what} {value:.1f} dB" for what, value in found.items())
+        print(f"VAE in tiles, {name}, {frames} frames of {height}x{width}: PSNR of {words}", flush=True)
 
 
 class Measured:
@@ -204,6 +228,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     print(f"torch {torch.__version__}, {name}", flush=True)
     tiny, failed = args.size == "tiny", 0
+    compare_tiles(device)
     encoder = text_encoder(TINY_UMT5 if tiny else UMT5, Filler(device))
     for number in args.targets:
         try:

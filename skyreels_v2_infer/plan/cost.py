@@ -187,7 +187,11 @@ def stages(
         tokens: of the longest window.
     """
     layout = plan.sharing or Layout()
-    stream = stream_bytes(config, tokens // layout.parts, weight_bytes, plan.is_guided and layout.guidance == 1)
+    tokens //= layout.parts
+    passes = 1 + (plan.is_guided and layout.guidance == 1)
+    stream = stream_bytes(config, tokens, weight_bytes, passes)
+    if plan.cache is not None:  # keeps a residual of the residual stream for each pass
+        stream += passes * tokens * config["dim"] * weight_bytes
     decoder = decoder_bytes(plan.height, plan.width, vae_bytes, holding.tiled)
     if on_cpu:
         everything = sum(parts.values())
@@ -240,8 +244,8 @@ def decoder_bytes(height: int, width: int, vae_bytes: int, tiled: bool) -> float
     return float(VAE_FRAMES * tile * frame + TILED_WHOLE * height * width * VAE_CHANNELS * 4)
 
 
-def stream_bytes(config: dict, tokens: int, weight_bytes: int, guided: bool) -> float:
-    """Bytes of activations in a denoising step.
+def stream_bytes(config: dict, tokens: int, weight_bytes: int, passes: int) -> float:
+    """Bytes of activations in a denoising step of one or two passes.
 
     Inside a block: the residual stream, its float32 normalisation, the feed-forward's hidden activations, and 20 % for
     smaller tensors (measured from torch's allocations for 14B models). Outside: keys and values of the prompts.
@@ -249,4 +253,4 @@ def stream_bytes(config: dict, tokens: int, weight_bytes: int, guided: bool) -> 
     d = config["dim"]
     block = 1.2 * tokens * (d * (2 * weight_bytes + 4) + 2 * config["ffn_dim"] * weight_bytes)
     read = config.get("text_len", 512) + IMAGE_TOKENS * (config["model_type"] == "i2v")
-    return block + (1 + guided) * config["num_layers"] * 2 * read * d * weight_bytes
+    return block + passes * config["num_layers"] * 2 * read * d * weight_bytes

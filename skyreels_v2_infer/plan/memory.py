@@ -93,7 +93,7 @@ def choose(
             return Chosen(holding, peaks[-1], peaks[0], gib, given)
     least = min(peaks, key=lambda cost: cost.peak_gib)
     stage = max(least.stages, key=least.stages.__getitem__)
-    if on_cpu and weight_bytes > 2:
+    if on_cpu and weight_bytes > 2 and least.weights_gib > least.activations_gib:
         hint = "--dtype bfloat16 halves the weights"
     elif stage == "texts":
         hint = "a quantised text encoder (--text_encoder_path) takes less"

@@ -35,6 +35,7 @@ def test_beside_a_video_lies_what_made_it(made):
     settings = about["settings"]
     assert (settings["model_id"], settings["seed"], settings["prompt"]) == ("tiny", 3, TINY[-1])
     assert settings["dtype"] == "float32" and about["machine"] == {"device": "cpu", "threads": 1}  # chosen by the run
+    assert settings["vae_tiling"] == "off" and "tiles" not in made.err
     assert (settings["image"], settings["height"]) == (str(made.folder / "first.png"), 64)
     assert {"torch", "transformers", "python", "ffmpeg", "skyreels_v2_infer"} <= set(about["versions"])
     assert any(name.endswith("safetensors") for name in about["weights"])
