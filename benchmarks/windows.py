@@ -19,7 +19,12 @@ from skyreels_v2_infer.run.session import Session
 
 STEPS, REAL_STEPS = 4, 30
 RATE = 6.4e14  # operations a second of compiled denoising on an H200, see the part `transformer`
+ATTENTION = "flash"  # in the names of flash-attn-4's, cuDNN's and torch's kernels, not in that of the VAE's attention
+APART = 0.3  # seconds between two kernels of attention, above which something else than denoising goes on
 LONG = 0.005  # seconds; a pause that is longer is not that between two kernels of a step
+
+
+Span = tuple[int, int, str]  # start and end in nanoseconds, name of the kernel
 
 
 class OneSession:
@@ -58,22 +63,37 @@ class Watch:
             self.armed = False
             self.profiler.start()
 
-    def spans(self) -> list[tuple[int, int]]:
-        """(start, end) of all that the device did, in nanoseconds, in order."""
+    def spans(self) -> list[Span]:
+        """All that the device did, in order."""
         self.profiler.stop()
         events = self.profiler.profiler.kineto_results.events()
         found = (event for event in events if event.device_type() == self.kind)
-        return sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in found)
+        return sorted((event.start_ns(), event.start_ns() + event.duration_ns(), event.name()) for event in found)
 
 
-def pauses(spans: list[tuple[int, int]]) -> tuple[float, list[float]]:
-    """(seconds from the first start to the last end, seconds of each pause in between)."""
-    found, end = [], spans[0][1]
-    for start, stop in spans:
+def denoising(spans: list[Span]) -> list[tuple[int, int]]:
+    """(start, end) of the stretches in which a kernel of long attention runs again and again."""
+    found: list[tuple[int, int]] = []
+    for start, stop, name in spans:
+        if ATTENTION not in name.lower():
+            continue
+        if found and start - found[-1][1] < 1e9 * APART:
+            found[-1] = found[-1][0], stop
+        else:
+            found.append((start, stop))
+    return found
+
+
+def pauses(spans: list[Span]) -> tuple[float, list[float], list[float]]:
+    """(seconds from the first start to the last end, seconds of each pause within denoising, of each other pause)."""
+    inside, outside, end = [], [], spans[0][1]
+    stretches = denoising(spans)
+    for start, stop, _ in spans:
         if start > end:
-            found.append((start - end) / 1e9)
+            within = any(first <= end and start <= last for first, last in stretches)
+            (inside if within else outside).append((start - end) / 1e9)
         end = max(end, stop)
-    return (end - spans[0][0]) / 1e9, found
+    return (end - spans[0][0]) / 1e9, inside, outside
 
 
 def rows(run: Run, steps: int = STEPS, base: int = 97, overlap: int = 17) -> Iterator[Row]:
@@ -98,19 +118,19 @@ def rows(run: Run, steps: int = STEPS, base: int = 97, overlap: int = 17) -> Ite
     watch.armed = True  # the session keeps the first job's
     frames = 3 * base - 2 * overlap
     make([*argv, "--num_frames", frames, "--inference_steps", steps, "--seed", 2], session, watch)
-    length, found = pauses(watch.spans())
+    length, inside, outside = pauses(watch.spans())
+    idle = sum(inside) + sum(outside)
     name = f"three windows of {base} frames, {layers} layers, {steps} guided steps"
-    yield row(name, length, "s", **{"idle, s": sum(found), "idle, %": 100 * sum(found) / length})
-    long = sorted((pause for pause in found if pause > LONG), reverse=True)
-    short = sum(found) - sum(long)
-    listed = ", ".join(f"{1e3 * pause:.0f}" for pause in long[:8])
-    yield row(f"pauses of more than {1e3 * LONG:.0f} ms", sum(long), "s", count=len(long), longest_ms=listed)
-    yield row("shorter pauses", short, "s")
-    # A window as published models make it: the same long pauses, short ones in proportion to its layers and steps.
+    yield row(name, length, "s", **{"idle, s": idle, "idle, %": 100 * idle / length})
+    for name, found in (("within denoising", inside), ("decoding, encoding and between windows", outside)):
+        long = sorted((pause for pause in found if pause > LONG), reverse=True)
+        listed = ", ".join(f"{1e3 * pause:.0f}" for pause in long[:8])
+        yield row(f"pauses, {name}", sum(found), "s", **{"over 5 ms, s": sum(long), "longest, ms": listed})
+    # A window as published models make it: pauses within denoising are in proportion to layers and steps, others equal.
     scaled = run.size.model["num_layers"] / layers * REAL_STEPS / steps
     config = run.size.model | {"num_layers": layers, "model_type": "t2v"}
-    denoising = 3 * steps * 2 * forward_flop(config, (base + 3) // 4, frame_tokens(height, width)) / RATE
-    waiting = sum(long) + short * scaled
-    working = length - sum(found) + (scaled - 1) * denoising
+    computing = 3 * steps * 2 * forward_flop(config, (base + 3) // 4, frame_tokens(height, width)) / RATE
+    waiting = scaled * sum(inside) + sum(outside)
+    working = length - idle + (scaled - 1) * computing
     name = f"estimate for {run.size.model['num_layers']} layers and {REAL_STEPS} steps at {RATE / 1e12:.0f} TFLOP/s"
     yield row(name, 100 * waiting / (waiting + working), "% idle")

@@ -72,9 +72,11 @@ def test_a_budget_ends_a_run_and_what_was_not_run_is_said(tmp_path):
 
 def test_pauses_of_a_device():
     windows = importlib.import_module("benchmarks.windows")
-    spans = [(0, 4), (1, 2), (3, 5), (7, 8), (8, 9), (12, 20)]  # nanoseconds
-    length, found = windows.pauses(spans)
-    assert length == pytest.approx(20e-9) and found == pytest.approx([2e-9, 3e-9])
+    second = 10**9
+    spans = [(0, 4, "flash_fwd"), (1, 2, "copy"), (3, 5, "gemm"), (7, 8, "flash_fwd"), (second, second + 9, "conv")]
+    length, inside, outside = windows.pauses(spans)
+    assert length == pytest.approx(1 + 9e-9) and inside == pytest.approx([2e-9])
+    assert outside == pytest.approx([1 - 8e-9])
 
 
 @pytest.mark.parametrize("how", ["fails", "is interrupted"])
