@@ -174,3 +174,13 @@ def test_a_long_run_leaves_nothing_behind_on_its_way():
     (_, early, *_), *_, (_, late, *_) = rows[1:]
     assert abs(late - early) < 8  # MiB; the decoded frames of 40 windows would take 2, the latents and models more
     assert all(threads <= 10 and descriptors <= 20 for _, _, threads, descriptors, _ in rows)
+
+
+@pytest.mark.slow
+def test_many_videos_leave_nothing_behind():
+    command = [sys.executable, ROOT / "benchmarks" / "batch.py", "--memory", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:-1]]
+    assert [row[0] for row in rows] == ["5", "30"]
+    assert float(rows[1][1]) < 1.03 * float(rows[0][1]) and int(rows[1][3]) <= int(rows[0][3]) + 2

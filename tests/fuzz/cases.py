@@ -365,6 +365,39 @@ def stories(rng: Random, inputs: Path) -> Case:
     return Case("parse_diffusion_forcing", [*TINY, "--num_frames", "97", f"--story={story}", "--dry_run"])
 
 
+JOB_ROWS = (
+    {"prompt": "a swan", "seed": 3, "num_frames": 5},
+    {"prompt": "a crow"},
+    {"name": "{seed}", "teacache": True},
+)
+NAME_PATTERNS = ("{seed}", "{prompt:.3}{row}", "{seed!r}", "{0}", "{a.b}", "{", "x" * 300, "../x", "{fps:099}", "con")
+SWEPT = ("1..3", "1,2", "0..1..0.25", "1..999999999999", "1..2..0", "[", '["a", null]', "a,,b", "9" * 400)
+
+
+def jobs(rng: Random, inputs: Path) -> Case:
+    """A job file with odd rows, or a damaged one; only its plan."""
+    parse = rng.choice((*FLAGS,))
+    rows = [dict(row) for row in JOB_ROWS]
+    for _ in range(rng.randrange(4)):
+        name = rng.choice((*sorted(FLAGS[parse]), "----", "--x y", "--prompt=")).removeprefix("--")
+        odd = rng.choice((*PATHS, *TEXTS, *NUMBERS, True, False, None, 7, 1.5, ["a"], [["a"]], [1, 0.5], {"a": 1}))
+        rng.choice(rows)[name] = odd
+    path = inputs / rng.choice(("jobs.jsonl", "jobs.jsonl", "jobs.csv", "jobs.txt"))
+    lines = [mutate.json_text(rng, row) if rng.random() < 0.2 else json.dumps(row).encode() for row in rows]
+    if path.suffix != ".jsonl":
+        table = [",".join(rows[0]), *(str(list(row.values()))[1:-1] for row in rows)]
+        lines = [line.encode(errors="surrogateescape") for line in table]
+    content = b"\n".join(lines)
+    path.write_bytes(mutate.damage(rng, content) if rng.random() < 0.2 else content)
+    if rng.random() < 0.05:
+        mutate.no_file(rng, path)
+    name = rng.choice((*sorted(FLAGS[parse]), "--seed", "--seed")).removeprefix("--")
+    more = [f"--sweep={name}={rng.choice(SWEPT)}"] * (rng.random() < 0.3)
+    more += [f"--name={rng.choice(NAME_PATTERNS)}"] * (rng.random() < 0.3)
+    more += ["--keep_going"] * (rng.random() < 0.3)
+    return Case(parse, [*TINY, f"--jobs=../inputs/{path.name}", *more, "--dry_run"])
+
+
 def utf8(path: Path) -> bool:
     if path.stat().st_size > 10**6 or not os.path.isfile(path) or path.is_symlink():
         return False
@@ -437,7 +470,7 @@ def media(rng: Random, inputs: Path) -> Case:
 
 
 KINDS: dict[str, Callable[[Random, Path], Case]] = {
-    made.__name__: made for made in (argv, videos, configs, headers, parts, stories, manifests, folders, media)
+    made.__name__: made for made in (argv, videos, configs, headers, parts, stories, jobs, manifests, folders, media)
 }
 
 

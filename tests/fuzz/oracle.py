@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -18,6 +19,8 @@ CODES = {0, 1, 2, 130, 143}
 CPU_SECONDS = 10  # of the case, on an idle machine also its wall-clock time
 MEMORY = 2 * 2**30  # bytes, beyond what this process has when the case begins
 SCRIPTS = {"parse_generate": "generate_video.py", "parse_diffusion_forcing": "generate_video_df.py"}
+# A line about one row of a job file, of which each invalid one gets a line.
+ROW = re.compile(r"generate_video(_df)?\.py: (\.\./inputs/jobs\.\w+:\d+|--sweep|\.\.\. and \d+ more)")
 TRACES = ("Traceback (most recent call last)", "panicked at", "core dumped", "Segmentation fault", "MemoryError")
 
 
@@ -180,7 +183,7 @@ def judge(code: int | None, err: str) -> Iterator[str]:
             yield trace.split(" ")[0].lower()
             break
     lines = err.splitlines()
-    if code == 2 and len(lines) != 1:
+    if code == 2 and len(lines) != 1 and not (lines and all(map(ROW.match, lines))):
         yield f"exit code 2 with {len(lines)} lines"
     if code and code > 0 and not lines:
         yield f"exit code {code} without a word"

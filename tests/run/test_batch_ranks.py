@@ -33,6 +33,16 @@ def write(folder: Path, rows: list[dict]) -> None:
     (folder / "jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_each_process_makes_videos_by_itself(tmp_path):
+    write(tmp_path, [{"prompt": f"circle {i}", "seed": i} for i in range(4)] + [{"num_frames": 6}])
+    made = torchrun(2, *QUICK, *SMALL, "--jobs", "jobs.jsonl", "--keep_going", cwd=tmp_path)
+    assert made.code == 1
+    assert sorted(made.out.splitlines()) == [f"out/circle-{i}_{i}.mp4" for i in range(4)], made.err
+    assert f"4 of 5 videos are done; {Path('out', summary.NAME)}" in made.lines
+    assert sum(line.startswith("5/5 invalid: jobs.jsonl:5: --num_frames 6: ") for line in made.lines) == 1
+
+
+@pytest.mark.slow
 def test_twenty_jobs_with_three_bad_rows_on_two_ranks(tmp_path):
     """Each process makes videos by itself; a rerun makes the three that were missing."""
     rows = [{"prompt": f"circle {i}", "seed": i} for i in range(20)]
