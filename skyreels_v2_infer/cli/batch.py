@@ -28,7 +28,7 @@ from skyreels_v2_infer.media.images import download_image
 OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "resume", "dry_run", "use_usp")
 # These too, but they are part of the command of one video.
 ALSO_ALONE = ("outdir", "device", "trust_replay", "no_report")
-JOINED = ("sigmas", "teacache_coefficients")  # values with commas between them
+JOINED = ("sigmas", "teacache_coefficients", "magcache_ratios")  # values with commas between them
 ADDRESSES = ("image", "end_image")
 SEEDS = 2**32  # derived seeds are below this, as drawn ones
 

@@ -11,7 +11,8 @@ from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.settings import PARTS, Affects, GenerateSettings
 from skyreels_v2_infer.plan.naming import beginning, named, output_stem
 
-NOT_IN_NAMES = ("prompts", "story", "sigmas", "teacache_coefficients")  # too long, or a file's content
+# Too long, or a file's content.
+NOT_IN_NAMES = ("prompts", "story", "sigmas", "teacache_coefficients", "magcache_ratios")
 
 
 def name_fields(kind: type[GenerateSettings]) -> list[str]:
