@@ -102,6 +102,28 @@ def test_a_part_that_ends_early_leaves_its_rows(how, tmp_path, capsys):
     assert "| first | 1.50 s | 2.00 |" in (tmp_path / "results.md").read_text()
 
 
+def test_quality_makes_what_is_missing(tmp_path, monkeypatch, capsys):
+    quality = importlib.import_module("benchmarks.quality")
+    out, flags = tmp_path / "quality.json", ("--num_frames=5", "--inference_steps=6")
+
+    def made(*rows: str) -> tuple[dict, str]:
+        monkeypatch.setattr(quality, "MODES", {"short": (flags, rows)})
+        monkeypatch.setattr("sys.argv", ["quality.py", "--out", str(out), "--prompts", "2"])
+        quality.main()
+        return json.loads(out.read_text())["short"], capsys.readouterr().out
+
+    cache = "easycache:threshold=1000,retention=0"
+    first, _ = made(quality.EXACT, cache)
+    assert [first[i][quality.EXACT][0] for i in "01"] == [12, 12]
+    assert [first[i][cache][0] for i in "01"] == [6, 6]  # the first two steps and the last, in both passes
+    assert all(10 < first[i][cache][2] < 60 < first[i][quality.EXACT][2] for i in "01")
+    second, table = made(quality.EXACT, cache, "teacache:threshold=0")
+    assert second["0"][cache] == first["0"][cache]
+    assert second["0"]["teacache:threshold=0"][::2] == first["0"][quality.EXACT][::2]
+    assert f"| `{cache}` | 2.00 |" in table and "**short** (2 prompts)" in table
+    assert made(quality.EXACT, cache)[0] == second
+
+
 @pytest.mark.slow
 def test_a_cpu_compared_with_itself_is_the_same(tmp_path):
     pytest.importorskip("yunchang")
