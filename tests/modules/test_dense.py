@@ -6,8 +6,14 @@ import torch.nn.functional as F
 from peers import EXACT, apart
 from torch import nn
 
+from skyreels_v2_infer.modules import dense
 from skyreels_v2_infer.modules.dense import by_onednn, linear, linear_gelu
 from skyreels_v2_infer.modules.linear import Int8Linear, quantized
+
+
+@pytest.fixture(autouse=True)
+def on_amd(monkeypatch):
+    monkeypatch.setattr(dense, "is_amd", lambda: True)
 
 
 @pytest.fixture
@@ -58,3 +64,10 @@ def test_hooks_of_a_layer_are_called(layer):
     layer.register_forward_hook(lambda module, args, output: output + 1)
     assert torch.equal(linear(layer, x), layer(x))
     assert torch.equal(linear_gelu(layer, x), F.gelu(layer(x), approximate="tanh"))
+
+
+def test_other_processors_compute_by_mkl(layer, monkeypatch):
+    monkeypatch.setattr(dense, "is_amd", lambda: False)
+    x = inputs()
+    assert not by_onednn(layer, x)
+    assert torch.equal(linear(layer, x), layer(x))
