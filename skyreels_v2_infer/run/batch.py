@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,7 +151,6 @@ class Batch:
         jobs: as from the command line.
         check: called regularly; raises once the process has to stop.
         tell: prints the path of a finished video; its result is an exit code.
-
     """
 
     def __init__(
@@ -186,7 +185,7 @@ class Batch:
         self.maker = Maker(self.script, team, self.check, open_session, self.models)
         while (number := team.claim()) < len(self.videos) + 1:
             if not number:  # one team speaks of the invalid rows
-                results: Iterable[Result] = () if team.rank else map(self._record, self.invalid)
+                results = [] if team.rank else [record_of(self.script, row) for row in self.invalid]
             else:
                 results = self._made(self.videos[number - 1 :])
             for result in results:
@@ -194,7 +193,8 @@ class Batch:
         self.maker.sessions.close()
         self._page_is_old |= not team.rank and self.outdir.is_dir()
 
-    def _made(self, coming: Sequence[CheckedRow]) -> Iterator[Result]:
+    def _made(self, coming: Sequence[CheckedRow]) -> list[Result]:
+        """The record of the first of these videos; none on all ranks but the first."""
         try:
             result = self.maker.make(coming)
         except Exception as error:  # ends all processes; the next command makes this video last
@@ -202,11 +202,7 @@ class Batch:
                 failed = record_of(self.script, coming[0].row, self.maker.team.size)
                 self._add(replace(failed, status=summary.FAILED, error=first_line(error)))
             raise
-        if result is not None:
-            yield result
-
-    def _record(self, row: JobRow) -> Result:
-        return record_of(self.script, row)
+        return [] if result is None else [result]
 
     def _add(self, result: Result) -> None:
         """Prints a result and appends it to the summary, unless that says the same already."""
