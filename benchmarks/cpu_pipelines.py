@@ -1,6 +1,6 @@
 """Whole videos of the embedded model on one CPU thread beside diffusers' pipelines, in turn, in one process.
 
-    python benchmarks/cpu_pipelines.py               # about three minutes
+    python benchmarks/cpu_pipelines.py               # about three minutes on an idle core
     python benchmarks/cpu_pipelines.py --rows text   # one row
 
 33 frames of 64 x 64 (in the last two rows 65), 20 steps, guidance, decoded. Both sides get the same weights, prompt
