@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.captioner.pixels import patches_of, tokens_of
+from skyreels_v2_infer.chat.foreign import conversation
 from skyreels_v2_infer.chat.local import check_file_of, config_and_tokenizer, empty_memory, loading, reply_of
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError
@@ -104,7 +105,7 @@ class QwenCaptioner:
         if question not in self._asked:
             parts = [{"type": "video"}, {"type": "text", "text": question}]
             talk = [{"role": "user", "content": parts}]
-            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+            text = conversation(self.tokenizer, [talk], self.flag, self.name)
             check_file_of(self.name, [text], self.flag)
             self._asked[question] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ids, video = self._asked[question], self.config.video_token_id

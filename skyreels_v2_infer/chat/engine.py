@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from skyreels_v2_infer.chat.foreign import conversation
 from skyreels_v2_infer.chat.local import check_file_of, config_and_tokenizer, empty_memory, loading
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError
@@ -75,7 +76,7 @@ class Engine:
         return self._generated(requests, tokens, 0.35 * attempt or self.settings.temperature)
 
     def _text(self, talk: list[dict]) -> str:
-        text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        text = conversation(self.tokenizer, [talk], self.flag, self.name)
         if text != self._checked:  # the same for all clips
             check_file_of(self.name, [text], self.flag)
             self._checked = text

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from skyreels_v2_infer.chat.foreign import bounded_generation, check_model, conversation, without_remarks
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
@@ -30,11 +31,13 @@ class Chat:
         from transformers import AutoModelForCausalLM
 
         self.name, self.flag = model, flag
-        with loading(flag, model):
+        with loading(flag, model), without_remarks():
             config, self.tokenizer = config_and_tokenizer(model, flag)
             self.model = AutoModelForCausalLM.from_pretrained(
                 model, config=config, dtype="auto", device_map=device_map, trust_remote_code=False
             ).eval()
+            # The model's own could ask for other ways of decoding, packages and any amount of memory.
+            self.model.generation_config = bounded_generation(self.model.generation_config, config.vocab_size)
         if self.tokenizer.chat_template is None:
             raise InputError(flag, model, "is no chat model: its tokenizer has no chat template")
 
@@ -43,14 +46,11 @@ class Chat:
 
         asked = self.tokenized(user, system).to(self.model.device)
         limits = {} if stop is None else {"stop_strings": [stop], "tokenizer": self.tokenizer}
-        with torch.no_grad():
+        with torch.no_grad(), answering(self.flag, self.name):
             told = self.model.generate(
                 **asked,
                 max_new_tokens=tokens,
                 do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
                 pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
                 **limits,
             )
@@ -58,18 +58,16 @@ class Chat:
 
     def tokenized(self, user: str, system: str = ""):
         """The tokens of a conversation, as far as the answer, as transformers' ``BatchEncoding``."""
-        from jinja2 import TemplateError
-
         turns = [("system", system), ("user", user)]
         talk = [{"role": role, "content": text} for role, text in turns if text]
-        try:
-            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-        except TemplateError:  # some models have no system role
-            talk = [{"role": "user", "content": "\n\n".join(text for _, text in turns if text)}]
-            text = self.tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        whole = [{"role": "user", "content": "\n\n".join(text for _, text in turns if text)}]
+        text = conversation(self.tokenizer, [talk, whole], self.flag, self.name)  # some models have no system role
         check_file_of(self.name, [text], self.flag)
-        how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-        return self.tokenizer.apply_chat_template(talk, **how)
+        asked = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        ids = asked["input_ids"]
+        if not ids.numel() or ids.max() >= self.model.config.vocab_size:
+            raise InputError(self.flag, self.name, "its tokenizer belongs to another model")
+        return asked
 
     def free(self) -> None:
         del self.model
@@ -87,10 +85,23 @@ def loading(flag: str, model: str) -> Iterator[None]:
         raise InputError(flag, model, f"cannot be loaded ({first_line(error, 150)})") from error
 
 
+@contextmanager
+def answering(flag: str, model: str) -> Iterator[None]:
+    """Context manager: an error in a model's answer becomes an InputError for its flag, unless memory is the reason."""
+    try:
+        with without_remarks():
+            yield
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if "memory" in str(error):
+            raise
+        raise InputError(flag, model, f"cannot answer ({first_line(error, 150)})") from error
+
+
 def config_and_tokenizer(model: str, flag: str) -> tuple:
     """(config, tokenizer) of a model; neither runs code of the model, nor asks whether it may."""
     from transformers import AutoConfig, AutoTokenizer
 
+    check_model(model, flag)
     # Unset, transformers asks on stdin whether it may run the code that comes with a model.
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     config._attn_implementation = None  # or a config could name a kernel to be fetched from the hub

@@ -16,7 +16,7 @@ from skyreels_v2_infer.errors import InputError
 
 SECONDS = 8  # of processor time; umT5's, which is large, takes about one
 PATIENCE = 60  # seconds altogether, on a busy machine
-MEMORY = 8  # GiB of address space
+MEMORY = 2  # GiB; umT5's takes less than one
 
 TRIED = f"""
 import sys
@@ -25,7 +25,7 @@ import json
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_CPU, ({SECONDS}, {SECONDS}))
-    resource.setrlimit(resource.RLIMIT_AS, ({MEMORY} << 30, {MEMORY} << 30))
+    resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY} << 30, {MEMORY} << 30))
 except (ImportError, OSError, ValueError):
     pass  # not on every system
 from tokenizers import Tokenizer

@@ -1,0 +1,136 @@
+"""Chat models from strangers: their files are checked before transformers reads them, and what they choose is bounded.
+
+A chat template is a program: it is run in a process of its own, whose time and memory are limited.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from skyreels_v2_infer.errors import InputError
+
+LARGEST = 2**24  # bytes of a json file or a template
+TOKENIZER = "tokenizer.json"
+LARGEST_TOKENIZER = 2**26  # bytes; Gemma's has 33 MB
+SECONDS = 10  # of processor time for a template
+PATIENCE = 120  # seconds altogether, on a busy machine
+MEMORY = 2  # GiB
+MOST_TEXT = 2**20  # characters of a conversation
+
+WRITTEN = f"""
+import sys
+sys.path = [place for place in sys.path if place]  # nothing from the folder where it is started
+import json
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, ({SECONDS}, {SECONDS}))
+    resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY} << 30, {MEMORY} << 30))
+except (ImportError, OSError, ValueError):
+    pass  # not on every system
+asked = json.load(sys.stdin)
+for talk in asked["talks"]:
+    try:
+        found = render_jinja_template(conversations=[talk], chat_template=asked["template"], add_generation_prompt=True,
+                                      **asked["special"])
+        break
+    except TemplateError:
+        if talk is asked["talks"][-1]:
+            raise
+json.dump(found[0][0][: {MOST_TEXT} + 1], sys.stdout)
+"""
+
+
+def check_model(model: str, flag: str) -> None:
+    """Checks files of a chat model, a hub id or a folder, before transformers reads them.
+
+    Raises:
+        InputError: one is too large to be read, the tokenizer has another form, or it is an adapter, whose
+            configuration would choose the model.
+    """
+    from transformers.utils import cached_file
+
+    def place(name: str) -> Path | None:
+        file = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        return None if file is None else Path(file)
+
+    if place("adapter_config.json") is not None:
+        raise InputError(flag, model, "is an adapter; a whole chat model is needed")
+    config = place("config.json")
+    if config is None:
+        return  # transformers says so
+    if place(TOKENIZER) is None:
+        raise InputError(flag, model, f"has no {TOKENIZER}")
+    for file in (*config.parent.glob("*.json"), *config.parent.glob("*.jinja"), *config.parent.glob("*/*.jinja")):
+        most = LARGEST_TOKENIZER if file.name == TOKENIZER else LARGEST
+        if file.is_file() and (size := file.stat().st_size) > most:
+            raise InputError(flag, model, f"its {file.name} has {size:,} bytes; at most {most:,} are read")
+
+
+def conversation(tokenizer, talks: Sequence[list[dict]], flag: str, model: str) -> str:
+    """A conversation as the tokenizer's chat template writes it, as far as the answer.
+
+    Args:
+        talks: the same in several forms; the first that the template accepts is taken (some have no system role).
+
+    Raises:
+        InputError: the template accepts none of them, fails, or takes too long or too much memory.
+    """
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    asked = json.dumps({"talks": list(talks), "template": tokenizer.get_chat_template(), "special": special})
+    return _written(asked, flag, model)
+
+
+@lru_cache(maxsize=8)
+def _written(asked: str, flag: str, model: str) -> str:
+    command = [sys.executable, "-c", WRITTEN]
+    try:
+        done = subprocess.run(command, input=asked.encode(), capture_output=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise InputError(flag, model, f"its chat template takes longer than {PATIENCE} s") from None
+    lines = done.stderr.decode(errors="replace").split("\n")
+    reason = next((line for line in reversed(lines) if line.strip()), "")[:150]
+    if done.returncode < 0 or reason.startswith("MemoryError"):
+        raise InputError(flag, model, f"its chat template takes more than {SECONDS} s or {MEMORY} GiB")
+    if done.returncode:
+        raise InputError(flag, model, f"its chat template cannot be used ({reason})")
+    text = json.loads(done.stdout)
+    if not text or len(text) > MOST_TEXT:
+        raise InputError(flag, model, f"its chat template makes {'nothing' if not text else 'too much'} of a prompt")
+    return text
+
+
+def bounded_generation(config, vocabulary: int):
+    """Of a model's generation config what a greedy answer depends on, if it can be used: ends, and the penalty."""
+    from transformers import GenerationConfig
+
+    def ids(value: object) -> bool:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return (whole and 0 <= value < vocabulary) or (isinstance(value, list) and bool(value) and all(map(ids, value)))
+
+    kept = {name: value for name in ("bos_token_id", "eos_token_id") if ids(value := getattr(config, name, None))}
+    penalty = getattr(config, "repetition_penalty", None)
+    if isinstance(penalty, int | float) and math.isfinite(penalty) and penalty > 0:
+        kept["repetition_penalty"] = float(penalty)
+    return GenerationConfig(**kept)
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Context manager: transformers logs nothing, since tables about a damaged model would be more than one line."""
+    from transformers import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
