@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from random import Random
 import mutate
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli import arguments, reading
+from skyreels_v2_infer.cli import arguments, captions, reading
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--model_id", "tiny", "--device", "cpu")
@@ -49,7 +49,8 @@ YAML_ODD = (
     "?",
 )
 YAML_BOMB = "- &a [x,x]\n" + "".join(f"- &{b} [{','.join([f'*{a}'] * 5)}]\n" for a, b in pairwise("abcdefghi"))
-PARSERS = {name: value for name, value in vars(arguments).items() if name.startswith("parse_") and callable(value)}
+MAKERS = ("parse_diffusion_forcing", "parse_generate")  # the parsers of the scripts that make videos
+PARSERS = {name: getattr(arguments, name) for name in MAKERS} | {"parse_captions": captions.parse_captions}
 
 
 @dataclass
@@ -117,6 +118,7 @@ def write_files(inputs: Path) -> None:
     )
     (inputs / "story.yaml").write_text(yaml)
     (inputs / "note.txt").write_text("neither a picture nor a video\n")
+    (inputs / "clips.csv").write_text("path,note\nclip.mp4,a\npic.png,b\n")
 
 
 def write_parts(inputs: Path) -> None:
@@ -232,6 +234,9 @@ OUTDIRS = ("video_out", "new/er/est", "../inputs/note.txt/x", "/dev/null/x", "..
 TALK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+CLIPS = ("../inputs/clip.mp4", "../inputs", "../inputs/*", "../inputs/clips.csv", "../inputs/note.txt")
+
+
 def value(rng: Random, flag: str, choices: list[str]) -> str:
     if flag == "--outdir":
         return rng.choice(OUTDIRS)
@@ -242,14 +247,14 @@ def value(rng: Random, flag: str, choices: list[str]) -> str:
 
 def argv(rng: Random, inputs: Path) -> Case:
     """Flags in any order, some of them twice, glued or without a value, in odd surroundings; makes no video."""
-    parse, words, env = command(rng, inputs)
+    parse, words, env = command(rng, inputs, sorted(PARSERS))
     words.append(["--dry_run"] if rng.random() < 0.7 else ["--dry_run", "json"])
     return Case(parse, flat(rng, words), env)
 
 
 def videos(rng: Random, inputs: Path) -> Case:
     """As `argv`, but legal commands make a video, a short one unless their flags say otherwise."""
-    parse, words, env = command(rng, inputs)
+    parse, words, env = command(rng, inputs, MAKERS)
     before = ["--num_frames", rng.choice(("1", "9", "17")), "--inference_steps", "1"]
     env = {name: text for name, text in env.items() if name not in TALK}  # it would wait for the others
     # Other models would be looked for on the hub.
@@ -262,12 +267,12 @@ def flat(rng: Random, words: list[list[str]]) -> list[str]:
     return [word for group in words for word in group if "\0" not in word]
 
 
-def command(rng: Random, inputs: Path) -> tuple[str, list[list[str]], dict[str, str]]:
+def command(rng: Random, inputs: Path, parsers: Sequence[str]) -> tuple[str, list[list[str]], dict[str, str]]:
     """A script's parser, flags with their values, and environment variables."""
     os.mkfifo(inputs / "fifo")
     (inputs / "loop").symlink_to("loop")
     (inputs / "dangling").symlink_to("nowhere")
-    parse = rng.choice(sorted(PARSERS))
+    parse = rng.choice(parsers)
     flags, words = FLAGS[parse], []
     for flag in rng.choices(sorted(set(flags) - {"-h", "--help", "--dry_run"}), k=rng.choice((0, 1, 1, 2, 2, 3, 5, 9))):
         given = value(rng, flag, flags[flag]["choices"])
@@ -281,7 +286,7 @@ def command(rng: Random, inputs: Path) -> tuple[str, list[list[str]], dict[str, 
         else:
             words.append([flag])
     if rng.random() < 0.8:
-        words.append([*TINY[:2]])
+        words.append([*TINY[:2]] if parse in MAKERS else ["--input", rng.choice(CLIPS)])
     if rng.random() < 0.05:
         words.append([rng.choice(("--help", "-h", "--", "word", "--no-such_flag", "--@x", "@x"))])
     env = {}
@@ -303,7 +308,7 @@ def chosen(rng: Random, folder: Path, pattern: str) -> Path:
 
 def model(rng: Random, inputs: Path) -> tuple[Path, Case]:
     """A checkpoint, and a command that loads it."""
-    folder = inputs / rng.choice(("df", "i2v", "shards", "diffusers", "diffusers-i2v"))
+    folder = inputs / rng.choice(("df", "i2v", "shards", "diffusers", "diffusers-i2v", "spiece"))
     given = ["--model_id", f"../inputs/{folder.name}", "--device", "cpu", *SMALL]
     if rng.random() < 0.1:
         given.append("--teacache")
@@ -326,7 +331,7 @@ def configs(rng: Random, inputs: Path) -> Case:
 
 def headers(rng: Random, inputs: Path) -> Case:
     folder, case = model(rng, inputs)
-    path = chosen(rng, folder, r"\.(safetensors|pth)$")
+    path = chosen(rng, folder, r"\.(safetensors|pth|model)$")
     if rng.random() < 0.1:
         if rng.random() < 0.5 and path.suffix == ".safetensors":
             path.rename(path.with_name(rng.choice(("model-00001-of-99999999.safetensors", "x.safetensors", "0.bin"))))
@@ -376,7 +381,7 @@ SWEPT = ("1..3", "1,2", "0..1..0.25", "1..999999999999", "1..2..0", "[", '["a", 
 
 def jobs(rng: Random, inputs: Path) -> Case:
     """A job file with odd rows, or a damaged one; only its plan."""
-    parse = rng.choice((*FLAGS,))
+    parse = rng.choice(MAKERS)
     rows = [dict(row) for row in JOB_ROWS]
     for _ in range(rng.randrange(4)):
         name = rng.choice((*sorted(FLAGS[parse]), "----", "--x y", "--prompt=")).removeprefix("--")
@@ -457,6 +462,30 @@ def folders(rng: Random, inputs: Path) -> Case:
     return Case("parse_diffusion_forcing", [*RUN, *keep, "--resume", "--outdir", "../inputs/runs"])
 
 
+def chats(rng: Random, inputs: Path) -> Case:
+    """Damaged chat models for --prompt_enhancer."""
+    path = chosen(rng, inputs / "chat", r"\.(json|jinja|safetensors)$")
+    if rng.random() < 0.1:
+        mutate.no_file(rng, path)
+    elif path.suffix == ".json":
+        mutate.replace(path, mutate.json_text(rng, json.loads(path.read_bytes())))
+    else:
+        harm = mutate.safetensors if path.suffix == ".safetensors" else mutate.damage
+        mutate.replace(path, harm(rng, path.read_bytes()))
+    given = [*TINY, *SMALL, "--prompt_enhancer", "--prompt_enhancer_model", "../inputs/chat"]
+    return Case("parse_diffusion_forcing", given, makes=True)
+
+
+def tables(rng: Random, inputs: Path) -> Case:
+    """Damaged tables of videos for caption_video.py; only its plan."""
+    path = inputs / "clips.csv"
+    if rng.random() < 0.3:
+        mutate.no_file(rng, path)
+    else:
+        mutate.replace(path, mutate.damage(rng, path.read_bytes()))
+    return Case("parse_captions", ["--input", "../inputs/clips.csv", "--dry_run"])
+
+
 def media(rng: Random, inputs: Path) -> Case:
     path = inputs / rng.choice(("pic.png", "pic.jpg", "pic.webp", "pic.gif", "pic.tiff", "clip.mp4", "clip.mp4"))
     if rng.random() < 0.1:
@@ -470,7 +499,8 @@ def media(rng: Random, inputs: Path) -> Case:
 
 
 KINDS: dict[str, Callable[[Random, Path], Case]] = {
-    made.__name__: made for made in (argv, videos, configs, headers, parts, stories, jobs, manifests, folders, media)
+    made.__name__: made
+    for made in (argv, videos, configs, headers, parts, stories, jobs, manifests, folders, chats, tables, media)
 }
 
 

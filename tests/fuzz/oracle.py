@@ -15,12 +15,19 @@ from pathlib import Path
 
 import cases
 
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.launch import Launch
+
 CODES = {0, 1, 2, 130, 143}
 CPU_SECONDS = 10  # of the case, on an idle machine also its wall-clock time
 MEMORY = 2 * 2**30  # bytes, beyond what this process has when the case begins
-SCRIPTS = {"parse_generate": "generate_video.py", "parse_diffusion_forcing": "generate_video_df.py"}
+SCRIPTS = {
+    "parse_generate": "generate_video.py",
+    "parse_diffusion_forcing": "generate_video_df.py",
+    "parse_captions": "caption_video.py",
+}
 # A line about one row of a job file, of which each invalid one gets a line.
-ROW = re.compile(r"generate_video(_df)?\.py: (\.\./inputs/jobs\.\w+:\d+|--sweep|\.\.\. and \d+ more)")
+ROW = re.compile(r"generate_video(_df)?\.py: (.*:\d+: |--sweep|\.\.\. and \d+ more)")
 TRACES = ("Traceback (most recent call last)", "panicked at", "core dumped", "Segmentation fault", "MemoryError")
 
 
@@ -122,10 +129,14 @@ def _pages(column: int) -> int:
 def _call(case: cases.Case) -> int:
     import tempfile
 
-    from skyreels_v2_infer.run.main import main
+    from skyreels_v2_infer.run.main import main, run_process
     from skyreels_v2_infer.run.session import Session
 
     tempfile.tempdir = None  # was found for this process's environment
+    if case.parse == "parse_captions":
+        from skyreels_v2_infer.run.captions import CaptionWork
+
+        return run_process(SCRIPTS[case.parse], CaptionWork(case.argv))
 
     class Unused(Session):
         def make(self, plan, inputs, video):
@@ -160,7 +171,7 @@ def run(case: cases.Case, box: Path, process: bool = False) -> Outcome:
     seconds = time.monotonic() - began
     out, err = ((box / name).read_text(errors="replace") for name in ("out", "err"))
     code = None if hung else os.waitstatus_to_exitcode(status)
-    wrong = list(judge(code, err))
+    wrong = list(judge(code, err, case))
     if used.ru_utime + used.ru_stime > CPU_SECONDS:
         wrong.append(f"took {used.ru_utime + used.ru_stime:.0f} s of CPU")
     if used.ru_maxrss * 1024 - base > MEMORY:
@@ -172,8 +183,11 @@ def run(case: cases.Case, box: Path, process: bool = False) -> Outcome:
     return Outcome(code, out, err, seconds, wrong)
 
 
-def judge(code: int | None, err: str) -> Iterator[str]:
-    """What is wrong with an exit code and the messages that came with it."""
+def judge(code: int | None, err: str, case: cases.Case) -> Iterator[str]:
+    """What is wrong with an exit code and the messages that came with it.
+
+    Of several ranks the first alone says what all find wrong; a batch has a line for each wrong row.
+    """
     if code is None:
         yield "hung"
     elif code not in CODES:
@@ -183,10 +197,20 @@ def judge(code: int | None, err: str) -> Iterator[str]:
             yield trace.split(" ")[0].lower()
             break
     lines = err.splitlines()
+    if other_rank(case):
+        return
     if code == 2 and len(lines) != 1 and not (lines and all(map(ROW.match, lines))):
         yield f"exit code 2 with {len(lines)} lines"
     if code and code > 0 and not lines:
         yield f"exit code {code} without a word"
+
+
+def other_rank(case: cases.Case) -> bool:
+    """Whether the case is one of several ranks, and not the first."""
+    try:
+        return Launch.from_environment(case.env).rank > 0
+    except InputError:
+        return False
 
 
 def written_elsewhere(case: cases.Case, box: Path, before: dict[str, dict]) -> Iterator[str]:

@@ -108,6 +108,20 @@ def test_what_is_allowed_is_no_fault(monkeypatch, template, tmp_path, act):
     assert outcome(monkeypatch, template, tmp_path, act) == []
 
 
+@pytest.mark.parametrize(
+    ("env", "argv", "lines", "wrong"),
+    [
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, [], 0, False),  # the first rank says it
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, [], 0, True),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, [], 0, True),
+        ({}, [], 3, True),
+    ],
+)
+def test_how_many_lines_a_refusal_has(env, argv, lines, wrong):
+    case = cases.Case("parse_generate", argv, env)
+    assert any(oracle.judge(2, "a line\n" * lines, case)) == wrong
+
+
 def test_an_output_folder_that_is_asked_for_may_be_written(monkeypatch, template, tmp_path):
     act = lambda: write("../home/videos/x")  # noqa: E731
     assert outcome(monkeypatch, template, tmp_path, act, ["--outdir", "~/videos"]) == []
@@ -117,3 +131,4 @@ def test_the_flags_of_both_scripts_are_known():
     generate, forcing = cases.FLAGS["parse_generate"], cases.FLAGS["parse_diffusion_forcing"]
     assert generate.keys() < forcing.keys() and forcing["--story"]["takes"] and not forcing["--resume"]["takes"]
     assert generate["--resolution"]["choices"] == ["540P", "720P"]
+    assert cases.FLAGS["parse_captions"]["--task"]["choices"] == ["struct", "t2v", "i2v"]
