@@ -287,6 +287,10 @@ def words_of(parser: Parser, name: str, value: object) -> list[str]:
     if name in JOINED:
         return [f"--{name}={','.join(texts)}"]
     if kind == "several" and len(texts) > 1:
+        if any(
+            text.startswith("-") for text in texts
+        ):  # it would be read as a flag, and a row may not have all of them
+            raise ValueError("in a list no text may begin with -")
         return [f"--{name}", *texts]
     if kind == "one":
         raise ValueError("takes one value, not a list")

@@ -166,6 +166,15 @@ def test_every_bad_row_is_named_in_one_line():
     assert not Path("elsewhere").exists()
 
 
+@pytest.mark.parametrize("word", ["--outdir=elsewhere", "--outdir", "-h", "-"])
+def test_a_list_in_a_row_cannot_bring_flags(word):
+    """Several prompts are several words of a command, and a row must not choose where files are written."""
+    assert "no text may begin with -" in errors(of_rows({"prompt": ["a", word]}))[0]
+    assert "no text may begin with -" in errors(of_rows({"prompt": [word, "a"]}))[0]
+    (row,) = of_rows({"prompt": [word]}, argv=["--outdir", "out"]).rows
+    assert (row.settings.prompt, row.settings.outdir) == (word, Path("out"))
+
+
 def test_a_row_for_the_other_script(capsys):
     (line,) = errors(of_rows({"overlap_history": 17}, parse=cli.parse_generate))
     assert line == "jobs.jsonl:1: --overlap_history 17: only generate_video_df.py has this flag"
