@@ -23,6 +23,7 @@ VIDEOS = tuple(
 )
 MOST_ROWS = 1_000_000
 MOST_TABLE = 2**32  # bytes
+MOST_LINE = 2**20  # characters
 
 
 def rows_of(inputs: tuple[str, ...], name: str = "input", needs_path: bool = True) -> list[dict]:
@@ -100,11 +101,19 @@ def table_rows(path: Path, kind: str, name: str, needs_path: bool) -> Iterator[d
             raise InputError(name, path, f"line {lines.number}: {first_line(error, 120)}") from None
 
 
+def bounded_lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file; ValueError for one that is longer than a caption can be."""
+    while line := file.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise ValueError(f"it has more than {MOST_LINE:,} characters")
+        yield line
+
+
 class Csv:
     """Rows of a CSV with names in its first line; `number`: the last line that was read, from 1."""
 
     def __init__(self, file: TextIO):
-        self.reader = csv.DictReader(file, strict=True)
+        self.reader = csv.DictReader(bounded_lines(file), strict=True)
 
     @property
     def number(self) -> int:
@@ -127,7 +136,7 @@ class JsonLines:
         self.file, self.number = file, 0
 
     def __iter__(self) -> Iterator[dict]:
-        for line in self.file:
+        for line in bounded_lines(self.file):
             self.number += 1
             if line.strip():
                 row = json.loads(line)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
 
 LARGEST = 2**24  # bytes of a json file or a template
 TOKENIZER = "tokenizer.json"
@@ -84,9 +86,21 @@ def conversation(tokenizer, talks: Sequence[list[dict]], flag: str, model: str) 
     Raises:
         InputError: the template accepts none of them, fails, or takes too long or too much memory.
     """
+    if model in (CAPTIONER, ENHANCER) and not os.path.exists(model):  # no strangers
+        return _in_this_process(tokenizer, talks)
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     asked = json.dumps({"talks": list(talks), "template": tokenizer.get_chat_template(), "special": special})
     return _written(asked, flag, model)
+
+
+def _in_this_process(tokenizer, talks: Sequence[list[dict]]) -> str:
+    from jinja2 import TemplateError
+
+    *others, last = talks
+    for talk in others:
+        with suppress(TemplateError):
+            return tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    return tokenizer.apply_chat_template(last, add_generation_prompt=True, tokenize=False)
 
 
 @lru_cache(maxsize=8)

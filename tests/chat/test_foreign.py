@@ -63,6 +63,17 @@ def test_templates(folder, template, why, monkeypatch):
     assert f"its chat template {why}" in refusal(folder, talk=True)
 
 
+def test_of_the_default_model_the_template_is_run_in_this_process(folder, monkeypatch):
+    """Which takes no second, and gives the same text."""
+    tokenizer = Chat(str(folder), "model_id", "cpu").tokenizer
+    talks = [[{"role": "system", "content": "a"}], [{"role": "user", "content": "b"}]]
+    text = foreign.conversation(tokenizer, talks, "model_id", str(folder))
+    monkeypatch.setattr(foreign, "_written", lambda *given: pytest.fail("a process"))
+    assert foreign.conversation(tokenizer, talks, "model_id", foreign.ENHANCER) == text
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}c"
+    assert foreign.conversation(tokenizer, talks, "model_id", foreign.ENHANCER) == "c"
+
+
 def test_nothing_is_imported_from_the_folder_where_a_template_is_run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("json", "jinja2", "transformers", "resource"):
