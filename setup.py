@@ -59,7 +59,7 @@ setup(
         "vllm": ["vllm>=0.8.4"],  # caption_video.py --backend vllm
         "dev": [
             *("accelerate", "diffusers>=0.41", "gguf>=0.10", "hypothesis", "json-repair>=0.30", "matplotlib"),
-            *("pytest>=8", "pytest-xdist", "ruff"),
+            *("coverage>=7.10", "pytest>=8", "pytest-xdist", "ruff"),
             *("sentencepiece", *XDIT),
         ],
     },
