@@ -27,7 +27,7 @@ SCRIPTS = {
     "parse_captions": "caption_video.py",
 }
 # A line about one row of a job file, of which each invalid one gets a line.
-ROW = re.compile(r"generate_video(_df)?\.py: (.*:\d+: |--sweep|\.\.\. and \d+ more)")
+ROW = re.compile(r"generate_video(_df)?\.py: (.*:\d+( \(.*\))?: |--sweep|\.\.\. and \d+ more)")
 TRACES = ("Traceback (most recent call last)", "panicked at", "core dumped", "Segmentation fault", "MemoryError")
 
 
