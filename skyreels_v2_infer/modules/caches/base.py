@@ -29,7 +29,7 @@ CONDITIONAL, UNCONDITIONAL = 0, 1  # the passes of guidance
 Rows = Sequence[tuple["torch.Tensor", int]]
 # t [1, F or 1] -> time embedding [1, F or 1, D] and modulation [1, F or 1, 6, D]
 Embed = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
-# (x [B, C, F, H, W], t [B] or [B, F]) -> the velocity of the conditional and, with guidance, of the unconditional pass
+# (x [B, C, F, H, W], t [1] or [1, F]) -> the velocity of the conditional and, with guidance, of the unconditional pass
 Passes = Callable[["torch.Tensor", "torch.Tensor"], "Sequence[torch.Tensor]"]
 
 
