@@ -5,6 +5,7 @@ An image is uint8 RGB ``[H, W, 3]``.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
@@ -26,6 +27,8 @@ DOWNLOAD_SECONDS, DOWNLOAD_BYTES = 30, 100 * 2**20  # without any data; of one i
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "TGA")
 LARGEST_FILE = 2**29  # bytes of a picture; some decoders read all of it at once
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap height and width
+# Pillow logs what is wrong with some pictures, and without any handler logging prints that.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def image_size(path: Path | str, name: str = "image") -> tuple[int, int]:

@@ -1,5 +1,7 @@
 """Pictures in: upright, whole, RGB, in the asked size."""
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -129,6 +131,19 @@ def test_broken_pictures_are_named_in_one_line(tmp_path):
         refused(lambda path: images.read_image(path, 32, 32, "end_image"), path)
         if not path.name.startswith("cut"):  # the pixels are missing, the size is there
             refused(lambda path: images.image_size(path, "end_image"), path)
+
+
+def test_what_pillow_logs_is_not_printed(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.tiff")
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    at = content.index(b"\x15\x01\x03\0\x01\0\0\0")  # the entry of SamplesPerPixel
+    content[at + 8 : at + 10] = (2048).to_bytes(2, "little")
+    (tmp_path / "a.tiff").write_bytes(content)
+    code = "import sys; from skyreels_v2_infer.media.images import read_image; read_image(sys.argv[1], 8, 8)"
+    command = [sys.executable, "-c", code, str(tmp_path / "a.tiff")]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert ended.returncode and "must be a complete picture" in ended.stderr
+    assert "samples per pixel" not in ended.stderr.lower()
 
 
 def test_the_size_is_read_without_decoding(tmp_path, monkeypatch):
