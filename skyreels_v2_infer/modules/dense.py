@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from skyreels_v2_infer.modules.quantized import QuantizedLinear
+
 
 @cache
 def is_amd() -> bool:
@@ -26,11 +28,12 @@ def is_amd() -> bool:
 def by_onednn(layer: nn.Module, x: torch.Tensor) -> bool:
     """Whether `linear` computes a layer's product by oneDNN.
 
-    Its operators have no gradient. Layers of other classes (quantised, of lower precision) and layers with hooks (which
-    may add a LoRA) compute as they are made to, and torch.compile generates code of its own.
+    Its operators have no gradient. A layer that expands a stored quantised weight is computed as the dense layer with
+    that weight, so that both have the same results. Layers of other classes (of lower precision) and layers with hooks
+    (which may add a LoRA) compute as they are made to, and torch.compile generates code of its own.
     """
     return (
-        type(layer) is nn.Linear
+        type(layer) in (nn.Linear, QuantizedLinear)
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and x.device.type == "cpu"
         and x.dtype == layer.weight.dtype == torch.float32
@@ -55,8 +58,9 @@ def linear_gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return product(layer, x, "gelu", "tanh")
 
 
-def product(layer: nn.Linear, x: torch.Tensor, activation: str, algorithm: str) -> torch.Tensor:
+def product(layer: nn.Linear | QuantizedLinear, x: torch.Tensor, activation: str, algorithm: str) -> torch.Tensor:
+    weight = layer.dequantize() if isinstance(layer, QuantizedLinear) else layer.weight
     # of tensors that are not contiguous it takes a hundred times as long
     return torch.ops.mkldnn._linear_pointwise(
-        x.contiguous(), layer.weight.contiguous(), layer.bias, activation, [], algorithm
+        x.contiguous(), weight.contiguous(), layer.bias, activation, [], algorithm
     )
