@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class CaptionTable:
         path: ends in one of `TABLES`; created if missing.
         columns: of every row, in order.
         made_by: see `BY`.
+        scenes: rows of the shots of one video are added together: a last video without all of its shots was cut off.
+        named: `key_of` rows that are added one by one nevertheless, since the input names their shot.
 
     Attributes:
         rows: those that were there when it was opened.
@@ -38,10 +40,19 @@ class CaptionTable:
         OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], made_by: str):
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        made_by: str,
+        scenes: bool = False,
+        named: Set[tuple[str, str]] = frozenset(),
+    ):
         self.path, self.columns, self.made_by = path, list(columns), made_by
+        self.scenes, self.named = scenes, named
         self.kind = TABLES[path.suffix.lower()]
         with naming_folder(path.parent):
+            self.created = not os.path.lexists(path)
             handle = take_lock(path)
         if handle is None:
             raise InputError("output", path, "another process is writing it")
@@ -59,9 +70,8 @@ class CaptionTable:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; removes it if nothing was written."""
-        empty = not os.fstat(self.file.fileno()).st_size
-        if empty:
+        """Closes the file; removes it if it was created here and nothing was written."""
+        if self.created and not os.fstat(self.file.fileno()).st_size:
             with suppress(OSError):
                 self.path.unlink()
         self.file.close()
@@ -123,22 +133,42 @@ class CaptionTable:
         ends = record_ends(content, quotes=self.kind == "csv")
         try:
             rows = self._parsed(content, ends)
+            if content and not rows and not self._begins(content):
+                raise ValueError("foreign content")
         except (ValueError, csv.Error, RecursionError):
             raise InputError("output", self.path, "is no table that this program wrote; name another file") from None
         for row in rows:
             if row[BY] != self.made_by:
                 legal = f"has rows by {row[BY]}, and this command's would be by {self.made_by}; name another file"
                 raise InputError("output", self.path, legal)
-        while rows and str(rows[-1].get(SHOT) or "") != str(rows[-1].get(SHOTS) or ""):  # shots are missing
+        while rows and self._lacks_shots(rows[-1]):
             rows.pop()
             ends.pop()
         self.file.truncate(ends[-1] if ends else 0)
         return rows
 
+    def _begins(self, content: bytes) -> bool:
+        """Whether content without a complete row can be the beginning of a table with these columns."""
+        if self.kind == "csv":
+            begin = self._csv([self.columns]).encode("utf-8", "backslashreplace")
+        else:
+            begin = f"{{{json.dumps(self.columns[0], ensure_ascii=False)}: ".encode("utf-8", "backslashreplace")
+            with suppress(ValueError, RecursionError):  # a whole object, without its line break
+                return list(json.loads(content)) == self.columns
+        return content.startswith(begin) or begin.startswith(content)
+
+    def _lacks_shots(self, last: dict) -> bool:
+        """Whether shots of the last row's video are missing, which were to be added together with it."""
+        if not self.scenes or key_of(last) in self.named:
+            return False
+        return str(last.get(SHOT) or "") != str(last.get(SHOTS) or "")
+
     def _parsed(self, content: bytes, ends: list[int]) -> list[dict]:
         text = content[: ends[-1] if ends else 0].decode()
         if self.kind == "jsonl":
             rows = [json.loads(line) for line in text.split("\n") if line]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("not objects")
             columns = [list(row) for row in rows]
         else:
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)

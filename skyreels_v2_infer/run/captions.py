@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from skyreels_v2_infer.captioner.rows import (
     ANSWER,
     ERROR,
     NOTE,
+    SHOT,
     SHOT_COLUMNS,
     add_captions,
     add_prompt,
@@ -36,6 +38,7 @@ from skyreels_v2_infer.chat.local import Chat
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.cli.captions import CaptionSettings, parse_captions
 from skyreels_v2_infer.console import quiet_transformers, say, silent
+from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.run.caption_plan import dry_run
 from skyreels_v2_infer.run.caption_table import BY, CaptionTable, key_of
@@ -80,7 +83,8 @@ class CaptionWork:
         if settings.dry_run:
             return dry_run(settings, rows)
         settings.output.parent.mkdir(parents=True, exist_ok=True)
-        with CaptionTable(settings.output, columns_of(rows, settings), maker_of(settings)) as table:
+        check_meanwhile(settings)
+        with table_of(settings.output, rows, settings) as table:
             self.written = settings.output
             missing = table.missing(rows)
             if len(missing) < len(rows):
@@ -104,8 +108,8 @@ class CaptionWork:
             self._pass(settings, table, rows, question, check)
             return
         first = replace(settings, task="struct", fusion_model=None, drop_fields=None)
-        path = settings.output.with_suffix(f".struct{settings.output.suffix}")
-        with CaptionTable(path, columns_of(rows, first), maker_of(first)) as between:
+        path = meanwhile(settings.output)
+        with table_of(path, rows, first) as between:
             self.written = path
             self._pass(first, between, between.missing(rows), question, check)
             rows = between.found(rows)
@@ -179,6 +183,25 @@ def remark(rows: list[dict]) -> None:
         raise OSError(f"no row has a result, the first because: {failed[0][ERROR]}")
     if failed:
         say(f"{len(failed)} of {len(rows)} rows have no result; their column {ERROR} says why")
+
+
+def meanwhile(output: Path) -> Path:
+    """Where captions are kept until all are there: hidden, since nobody's table has such a name."""
+    return output.with_name(f".{output.stem}.struct.part{output.suffix}")
+
+
+def check_meanwhile(settings: CaptionSettings) -> None:
+    """Raises an `InputError` if the table for captions `meanwhile` is an input."""
+    path = meanwhile(settings.output)
+    for given in (*map(os.path.expanduser, settings.input), *([settings.score] if settings.score else [])):
+        if path.exists() and os.path.exists(given) and os.path.samefile(given, path):
+            raise InputError("output", settings.output, f"captions are kept in {path} meanwhile, which is an input")
+
+
+def table_of(path: Path, rows: list[dict], settings: CaptionSettings) -> CaptionTable:
+    """The open table for the results of `rows`."""
+    named = frozenset(key_of(row) for row in rows if row.get(SHOT))
+    return CaptionTable(path, columns_of(rows, settings), maker_of(settings), settings.scenes, named)
 
 
 def maker_of(settings: CaptionSettings) -> str:

@@ -139,7 +139,17 @@ def test_prompts_by_rule_and_by_a_chat_model(clips, tmp_path):
     rows = read(tmp_path / "chat.jsonl")
     assert rows[0]["t2v_fusion_caption"] == "A woman walks. The camera moves backwards, tracking."
     assert rows[3]["error"] and not rows[3]["t2v_fusion_caption"]
-    assert not (tmp_path / "chat.struct.jsonl").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "clips", "rule.jsonl"]
+
+
+def test_a_table_beside_the_output_is_not_taken_for_captions_in_between(clips, tmp_path, capsys):
+    (tmp_path / "out.struct.jsonl").write_text("")
+    argv = ("--input", "clips/a.mp4", "--output", "out.jsonl", "--task", "t2v")
+    assert work(*argv)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out.jsonl", "out.struct.jsonl"]
+    os.rename("out.jsonl", ".out.struct.part.jsonl")
+    assert work("--input", ".out.struct.part.jsonl", "clips", *argv[2:])[0] == 2
+    assert "--output out.jsonl: captions are kept in .out.struct.part.jsonl meanwhile" in capsys.readouterr().err
 
 
 def test_the_captioner_is_freed_before_the_chat_model_is_loaded(clips):
@@ -492,14 +502,47 @@ def test_a_table_that_was_cut_anywhere_has_its_first_rows(tmp_path_factory, rows
     assert path.read_bytes() == whole
 
 
+FOREIGN = {
+    "a last line without its end.jsonl": b'{"prompt": "valuable"}',
+    "the same column first.jsonl": b'{"path": "valuable"}',
+    "an empty line first.jsonl": b'\n{"prompt": "valuable"}',
+    "numbers.jsonl": b"1\n2\n",
+    "returns.csv": b"path,note,made_by\ra,b,x\r",
+    "an odd quote.csv": b'path,no"te\na,b\n',
+    "an empty line first.csv": b"\npath;note\na;b",
+    "nothing.csv": b"",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_that_this_program_did_not_write_is_kept(tmp_path, name):
+    (tmp_path / name).write_bytes(FOREIGN[name])
+    try:
+        CaptionTable(tmp_path / name, ["path", "note", "made_by"], "x").close()
+    except InputError as error:
+        assert "name another file" in str(error)
+    else:
+        assert not FOREIGN[name]
+    assert (tmp_path / name).read_bytes() == FOREIGN[name]
+
+
+def test_shots_that_the_input_names_are_no_reason_to_drop_rows(tmp_path):
+    columns, row = ["path", "shot", "shots", "made_by"], {"path": "a", "shot": 1, "shots": 2}
+    with CaptionTable(tmp_path / "t.jsonl", columns, "x") as table:
+        table.add([row])
+    for more in ({}, {"scenes": True, "named": {("a", "1")}}):
+        with CaptionTable(tmp_path / "t.jsonl", columns, "x", **more) as table:
+            assert len(table.rows) == 1
+
+
 def test_shots_of_a_video_are_all_there_or_none(tmp_path):
     columns = ["path", "shot", "shots", "made_by"]
-    with CaptionTable(tmp_path / "t.csv", columns, "x") as table:
+    with CaptionTable(tmp_path / "t.csv", columns, "x", scenes=True) as table:
         table.add([{"path": "a", "shot": n, "shots": 2} for n in (1, 2)])
         table.add([{"path": "b", "shot": n, "shots": 3} for n in (1, 2, 3)])
     lines = (tmp_path / "t.csv").read_bytes().splitlines(keepends=True)
     (tmp_path / "t.csv").write_bytes(b"".join(lines[:5]))
-    with CaptionTable(tmp_path / "t.csv", columns, "x") as table:
+    with CaptionTable(tmp_path / "t.csv", columns, "x", scenes=True) as table:
         assert [row["path"] for row in table.rows] == ["a", "a"]
         assert table.missing([{"path": "a"}, {"path": "b"}]) == [{"path": "b"}]
 
