@@ -333,7 +333,8 @@ def killed_when(
 def resumed(tmp_path: Path, whole: bytes, flags=()) -> str:
     result = run(FORCING, *LONG, *flags, "--resume", cwd=tmp_path)
     assert result.path.read_bytes() == whole
-    assert contents(tmp_path) == ["video_out", *(f"video_out/{NAME}.{suffix}" for suffix in ("json", "mp4", "png"))]
+    made = *(f"{NAME}.{suffix}" for suffix in ("json", "mp4", "png")), "report.html"
+    assert contents(tmp_path) == ["video_out", *(f"video_out/{name}" for name in made)]
     return result.err
 
 
