@@ -84,3 +84,13 @@ def test_large_inputs_and_runs_without_guidance_are_not_joined(monkeypatch):
     monkeypatch.setattr(one_batch, "SMALL", 4 * 6 * 4 // 4 * model.dim)
     pipeline(**SETTINGS | {"ar_step": 0}, **embeds())
     assert set(seen) == {1, 2}
+
+
+def test_frames_of_a_single_token_are_not_joined(monkeypatch):
+    """A matrix product of one row is computed otherwise than one of two."""
+    model, vae = small_model(), small_vae()
+    seen = batches(model, monkeypatch)
+    DiffusionForcingPipeline.from_parts(model, vae)(
+        **SETTINGS | {"ar_step": 0, "height": 16, "width": 16, "num_frames": 1}, **embeds()
+    )
+    assert set(seen) == {1}
