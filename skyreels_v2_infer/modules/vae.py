@@ -7,13 +7,15 @@ of the past is in one `Cache`, keyed by layer, and a layer that finds nothing th
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from skyreels_v2_infer.errors import first_line
 
 LATENTS_MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -160,25 +162,36 @@ def pixels(x: torch.Tensor) -> torch.Tensor:
     return x.permute(1, 2, 3, 0).view(-1, x.shape[0]).data
 
 
-def compile_norms(vae: "WanVAE", **options) -> None:
+def compile_norms(vae: "WanVAE", say: Callable[[str], object] | None = None, **options) -> None:
     """From now on norm and SiLU before a convolution are one kernel on a GPU, for every size of frames.
 
+    If the compiler fails, they run as before.
+
     Args:
+        say: called with one line if the compiler fails.
         options: of `torch.compile`.
     """
     rows = torch.compile(norm_silu_rows, fullgraph=True, **options)
+    norms = [layer for layer in vae.modules() if isinstance(layer, RMSNorm)]
 
     def silu_into(self: RMSNorm, x: torch.Tensor, out: torch.Tensor) -> None:
-        for source, target in zip(channels_last(x), out, strict=True):
-            source, target = pixels(source), pixels(target)
-            for tensor in (source, target):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-                torch._dynamo.mark_static(tensor, 1)
-            rows(source, self.gamma.flatten(), target)
+        try:
+            for source, target in zip(channels_last(x), out, strict=True):
+                source, target = pixels(source), pixels(target)
+                for tensor in (source, target):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                    torch._dynamo.mark_static(tensor, 1)
+                rows(source, self.gamma.flatten(), target)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            for layer in norms:
+                layer.__dict__.pop("silu_into", None)
+            if say is not None:
+                cause = getattr(error, "inner_exception", error)  # what the backend raised says more
+                say(f"compile: failed ({first_line(cause, 120)}); the VAE's norms run uncompiled")
+            self.silu_into(x, out)
 
-    for layer in vae.modules():
-        if isinstance(layer, RMSNorm):
-            layer.silu_into = MethodType(silu_into, layer)
+    for layer in norms:
+        layer.silu_into = MethodType(silu_into, layer)
 
 
 def in_place_of_copies(x: torch.Tensor) -> bool:

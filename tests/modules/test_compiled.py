@@ -100,6 +100,20 @@ def test_compiled_norms_equal_eager_ones(monkeypatch):
     assert apart(model.decode(latents), expected) <= EXACT
 
 
+def test_norms_run_uncompiled_where_the_compiler_fails(monkeypatch):
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    model, said = small_vae(), []
+    latents = torch.randn(1, 16, 2, 6, 4)
+    monkeypatch.setattr(vae, "in_place_of_copies", lambda x: True)
+    expected = model.decode(latents)
+    compile_norms(model, said.append, backend=fails)
+    assert torch.equal(model.decode(latents), expected)
+    (line,) = said
+    assert "no compiler here" in line
+
+
 def test_in_bfloat16_the_vae_stays_near_float32():
     model = small_vae()
     latents = torch.randn(1, 16, 3, 6, 4)
