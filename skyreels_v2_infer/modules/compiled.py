@@ -66,6 +66,11 @@ def compile_blocks(model: WanModel, say: Callable[[str], object] | None = None, 
         block.after_attention = MethodType(after_attention, block)
 
 
+def is_compiled(model: WanModel) -> bool:
+    """Whether the blocks run compiled."""
+    return any(half in block.__dict__ for block in model.blocks for half in HALVES)
+
+
 def restore_blocks(model: WanModel) -> None:
     """Undoes `compile_blocks`."""
     for block in model.blocks:

@@ -7,6 +7,7 @@ compute, which saves memory but no time.
 M rows (tokens), K input channels, N output channels.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -146,18 +147,33 @@ class Fp8Linear(OneByteLinear):
 
 
 def project(x: torch.Tensor, *layers: nn.Module) -> list[torch.Tensor]:
-    """What several linear layers make of the same input; for float8 it is quantised once."""
-    if all(isinstance(layer, Fp8Linear) for layer in layers):
+    """What several linear layers make of the same input; for float8 it is quantised once.
+
+    A layer with hooks (which may add a LoRA) gets the input itself.
+    """
+    if all(isinstance(layer, Fp8Linear) and not layer._forward_hooks for layer in layers):
         x = quantize_rows(x)
         return [layer(x) for layer in layers]
     return [linear(layer, x) for layer in layers]
 
 
 def computes_fp8(device: torch.device) -> bool:
-    """Whether a device multiplies in float8; on a CPU that is emulated."""
-    return device.type == "cpu" or (
-        device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-    )
+    """Whether a device multiplies in float8, with a scale for each row and column; on a CPU that is emulated."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    return torch.cuda.get_device_capability(device) >= FP8_CAPABILITY and multiplies_rows(device)
+
+
+@cache
+def multiplies_rows(device: torch.device) -> bool:
+    """Whether torch has such a product for this GPU: some releases have it for some architectures only."""
+    try:
+        ones = torch.ones(32, 32, device=device).to(FP8)
+        scale = torch.ones(32, 1, device=device)
+        out = torch._scaled_mm(ones, ones.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16)
+        return bool((out == 32).all())
+    except (RuntimeError, ValueError, TypeError):
+        return False
 
 
 def quantize_blocks(model: nn.Module, kind: str, device: torch.device | str) -> int:

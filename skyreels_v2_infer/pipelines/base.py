@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.caches.base import CONDITIONAL, UNCONDITIONAL, WindowCache, WindowRows
-from skyreels_v2_infer.modules.compiled import compile_blocks
+from skyreels_v2_infer.modules.compiled import compile_blocks, is_compiled, restore_blocks
 from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.modules.vae import compile_norms
@@ -105,7 +106,9 @@ class VideoPipeline:
             checkpoint, dit = Checkpoint.open(model_path, tuple(others)), Checkpoint.open(dit_path, ("transformer",))
         if dit.is_image_to_video != self.takes_image_channels:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
-        early = None if loras else quantize  # LoRAs are added to weights before these are rounded
+        # LoRAs are added to weights before these are rounded. Strengths that will be set again are added in the forward
+        # pass, to layers that are rounded already.
+        early = None if loras and not loras_change else quantize
         self._set_parts(
             get_transformer(dit, home, place.dtype, None, dequantize, early, place.device),
             get_vae(checkpoint, home, vae_dtype),
@@ -115,16 +118,16 @@ class VideoPipeline:
         )
         if loras:
             self._apply_loras([(Path(path), strength) for path, strength in loras], loras_change)
-            if quantize is not None:
+            if quantize is not None and early is None:
                 quantize_blocks(self.transformer, quantize, place.device)
         if compiled:
             compile_blocks(self.transformer, say)
             if place.device.type == "cuda":
-                compile_norms(self.vae)
+                compile_norms(self.vae, say)
         self._hold(holding)
         self.hooks = hooks
         if use_usp:
-            self.hooks = Hooks(hooks.progress, hooks.cache, self._all_ranks())
+            self.hooks = replace(hooks, ranks=self._all_ranks())
 
     @classmethod
     def from_parts(
@@ -198,7 +201,13 @@ class VideoPipeline:
         if self.loras is not None:
             before = list(zip((lora.path for lora in self.loras.loras), self.loras.strengths, strict=True))
             self.loras.remove()
+        compiled = is_compiled(self.transformer)
+        if compiled:  # or the compiled code would not know of changes that are added in the forward pass
+            restore_blocks(self.transformer)
+            torch._dynamo.reset()
         self._apply_loras([*before, (Path(path), strength)], changeable=True)
+        if compiled:
+            compile_blocks(self.transformer, say)
         return self.loras.reports[-1]
 
     def _apply_loras(self, loras: list[tuple[Path, float]], changeable: bool) -> None:

@@ -30,7 +30,9 @@ from lora_files import (
 from peers import apart, peer_transformer, small_model
 from torch import nn
 
+from skyreels_v2_infer import DiffusionForcingPipeline
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.modules.linear import OneByteLinear
 from skyreels_v2_infer.weights.loading import get_transformer
 from skyreels_v2_infer.weights.lora import Added, LoraFile, apply, targets
 
@@ -467,6 +469,33 @@ def test_a_float8_weight_keeps_its_bits(tmp_path):
     apply(model, [(lora_in(tmp_path, written("kijai", {Q: (b, a)})), STRENGTH)])
     assert apart(output(model), output(reference)) <= 1e-5
     assert torch.equal(layer.weight.view(torch.uint8), kept)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_strengths_that_change_on_weights_that_are_rounded(tmp_path, kind):
+    """They are added in the forward pass, and the rounded weights stay as they are."""
+    folder = small_checkpoints.write_diffusers(tmp_path / "model", "df")
+    dense = DiffusionForcingPipeline(folder, device="cpu").transformer
+    made = pairs(dense, [Q, "blocks.0.self_attn.k", "blocks.0.self_attn.v", FFN])
+    lora = lora_in(tmp_path, written("kijai", made))
+    rounded = output(DiffusionForcingPipeline(folder, device="cpu", quantize=kind).transformer)
+    given = {"quantize": kind, "loras": [(lora.path, STRENGTH)], "loras_change": True}
+    pipeline = DiffusionForcingPipeline(folder, device="cpu", **given)
+    assert is_quantised(pipeline.transformer.get_submodule(Q))
+    first, expected = output(pipeline.transformer), output(by_hand(dense, scaled(made, STRENGTH)))
+    assert apart(first, expected) <= 0.5 * apart(rounded, expected)
+    pipeline.loras.set_strengths([0.0])
+    assert torch.equal(output(pipeline.transformer), rounded)
+    pipeline.loras.set_strengths([STRENGTH])
+    assert torch.equal(output(pipeline.transformer), first)
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    return isinstance(layer, OneByteLinear)
+
+
+def scaled(made: dict, strength: float) -> dict[str, torch.Tensor]:
+    return {f"{name}.weight": strength * b @ a for name, (b, a) in made.items()}
 
 
 def test_dora_on_quantised_layers_is_reported_and_alone_refused(tmp_path):
