@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.captioner.pixels import patches_of, tokens_of
-from skyreels_v2_infer.chat.foreign import conversation
-from skyreels_v2_infer.chat.local import check_file_of, config_and_tokenizer, empty_memory, loading, reply_of
+from skyreels_v2_infer.chat.foreign import bounded_generation, conversation
+from skyreels_v2_infer.chat.local import (
+    answering,
+    check_file_of,
+    config_and_tokenizer,
+    empty_memory,
+    loading,
+    reply_of,
+)
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError
 
@@ -56,8 +63,12 @@ class QwenCaptioner:
             self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
                 model, config=self.config, dtype="auto", device_map=device_map, trust_remote_code=False
             ).eval()
+            self.vocabulary = self.config.get_text_config().vocab_size
+            # The model's own could ask for other ways of decoding, packages and any amount of memory.
+            self.model.generation_config = bounded_generation(self.model.generation_config, self.vocabulary)
         if self.tokenizer.chat_template is None:
             raise InputError(flag, model, "its tokenizer has no chat template")
+        self._check_ids([self._padding()])
 
     def describe(self, clips: Sequence[np.ndarray], question: str, tokens: int, attempt: int = 0) -> list[Reply]:
         """One answer for each clip, see `caption.Captioner`."""
@@ -67,7 +78,7 @@ class QwenCaptioner:
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(self.model.dtype)
         choice = ALWAYS | CHOICES[min(attempt, len(CHOICES) - 1)]
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), answering(self.flag, self.name):
             torch.manual_seed(SEED)
             told = self.model.generate(
                 **inputs, max_new_tokens=tokens, pad_token_id=self._padding(), eos_token_id=self._ends(), **choice
@@ -107,7 +118,9 @@ class QwenCaptioner:
             talk = [{"role": "user", "content": parts}]
             text = conversation(self.tokenizer, [talk], self.flag, self.name)
             check_file_of(self.name, [text], self.flag)
-            self._asked[question] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._check_ids(ids)
+            self._asked[question] = ids
         ids, video = self._asked[question], self.config.video_token_id
         if ids.count(video) != 1:
             raise InputError(
@@ -115,6 +128,10 @@ class QwenCaptioner:
             )
         place = ids.index(video)
         return [*ids[:place], *[video] * video_tokens, *ids[place + 1 :]]
+
+    def _check_ids(self, ids: Sequence[int | None]) -> None:
+        if not all(isinstance(token, int) and 0 <= token < self.vocabulary for token in ids):
+            raise InputError(self.flag, self.name, "its tokenizer belongs to another model")
 
     def _padding(self) -> int:
         found = self.tokenizer.pad_token_id

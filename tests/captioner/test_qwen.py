@@ -121,6 +121,45 @@ def test_a_generation_config_changes_nothing(folder, captioner, tmp_path):
         assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"stop_strings": ["a"]},
+        {"return_dict_in_generate": True},
+        {"eos_token_id": "x"},
+        {"cache_implementation": "quantized"},
+        {"max_time": -1.0},
+    ],
+)
+def test_other_ways_of_decoding_are_not_taken(folder, captioner, tmp_path, own):
+    copy = tmp_path / "own"
+    shutil.copytree(folder, copy)
+    file = copy / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    other = QwenCaptioner(str(copy), device_map="cpu")
+    answers = [one.describe([clip(56, 56)], "Describe it.", 4) for one in (other, captioner)]
+    assert answers[0] == answers[1]
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_is_one_line(folder, tmp_path):
+    copy = tmp_path / "own"
+    shutil.copytree(folder, copy)
+    known = json.loads((copy / "tokenizer.json").read_text())
+    known["model"]["vocab"]["D"] = 400
+    (copy / "tokenizer.json").write_text(json.dumps(known))
+    with pytest.raises(InputError, match="its tokenizer belongs to another model"):
+        QwenCaptioner(str(copy), device_map="cpu").describe([clip(56, 56)], "Describe it.", 4)
+
+
+def test_an_error_in_an_answer_is_one_line(captioner, monkeypatch):
+    def fails(**keywords):
+        raise IndexError("index out of range")
+
+    monkeypatch.setattr(captioner.model, "generate", fails)
+    with pytest.raises(InputError, match=r"cannot answer \(index out of range"):
+        captioner.describe([clip(56, 56)], "Describe it.", 4)
+
+
 def test_a_caption_comes_out(tmp_path):
     captioner = QwenCaptioner(str(tiny_talkers.write_captioner(tmp_path / "model", TEXT)), device_map="cpu")
     (answer,) = structural_captions(captioner, [clip()], STRUCTURAL)
