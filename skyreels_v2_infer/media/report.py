@@ -255,15 +255,16 @@ def add_jobs(folder: Path, videos: list[dict]) -> list[dict]:
     by_name = {video["src"]: video for video in videos}
     left = []
     for row in rows.values():
-        path = row.get("path")
-        video = by_name.get(address(re.split(r"[/\\]", path)[-1])) if isinstance(path, str) else None
-        if video is not None:
-            video["row"] = count(row["row"], least=0)
-            continue
-        if row.get("status") == "done":
-            row["error"] = "the file is not in this folder"
-        names = ("row", "name", "status", "error", "prompt")
-        left.append({name: text_of(row[name]) for name in names if row.get(name) is not None})
+        with suppress(*BROKEN):
+            path = row.get("path")
+            video = by_name.get(address(re.split(r"[/\\]", path)[-1])) if isinstance(path, str) else None
+            if video is not None:
+                video["row"] = count(row["row"], least=0)
+                continue
+            if row.get("status") == "done":
+                row["error"] = "the file is not in this folder"
+            names = ("row", "name", "status", "error", "prompt")
+            left.append({name: text_of(row[name]) for name in names if row.get(name) is not None})
     videos.sort(key=lambda video: (video.get("row") is None, video.get("row") or 0))
     return left
 

@@ -197,6 +197,7 @@ def test_jobs_without_a_video_are_listed(tmp_path):
         {"row": 6, "name": "row", "status": "failed"},
     ]
     lines = [json.dumps(row) for row in rows] + ["{", "3", "", "[1]", '{"row": NaN}']
+    lines += [r'{"row": 8, "name": "8", "path": "\ud800"}', '{"row": 9, "error": %s}' % ("[" * 600 + "]" * 600)]
     (tmp_path / "summary.jsonl").write_text("\n".join(lines))
     found = data_of(write_report(tmp_path))
     assert [(video["name"], video["row"]) for video in found["videos"]] == [("b", 1), ("a", 2)]
