@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from skyreels_v2_infer.captioner.answer import parse
+from skyreels_v2_infer.captioner.answer import Answer, parse
 from skyreels_v2_infer.captioner.schema import Caption
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.files import check_file
@@ -56,14 +56,19 @@ def read_reference(path: Path, name: str = "score") -> list[tuple[dict, Caption]
     check_file(path, name)
     found = []
     for number, row in enumerate(table_rows(path, kind, name, needs_path=True)):
-        given = row.get(STRUCTURAL) or ""
-        answer = parse(given if isinstance(given, str) else json.dumps(given))
+        answer = caption_in(row)
         if answer.caption is None:
             raise InputError(name, path, f"row {number + 1}: its {STRUCTURAL} is none: {answer.reason}")
         found.append((row, answer.caption))
     if not found:
         raise InputError(name, path, "has no rows")
     return found
+
+
+def caption_in(row: dict) -> Answer:
+    """What becomes of a row's structural caption, which is text, or of a JSONL an object."""
+    given = row.get(STRUCTURAL) or ""
+    return parse(given if isinstance(given, str) else json.dumps(given))
 
 
 def found_in(given: str, name: str, needs_path: bool) -> list[dict]:

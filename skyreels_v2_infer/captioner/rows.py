@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from skyreels_v2_infer.captioner.answer import parse
 from skyreels_v2_infer.captioner.caption import Captioner, structural_captions
 from skyreels_v2_infer.captioner.frames import clip_frames, read_frames, sampling_of
 from skyreels_v2_infer.captioner.fuse import fused, with_fields_dropped
-from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL
+from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, caption_in
 from skyreels_v2_infer.captioner.scenes import shots_of
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.errors import InputError, first_line
-from skyreels_v2_infer.media.read import probe_video
+from skyreels_v2_infer.media.read import VideoInfo, probe_video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +43,16 @@ class Batch(NamedTuple):
 
 def needs_caption(row: dict) -> bool:
     return not row.get(STRUCTURAL)
+
+
+def names_shot(row: dict) -> bool:
+    """Whether a row is about one shot, whose frames it names, in place of all of a video."""
+    return all(row.get(name) not in (None, "") for name in (SHOT, LAST_FRAME))
+
+
+def without_shot(row: dict) -> dict:
+    """A row of a video that is split into shots: columns of these names would be taken for a shot's."""
+    return {name: value for name, value in row.items() if name not in SHOT_COLUMNS}
 
 
 def prompt_column(task: str) -> str:
@@ -73,10 +82,10 @@ def whole_videos(rows: list[dict], sampling: str, size: int) -> Iterator[Batch]:
 
 
 def shots_of_videos(rows: list[dict], sampling: str, size: int) -> Iterator[Batch]:
-    """A row for every shot of every video, in batches of `size` shots of one video."""
+    """A row for every shot of every video, in batches of `size` shots of one video; rows that name a shot stay."""
     for row in rows:
-        if not needs_caption(row):
-            yield Batch([dict(row)], [None])
+        if not needs_caption(row) or names_shot(row):
+            yield Batch([dict(row)], [frames_of(row, sampling)])
             continue
         try:
             path = Path(row[PATH])
@@ -90,22 +99,34 @@ def shots_of_videos(rows: list[dict], sampling: str, size: int) -> Iterator[Batc
                 row | {SHOT: begin + i + 1, SHOTS: len(shots), FIRST_FRAME: start, LAST_FRAME: end - 1}
                 for i, (start, end) in enumerate(some)
             ]
-            clips = [read_frames(path, sampling_of(info, sampling, start, end)) for start, end in some]
+            clips = [frames_of(shot, sampling, info) for shot in found]
             yield Batch(found, clips, begin + size >= len(shots))
 
 
-def frames_of(row: dict, sampling: str) -> np.ndarray | str | None:
-    """Frames of a row's video; a reason if it cannot be read; None if the row has a caption."""
+def frames_of(row: dict, sampling: str, info: VideoInfo | None = None) -> np.ndarray | str | None:
+    """Frames of a row's video or shot; a reason if it cannot be read; None if the row has a caption.
+
+    Args:
+        info: of the video, if it is known.
+    """
     if not needs_caption(row):
         return None
     try:
-        if row.get(SHOT) and row.get(LAST_FRAME):
-            start, end = int(row[FIRST_FRAME]), int(row[LAST_FRAME]) + 1
-            path = Path(row[PATH])
-            return read_frames(path, sampling_of(probe_video(path, "input"), sampling, start, end))
-        return clip_frames(Path(row[PATH]), sampling)
+        path = Path(row[PATH])
+        if not names_shot(row):
+            return clip_frames(path, sampling)
+        first, last = (frame_number(row.get(name)) for name in (FIRST_FRAME, LAST_FRAME))
+        if first is None or last is None or first > last:
+            return f"{FIRST_FRAME} and {LAST_FRAME} must be whole numbers, the first not above the last"
+        return read_frames(path, sampling_of(info or probe_video(path, "input"), sampling, first, last + 1))
     except (InputError, OSError) as error:
         return reason_of(error)
+
+
+def frame_number(value: object) -> int | None:
+    """A frame's number in a table, text or a whole number from 0; None if it is none."""
+    text = str(value)
+    return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
 
 
 def reason_of(error: Exception) -> str:
@@ -139,8 +160,7 @@ def add_prompt(row: dict, task: str, chat: Talker | None, drop_seed: int | None 
     """
     if needs_caption(row) or row.get(prompt_column(task)):
         return
-    given = row[STRUCTURAL]
-    answer = parse(given if isinstance(given, str) else json.dumps(given))
+    answer = caption_in(row)
     caption = answer.caption
     if caption is None:
         row[ERROR] = f"{STRUCTURAL}: {answer.reason}"

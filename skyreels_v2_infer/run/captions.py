@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from skyreels_v2_infer.captioner.answer import parse
 from skyreels_v2_infer.captioner.caption import Captioner
-from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, read_reference, rows_of
+from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, caption_in, read_reference, rows_of
 from skyreels_v2_infer.captioner.instruction import read_instruction
 from skyreels_v2_infer.captioner.rows import (
     ANSWER,
@@ -24,11 +23,13 @@ from skyreels_v2_infer.captioner.rows import (
     SHOT_COLUMNS,
     add_captions,
     add_prompt,
+    names_shot,
     needs_caption,
     prompt_column,
     shots_of_videos,
     whole_videos,
     without_frames,
+    without_shot,
 )
 from skyreels_v2_infer.captioner.schema import Caption
 from skyreels_v2_infer.captioner.score import accuracies, shown
@@ -79,6 +80,8 @@ class CaptionWork:
             rows = rows_of(settings.input, needs_path=settings.task == "struct")
         else:
             rows = [{name: row[name] for name in (PATH, *SHOT_COLUMNS) if name in row} for row, _ in reference]
+        if settings.scenes:
+            rows = [row if names_shot(row) or not needs_caption(row) else without_shot(row) for row in rows]
         question = read_instruction(settings.instruction)
         if settings.dry_run:
             return dry_run(settings, rows)
@@ -168,7 +171,7 @@ def compared(reference: list[tuple[dict, Caption]], rows: list[dict]) -> list[tu
     pairs = []
     for row, caption in reference:
         own = found.get(key_of(row))
-        pairs.append((caption, parse(own.pop(0)[STRUCTURAL]).caption if own else None))
+        pairs.append((caption, caption_in(own.pop(0)).caption if own else None))
     return pairs
 
 

@@ -271,6 +271,38 @@ def test_the_shots_of_a_video_are_rows(cuts, tmp_path):
     assert [row["shot"] for row in read(tmp_path / "next.csv")] == ["1", "2", "1", ""]
 
 
+@pytest.mark.parametrize("scenes", [(), ("--scenes",)])
+def test_rows_that_name_their_shot(cuts, tmp_path, scenes):
+    if scenes:
+        pytest.importorskip("scenedetect", reason="an extra")
+    shots = [
+        (1, 20, 43),
+        (2, 0, 0),
+        (3, None, 4),
+        (4, "x", 4),
+        (5, 4, 3),
+        (6, -1, 4),
+        (7, 0, 10**400),
+        ("8", "40", "60"),
+    ]
+    lines = [{"path": str(cuts), "shot": n, "first_frame": a, "last_frame": b} for n, a, b in shots]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    argv = ("--input", "in.jsonl", "--output", "out.jsonl", *scenes)
+    code = work(*argv)[0]
+    rows = read(tmp_path / "out.jsonl")
+    assert code == 0 and [bool(row["structural_caption"]) for row in rows] == [True] * 2 + [False] * 6
+    assert [row["shot"] for row in rows] == [n for n, _, _ in shots] and all(row["error"] for row in rows[2:])
+    before = (tmp_path / "out.jsonl").read_bytes()
+    assert work(*argv)[1].asked == [] and (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_a_shot_that_cannot_be_read_is_a_row(cuts, tmp_path, monkeypatch):
+    pytest.importorskip("scenedetect", reason="an extra")
+    monkeypatch.setattr("skyreels_v2_infer.captioner.rows.shots_of", lambda path: [(0, 20), (20, 400)])
+    assert work("--input", cuts, "--scenes", "--output", "out.jsonl")[0] == 0
+    assert [bool(row["error"]) for row in read(tmp_path / "out.jsonl")] == [False, True]
+
+
 def test_shots_and_a_chat_model(cuts, tmp_path):
     pytest.importorskip("scenedetect", reason="an extra")
     argv = ("--input", cuts, cuts, "clips/a.mp4", "--scenes", "--output", "out.jsonl", "--task", "t2v")
@@ -315,6 +347,13 @@ def test_a_score_of_the_captioner_itself_is_full(clips, tmp_path, capsys):
     lines = {line[:22].strip(): line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
     assert lines["shot_type"] == ["0.0", "2"] and lines["shot_angle"] == ["100.0", "2"]
     assert work("--score", "reference.jsonl", "--output", "mine.jsonl")[1].asked == []
+
+
+def test_captions_that_are_objects_are_compared(clips, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"path": "clips/a.mp4", "structural_caption": json.loads(TEXT)}))
+    argv = ("--input", "in.jsonl", "--score", "in.jsonl", "--output", "out.jsonl")
+    assert work(*argv)[0] == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["mean", "100.0", "1"]
 
 
 @pytest.mark.parametrize(
