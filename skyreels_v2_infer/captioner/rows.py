@@ -60,6 +60,11 @@ def prompt_column(task: str) -> str:
     return f"{task}_fusion_caption"
 
 
+def without_prompt(row: dict, task: str) -> dict:
+    """A row whose prompt was made in another way, so that it is made anew."""
+    return {name: value for name, value in row.items() if name != prompt_column(task)}
+
+
 def without_frames(rows: list[dict]) -> Iterator[Batch]:
     """Rows that are not captioned, one at a time."""
     for row in rows:

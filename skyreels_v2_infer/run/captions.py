@@ -29,6 +29,7 @@ from skyreels_v2_infer.captioner.rows import (
     shots_of_videos,
     whole_videos,
     without_frames,
+    without_prompt,
     without_shot,
 )
 from skyreels_v2_infer.captioner.schema import Caption
@@ -80,6 +81,7 @@ class CaptionWork:
             rows = rows_of(settings.input, needs_path=settings.task == "struct")
         else:
             rows = [{name: row[name] for name in (PATH, *SHOT_COLUMNS) if name in row} for row, _ in reference]
+        rows = [row if row.get(BY) == maker_of(settings) else without_prompt(row, settings.task) for row in rows]
         if settings.scenes:
             rows = [row if names_shot(row) or not needs_caption(row) else without_shot(row) for row in rows]
         question = read_instruction(settings.instruction)
@@ -92,14 +94,19 @@ class CaptionWork:
             missing = table.missing(rows)
             if len(missing) < len(rows):
                 say(f"{settings.output}: {len(rows) - len(missing)} of {len(rows)} rows are there")
-            self._fill(settings, table, missing, question, interrupts.check)
-            if reference is not None:
-                return shown(accuracies(compared(reference, table.rows)))
+            self._fill(settings, table, rows, missing, question, interrupts.check)
             remark(table.rows)
+            if reference is not None:
+                pairs, alone = compared(reference, table.rows)
+                if alone:
+                    say(f"{alone} of {len(pairs)} rows of {settings.score} have no partner in {settings.output}")
+                return shown(accuracies(pairs))
         return settings.output
 
-    def _fill(self, settings: CaptionSettings, table: CaptionTable, rows: list[dict], question: str, check) -> None:
-        """Adds the missing `rows` to a table.
+    def _fill(
+        self, settings: CaptionSettings, table: CaptionTable, given: list[dict], rows: list[dict], question: str, check
+    ) -> None:
+        """Adds `rows` to a table, those of `given` that are missing.
 
         The captioner and a chat model need not fit into memory together: all captions come first then, in a table
         beside this one, which is removed at the end.
@@ -112,7 +119,7 @@ class CaptionWork:
             return
         first = replace(settings, task="struct", fusion_model=None, drop_fields=None)
         path = meanwhile(settings.output)
-        with table_of(path, rows, first) as between:
+        with table_of(path, given, first) as between:
             self.written = path
             self._pass(first, between, between.missing(rows), question, check)
             rows = between.found(rows)
@@ -163,16 +170,20 @@ class CaptionWork:
                     model.free()
 
 
-def compared(reference: list[tuple[dict, Caption]], rows: list[dict]) -> list[tuple[Caption, Caption | None]]:
-    """Each caption of the reference with the one in `rows` for the same path and shot; None: it has none."""
+def compared(
+    reference: list[tuple[dict, Caption]], rows: list[dict]
+) -> tuple[list[tuple[Caption, Caption | None]], int]:
+    """Each caption of the reference with the one in `rows` for the same path and shot, None if there is none, and how
+    many of the reference have no such row."""
     found: dict[tuple, list[dict]] = {}
     for row in rows:
         found.setdefault(key_of(row), []).append(row)
-    pairs = []
+    pairs, alone = [], 0
     for row, caption in reference:
         own = found.get(key_of(row))
+        alone += not own
         pairs.append((caption, caption_in(own.pop(0)).caption if own else None))
-    return pairs
+    return pairs, alone
 
 
 def remark(rows: list[dict]) -> None:

@@ -349,6 +349,31 @@ def test_a_score_of_the_captioner_itself_is_full(clips, tmp_path, capsys):
     assert work("--score", "reference.jsonl", "--output", "mine.jsonl")[1].asked == []
 
 
+def test_prompts_of_another_command_are_made_anew(clips, tmp_path):
+    rule = ("--task", "t2v", "--fusion_model", "none")
+    work("--input", "clips/a.mp4", "--output", "1.jsonl", *rule)
+    (row,) = read(tmp_path / "1.jsonl")
+    (tmp_path / "1.jsonl").write_text(json.dumps(row | {"t2v_fusion_caption": "kept"}) + "\n")
+    work("--input", "1.jsonl", "--output", "2.jsonl", *rule)
+    assert read(tmp_path / "2.jsonl")[0]["t2v_fusion_caption"] == "kept"
+    work("--input", "1.jsonl", "--output", "3.jsonl", *rule, "--drop_fields", 1)
+    assert read(tmp_path / "3.jsonl")[0]["t2v_fusion_caption"] != "kept"
+    _, _, chat = work("--input", "1.jsonl", "--output", "4.jsonl", "--task", "t2v")
+    assert chat.asked == 1 and read(tmp_path / "4.jsonl")[0]["t2v_fusion_caption"].startswith("A woman walks.")
+
+
+def test_a_score_without_results_is_a_failure(clips, tmp_path, capsys):
+    lines = [{"path": f"clips/{name}.mp4", "structural_caption": TEXT} for name in ("a", "d")]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "bad.jsonl").write_text(json.dumps(lines[1]) + "\n")
+    assert work("--score", "bad.jsonl", "--output", "1.jsonl")[0] == 1
+    assert "no row has a result" in capsys.readouterr().err
+    assert work("--score", "both.jsonl", "--output", "2.jsonl")[0] == 0
+    assert "1 of 2 rows have no result" in capsys.readouterr().err
+    assert work("--input", "clips/a.mp4", "--score", "both.jsonl", "--output", "3.jsonl")[0] == 0
+    assert "1 of 2 rows of both.jsonl have no partner in 3.jsonl" in capsys.readouterr().err
+
+
 def test_captions_that_are_objects_are_compared(clips, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text(json.dumps({"path": "clips/a.mp4", "structural_caption": json.loads(TEXT)}))
     argv = ("--input", "in.jsonl", "--score", "in.jsonl", "--output", "out.jsonl")
