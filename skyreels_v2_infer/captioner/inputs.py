@@ -7,6 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -92,7 +93,7 @@ def table_rows(path: Path, kind: str, name: str, needs_path: bool) -> Iterator[d
     """The rows of a table; a path that does not lead to a file from here is looked for beside the table."""
     if path.stat().st_size > MOST_TABLE:
         raise InputError(name, path, f"must have at most {MOST_TABLE >> 30} GB")
-    with path.open(encoding="utf-8-sig", newline="" if kind == "csv" else "\n") as file:
+    with path.open(encoding="utf-8-sig", newline="" if kind == "csv" else "\n") as file, long_cells():
         lines = Csv(file) if kind == "csv" else JsonLines(file)
         try:
             for row in lines:
@@ -104,6 +105,16 @@ def table_rows(path: Path, kind: str, name: str, needs_path: bool) -> Iterator[d
                 yield row | {PATH: beside(given, path)}
         except (ValueError, csv.Error, RecursionError) as error:
             raise InputError(name, path, f"line {lines.number}: {first_line(error, 120)}") from None
+
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Context manager: cells of a CSV may be as long as its lines, in place of 131,072 characters."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def bounded_lines(file: TextIO) -> Iterator[str]:
@@ -151,6 +162,6 @@ class JsonLines:
 
 
 def beside(given: str, table: Path) -> str:
-    if given and not os.path.isabs(given) and not os.path.exists(given) and (table.parent / given).exists():
+    if given and not os.path.isabs(given) and not os.path.exists(given) and os.path.exists(table.parent / given):
         return str(table.parent / given)
     return given

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError, first_line
@@ -69,7 +69,8 @@ class Endpoint:
         )
         parts = urlsplit(url)
         self.key = key if parts.scheme == "https" or parts.hostname in LOCAL else ""
-        self.opener: OpenerDirector = build_opener(_NoRedirect)
+        direct = [ProxyHandler({})] if parts.hostname in LOCAL else []  # no proxy of the environment reaches these
+        self.opener: OpenerDirector = build_opener(_NoRedirect, *direct)
 
     def say(self, user: str = "", system: str = "", tokens: int = 512, stop: str | None = None) -> Reply:
         turns = [("system", system), ("user", user)]
@@ -140,7 +141,11 @@ class Endpoint:
 
 
 def key_in_environment() -> str:
-    return os.environ.get(KEY, "").strip()
+    """The key, "" if there is none; InputError, without the key, if it cannot be sent."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError("endpoint", None, f"the environment variable {KEY} has characters that no key has")
+    return key
 
 
 def reply_in(content: bytes) -> Reply:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from skyreels_v2_infer.cli.checks import check_outdir
 from skyreels_v2_infer.cli.reading import CommandError, Parser, device_name, one_of, some_path, some_text, whole
@@ -252,7 +253,14 @@ def check_model(name: str, model: str) -> None:
 
 def check_endpoint(args: argparse.Namespace) -> None:
     """--endpoint, and the flags that have no effect with it."""
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", args.endpoint):
+    known = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", args.endpoint)
+    known = known and args.endpoint.isascii() and args.endpoint.isprintable()
+    try:
+        parts = urlsplit(args.endpoint)
+        known = known and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that hold no address, a port that is no number
+        known = None
+    if not known:
         raise InputError("endpoint", args.endpoint, "must be an address like http://localhost:8000/v1")
     for name in ("backend", "device"):
         if getattr(args, name) is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
-from skyreels_v2_infer.captioner.inputs import PATH, TABLES
+from skyreels_v2_infer.captioner.inputs import PATH, TABLES, long_cells
 from skyreels_v2_infer.captioner.rows import SHOT, SHOTS
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.run.files import naming_folder, take_lock
@@ -132,7 +132,8 @@ class CaptionTable:
         content = self.file.read()
         ends = record_ends(content, quotes=self.kind == "csv")
         try:
-            rows = self._parsed(content, ends)
+            with long_cells():
+                rows = self._parsed(content, ends)
             if content and not rows and not self._begins(content):
                 raise ValueError("foreign content")
         except (ValueError, csv.Error, RecursionError):

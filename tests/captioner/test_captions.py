@@ -426,6 +426,21 @@ def test_captions_and_prompts_over_an_endpoint(clips, tmp_path, monkeypatch):
     assert [bool(row["t2v_fusion_caption"]) for row in rows] == [True, True, True, False, True]
 
 
+def test_a_key_that_cannot_be_sent_is_not_printed(clips, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\x01part")
+    code, requests = over_endpoint(monkeypatch, completion(TEXT))
+    assert (code, requests) == (2, [])
+    err = capsys.readouterr().err
+    assert "OPENAI_API_KEY has characters" in err and "secret" not in err and "part" not in err
+
+
+def test_an_endpoint_on_this_machine_is_reached_without_a_proxy(clips, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    code, requests = over_endpoint(monkeypatch, completion(TEXT))
+    assert code == 0 and requests
+
+
 def test_an_endpoint_that_recovers_loses_nothing(clips, tmp_path, monkeypatch):
     busy = (429, {"Retry-After": "1"}, b"")
     code, requests = over_endpoint(monkeypatch, busy, b"garbage", completion(TEXT[:50], "length"), completion(TEXT))
@@ -457,6 +472,9 @@ def test_an_endpoint_that_refuses_is_a_wrong_command(clips, tmp_path, monkeypatc
     [
         (("--endpoint", "localhost:8000"), "--endpoint localhost:8000: must be an address like http"),
         (("--endpoint", "http://user:word@host/v1"), "--endpoint http://user:word@host/v1: must be an address like"),
+        (("--endpoint", "http://[x"), "--endpoint http://[x: must be an address like"),
+        (("--endpoint", "http://h:99999/v1"), "--endpoint http://h:99999/v1: must be an address like"),
+        (("--endpoint", "http://\u00e4/v1"), "--endpoint http://\u00e4/v1: must be an address like"),
         (("--endpoint", "http://h/v1", "--backend", "vllm"), "--backend vllm: has no effect with --endpoint"),
         (("--endpoint", "http://h/v1", "--device", "cpu"), "--device cpu: has no effect with --endpoint"),
         (("--endpoint", "http://h/v1", "--tp", "2"), "--tp 2: has no effect with --endpoint"),
@@ -609,6 +627,19 @@ def test_shots_of_a_video_are_all_there_or_none(tmp_path):
     with CaptionTable(tmp_path / "t.csv", columns, "x", scenes=True) as table:
         assert [row["path"] for row in table.rows] == ["a", "a"]
         assert table.missing([{"path": "a"}, {"path": "b"}]) == [{"path": "b"}]
+
+
+def test_a_long_path_is_a_row_and_a_long_cell_is_read_again(clips, tmp_path):
+    lines = [{"path": "x" * 5000}, {"path": "clips/a.mp4", "title": "y" * 200_000}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for more in ([], [], ["clips/b.mp4"]):
+        assert work("--input", "in.jsonl", *more, "--output", "out.csv")[0] == 0
+    csv.field_size_limit(2**31 - 1)
+    try:
+        assert [bool(row["error"]) for row in read(tmp_path / "out.csv")] == [True, False, False]
+    finally:
+        csv.field_size_limit(131_072)
+    assert work("--input", "out.csv", "--output", "next.csv")[0] == 0
 
 
 def test_records_of_a_csv_end_outside_quotes():
