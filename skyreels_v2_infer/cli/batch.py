@@ -30,6 +30,8 @@ OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "resum
 ALSO_ALONE = ("outdir", "device", "trust_replay", "no_report")
 JOINED = ("sigmas", "teacache_coefficients", "magcache_ratios")  # values with commas between them
 ADDRESSES = ("image", "end_image")
+# What the prompts of a video depend on, and whether it needs a seed.
+TEXTUAL = ("prompt", "story", "fps", "model_id", "replay", "trust_replay", "seed")
 SEEDS = 2**32  # derived seeds are below this, as drawn ones
 
 Settle = Callable[[Sequence[str], Launch], GenerateSettings]
@@ -204,10 +206,24 @@ class RowReader:
                 settings = replace(settings, seed=derived_seed(text, self._seen[text]))
             stem = self._stem(settings, pattern, row.line)
         except (CommandError, InputError) as error:
+            texts.update(self._texts_of_refused(row.values | values))
             return made.refused(str(error))
         alone |= {"seed": [f"--seed={settings.seed}"], "name": [f"--name={stem}"]}
         command = tuple(word for words in alone.values() for word in words)
         return replace(made, settings=replace(settings, name=stem, resume=True), command=command)
+
+    def _texts_of_refused(self, row: Mapping[str, object]) -> list[str]:
+        """The text that the seed of an invalid row follows from once it is valid; none where that cannot be known.
+
+        It is counted as a valid row's, so that correcting a row leaves the seeds of the others as they are.
+        """
+        try:
+            own = {name: words_of(self.parser, name, row[name]) for name in TEXTUAL if name in row}
+            flags = {name: words for name, words in self.base.items() if name in TEXTUAL} | own
+            settings = self.settle([word for words in flags.values() for word in words], Launch(0, 0, 1, False))
+        except (ValueError, OSError):
+            return []
+        return [text_of(settings)] if settings.seed is None else []
 
     def _flags(self, row: Mapping[str, object], swept: Mapping[str, object]) -> dict[str, list[str]]:
         """The words of the row's flags, by name."""

@@ -252,6 +252,19 @@ def test_rows_without_a_seed_get_one_of_their_own_that_stays():
     assert seeds(swan | {"seed": 7}, swan) == [7, found[0]]
 
 
+@BOTH
+def test_correcting_a_row_leaves_the_seeds_of_the_others(parse):
+    def last_seed(*rows, argv=()):
+        return of_rows(*rows, argv=["--keep_going", *argv], parse=parse).rows[-1].settings.seed
+
+    swan = {"prompt": "a swan"}
+    first, second = last_seed(swan), last_seed(swan, swan)
+    for wrong in ({"num_frames": 3}, {"num_frame": 17}, {"fps": 24, "image": "none.png"}):
+        assert last_seed(swan | wrong, swan) == second != first
+        assert last_seed(wrong, {}, argv=["--prompt", "a swan"]) == second
+        assert last_seed(swan | wrong | {"seed": 1}, swan) == first
+
+
 # Sweeps
 
 
