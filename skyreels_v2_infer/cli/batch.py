@@ -20,7 +20,7 @@ from skyreels_v2_infer.cli.names import name_fields, stem_of
 from skyreels_v2_infer.cli.reading import CommandError, Parser, joined
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.cli.sweep import Sweep, combinations, slurm_shard
-from skyreels_v2_infer.errors import InputError, printable
+from skyreels_v2_infer.errors import InputError, first_line, printable
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media.images import download_image
 
@@ -177,7 +177,7 @@ class RowReader:
     ):
         self.parser, self.sweeps, self.settle, self.launch, self.name = parser, sweeps, settle, launch, name
         self.base = flags_of(argv)
-        self._downloaded: dict[str, Path | InputError] = {}
+        self._downloaded: dict[str, Path | InputError | OSError] = {}
         self._seen: Counter[str] = Counter()  # texts of earlier rows, for seeds
 
     def rows(self, file: str, raw: Sequence[RawRow]) -> Iterator[JobRow]:
@@ -205,9 +205,9 @@ class RowReader:
                 texts.add(text)
                 settings = replace(settings, seed=derived_seed(text, self._seen[text]))
             stem = self._stem(settings, pattern, row.line)
-        except (CommandError, InputError) as error:
+        except (CommandError, InputError, OSError) as error:  # of the network, or ffmpeg makes no progress
             texts.update(self._texts_of_refused(row.values | values))
-            return made.refused(str(error))
+            return made.refused(error_line(error))
         alone |= {"seed": [f"--seed={settings.seed}"], "name": [f"--name={stem}"]}
         command = tuple(word for words in alone.values() for word in words)
         return replace(made, settings=replace(settings, name=stem, resume=True), command=command)
@@ -253,11 +253,13 @@ class RowReader:
         if address not in self._downloaded:
             try:
                 self._downloaded[address] = download_image(address, name)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self._downloaded[address] = error
         found = self._downloaded[address]
         if isinstance(found, InputError):
             raise InputError(name, address, found.legal)
+        if isinstance(found, OSError):
+            raise found
         return found
 
     def _stem(self, settings: GenerateSettings, pattern: str | None, line: int) -> str:
@@ -322,6 +324,11 @@ def as_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     return str(value)
+
+
+def error_line(error: Exception) -> str:
+    """What is wrong with a row; errors of the network and of files in one line, with their type if they say nothing."""
+    return first_line(error) if isinstance(error, OSError) else str(error)
 
 
 def shown(value: object) -> str:

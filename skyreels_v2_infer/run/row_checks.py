@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from skyreels_v2_infer.cli.batch import JobList, JobRow
+from skyreels_v2_infer.cli.batch import JobList, JobRow, error_line
 from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.errors import InputError
@@ -65,11 +65,13 @@ class Once:
         if key not in self._found:
             try:
                 self._found[key] = check()
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self._found[key] = error
         found = self._found[key]
         if isinstance(found, InputError):
             raise InputError(found.name, found.value, found.legal)
+        if isinstance(found, OSError):
+            raise found
         return found
 
 
@@ -88,8 +90,8 @@ def check_rows(
                 plan, config = checked(row.settings, jobs.group, models, once)
                 seen(row, plan, config)
                 valid.append(CheckedRow(row, texts_to_encode(row.settings, plan), model_of(row.settings, plan, config)))
-            except InputError as error:
-                row = row.refused(str(error))
+            except (InputError, OSError) as error:  # as when ffmpeg makes no progress with the row's video
+                row = row.refused(error_line(error))
         rows.append(row)
     return valid, replace(jobs, rows=tuple(rows))
 

@@ -236,6 +236,21 @@ def test_a_picture_at_an_address_is_downloaded_once(monkeypatch):
     assert f"--image={address}" in rows[0].command
 
 
+def test_an_address_that_does_not_answer_is_the_error_of_its_rows(monkeypatch):
+    asked = []
+
+    def download(url, name):
+        asked.append(url)
+        raise OSError(f"--{name} {url}: cannot be downloaded (connection refused)")
+
+    monkeypatch.setattr("skyreels_v2_infer.cli.batch.download_image", download)
+    address = "http://127.0.0.1:1/a.png"
+    jobs = of_rows({"prompt": "x", "image": address}, {"prompt": "y"}, {"prompt": "z", "image": address})
+    said = f"--image {address}: cannot be downloaded (connection refused)"
+    assert errors(jobs) == [f"jobs.jsonl:{line}: {said}" for line in (1, 3)]
+    assert asked == [address] and jobs.rows[1].settings.prompt == "y"
+
+
 # Seeds
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from script_runs import FORCING, GENERATE
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.media.pipes import StalledError
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.run import batch, summary
 from skyreels_v2_infer.run.main import main
@@ -207,6 +209,21 @@ def test_all_bad_rows_are_named_before_anything_is_made(make):
     assert sum("invalid: jobs.jsonl:" in line for line in lines) == 4
     records = [json.loads(line) for line in Path("out", "summary.jsonl").read_text().splitlines()]
     assert Counter(record["status"] for record in records) == {"done": 3, "invalid": 4}
+
+
+@pytest.mark.parametrize(
+    "probe", ["skyreels_v2_infer.media.read.video_header", "skyreels_v2_infer.run.row_checks.count_video"]
+)
+def test_a_video_that_cannot_be_probed_is_the_error_of_its_row(make, monkeypatch, probe):
+    def stalled(*given):
+        raise StalledError
+
+    monkeypatch.setattr("skyreels_v2_infer.media.read.video_header", lambda *given: SimpleNamespace(height=64, width=64))
+    monkeypatch.setattr(probe, stalled)
+    Path("a.mp4").touch()
+    rows = {"prompt": "x", "seed": 1}, {"prompt": "y", "seed": 2, "video_path": "a.mp4", "num_frames": 4}
+    code, _, lines, opened = make(*QUICK, "--overlap_history", 5, "--base_num_frames", 9, "--jobs", jobs(*rows))
+    assert (code, opened, lines) == (2, 0, [f"{FORCING}: jobs.jsonl:2: StalledError"])
 
 
 def test_a_batch_has_no_prompts_of_the_captioners(make):
