@@ -243,7 +243,7 @@ class RowReader:
         words = [word for name, some in flags.items() if name not in ADDRESSES for word in some]
         for name in ADDRESSES:
             for word in flags.get(name, ()):
-                address = word.partition("=")[2]
+                address = word.removeprefix(f"--{name}=")
                 if address.lower().startswith(("http://", "https://")):
                     word = f"--{name}={self._download(name, address)}"
                 words.append(word)
@@ -271,13 +271,20 @@ class RowReader:
 
 
 def flags_of(argv: Sequence[str]) -> dict[str, list[str]]:
-    """The words of a command line by the flag's name, without flags that concern the command as a whole."""
-    flags: dict[str, list[str]] = {}
-    name = ""
+    """The words of a command line by the flag's name, without flags that concern the command as a whole.
+
+    A flag and its only value are one word, ``--name=value``.
+    """
+    given: list[list[str]] = [[]]  # each flag with its values, after what is in front of all flags
     for word in joined(argv):
         if word.startswith("--"):
-            name = word[2:].partition("=")[0].removeprefix("no-")
-        flags.setdefault(name, []).append(word)
+            given.append([])
+        given[-1].append(word)
+    flags: dict[str, list[str]] = {}
+    for words in filter(None, given):
+        name = words[0][2:].partition("=")[0].removeprefix("no-") if words[0].startswith("--") else ""
+        one = len(words) == 2 and name and "=" not in words[0]
+        flags.setdefault(name, []).extend(["=".join(words)] if one else words)
     return {name: words for name, words in flags.items() if name not in (*OF_THE_COMMAND, "name")}
 
 

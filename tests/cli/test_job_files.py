@@ -236,6 +236,21 @@ def test_a_picture_at_an_address_is_downloaded_once(monkeypatch):
     assert f"--image={address}" in rows[0].command
 
 
+def test_an_address_on_the_command_line_is_downloaded_once_as_it_is_written(monkeypatch):
+    Image.new("RGB", (64, 64)).save("picture.png")
+    asked = []
+    monkeypatch.setattr(
+        "skyreels_v2_infer.cli.batch.download_image", lambda url, name: asked.append(url) or Path("picture.png")
+    )
+    monkeypatch.setattr(images, "download_image", None)
+    address = "https://example.com/a.png?u=https://example.org/b.png"
+    for argv in (["--image", address], [f"--image={address}"]):
+        asked.clear()
+        rows = of_rows(*({"prompt": "x", "seed": seed} for seed in range(3)), argv=argv).rows
+        assert asked == [address] and {row.settings.image for row in rows} == {Path("picture.png")}
+        assert f"--image={address}" in rows[0].command
+
+
 def test_an_address_that_does_not_answer_is_the_error_of_its_rows(monkeypatch):
     asked = []
 
