@@ -193,12 +193,15 @@ class VideoPipeline:
 
         Raises:
             InputError: it does not fit the model.
-            ValueError: the transformer is offloaded; pass `loras` to the constructor.
+            ValueError: the transformer is offloaded; pass `loras` to the constructor. Or an error interrupted a change
+                of the strengths of earlier ones.
         """
         if self._holding.offload == "blocks":
             raise ValueError("load_lora: the transformer is offloaded; give loras to the constructor")
         before = []
         if self.loras is not None:
+            if self.loras.strengths is None:
+                raise ValueError("load_lora: an error interrupted a change of strengths; make the pipeline anew")
             before = list(zip((lora.path for lora in self.loras.loras), self.loras.strengths, strict=True))
             self.loras.remove()
         compiled = is_compiled(self.transformer)
@@ -285,7 +288,7 @@ class VideoPipeline:
                 done = resume.latents.to(self.device)
             else:
                 drawn = noise if window.seed is None else NoiseSource(window.seed)
-                if plan.loras and tuple(self.loras.strengths) != window.lora_strengths:
+                if plan.loras and self.loras.strengths != list(window.lora_strengths):
                     self.loras.set_strengths(window.lora_strengths)
                 start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
                 channels = self._image_channels(plan, inputs)

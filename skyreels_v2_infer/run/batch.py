@@ -27,9 +27,10 @@ from skyreels_v2_infer.run.manifest import forget_peak_memory, peak_memory
 from skyreels_v2_infer.run.model_files import Models
 from skyreels_v2_infer.run.row_checks import CheckedRow, InvalidRowsError, check_rows
 from skyreels_v2_infer.run.session import Session
-from skyreels_v2_infer.run.sessions import Sessions, free_memory
+from skyreels_v2_infer.run.sessions import Sessions
 from skyreels_v2_infer.run.summary import Result
 
+MOST_FAILURES = 3  # in a row, after which a process makes no more videos: its device may be broken
 LOOKS_AHEAD = 64  # videos whose texts may be encoded with those of the current one
 
 
@@ -42,6 +43,9 @@ class Maker:
         check: called regularly; raises once the process has to stop.
         open_session: constructor of a session.
         models: looked up before.
+
+    Attributes:
+        failures: videos in a row that failed up to now, not counting invalid input.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Maker:
         self.sessions = Sessions(open_session)
         self.shared = Shared(models or Models(), self._enhance)
         self.job: Job | None = None
+        self.failures = 0
         self._enhanced: dict[tuple[str, str], str] = {}
         self._coming: Sequence[CheckedRow] = ()
 
@@ -82,6 +87,12 @@ class Maker:
             if not self.team.recovered:
                 raise
             error = self._error_of(problem)
+            is_input = isinstance(problem, InputError)
+            self.failures += not is_input
+            if not is_input or self.team.size > 1:  # where only one rank may know the kind of error
+                self.sessions.close()  # the model may be in any state
+        else:
+            self.failures = 0
         finally:
             self.job.close()
         if self.team.rank:
@@ -111,7 +122,6 @@ class Maker:
         if not is_foreseen(problem):
             traceback.print_exception(problem)
         problem.__traceback__ = None  # refers to everything that the job had in memory
-        free_memory()
         return f"{type(problem).__name__}: {first_line(problem)}"
 
     def _enhance(self, settings: GenerateSettings, place) -> str:
@@ -190,6 +200,11 @@ class Batch:
                 results = self._made(self.videos[number - 1 :])
             for result in results:
                 self._add(result)
+            if team.same(self.maker.failures >= MOST_FAILURES):
+                if not team.rank:
+                    many = f"{MOST_FAILURES} videos in a row failed in this process"
+                    say(f"{many}, which makes no more; the same command continues", from_any_rank=True)
+                break
         self.maker.sessions.close()
         self._page_is_old |= not team.rank and self.outdir.is_dir()
 

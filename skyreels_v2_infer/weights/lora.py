@@ -119,7 +119,7 @@ class Applied:
     """LoRAs on a model; `apply` makes it.
 
     Attributes:
-        strengths: of each LoRA, as last set; None before.
+        strengths: of each LoRA, as last set; None before, and after a change that did not finish.
         reports: of each LoRA.
     """
 
@@ -128,6 +128,7 @@ class Applied:
         shapes, self._packed = targets(model)
         self.reports = [lora.matched(shapes, self._packed) for lora in self.loras]
         self.strengths: list[float] | None = None
+        self._is_changed = False  # the weights may not be the original ones
         self._originals: dict[str, torch.Tensor] = {}
         self._added: dict[str, tuple[Added, Callable[[], None]]] = {}
 
@@ -144,8 +145,10 @@ class Applied:
         strengths = [float(strength) for strength in strengths]
         if strengths == self.strengths:
             return
-        if not self.changeable and any(self.strengths or []):
+        if not self.changeable and self._is_changed:
             raise ValueError("strengths: apply with changeable=True to set them again")
+        self._is_changed |= any(strengths)
+        self.strengths = None
         names = dict.fromkeys(name for report in self.reports for name in report.parameters)
         with torch.no_grad():
             for name in names:

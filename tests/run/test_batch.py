@@ -145,7 +145,7 @@ def test_a_rerun_makes_what_is_missing_or_changed(make):
 def test_a_failed_video_does_not_stop_the_others(make):
     rows = [{"prompt": f"a {word} circle", "seed": 1} for word in ("red", "fails", "blue")]
     code, paths, lines, opened = make(*QUICK, "--jobs", jobs(*rows))
-    assert (code, opened, len(paths)) == (1, 1, 2)
+    assert (code, opened, len(paths)) == (1, 2, 2)  # a model is not used again after an error
     reason = "FloatingPointError: the output is not finite"
     assert [line for line in lines if "failed" in line] == [f"2/3 failed: jobs.jsonl:2: {reason}"]
     found = summary.read_summary(Path("out"))
@@ -161,6 +161,17 @@ def test_a_failed_video_does_not_stop_the_others(make):
     assert sum("there already" in line for line in lines) == 2
     assert again[-1] == "out/a-fails-circle_1.mp4"  # what failed before is made last
     assert summary.read_summary(Path("out"))["a-fails-circle_1"]["status"] == "done"
+
+
+def test_a_process_gives_up_after_three_failures_in_a_row(make):
+    words = ["fails", "fails", "red", "fails", "fails", "fails", "blue"]
+    rows = [{"prompt": f"a {word} circle {i}", "seed": 1} for i, word in enumerate(words)]
+    code, paths, lines, _ = make(*QUICK, "--jobs", jobs(*rows))
+    assert (code, paths) == (1, ["out/a-red-circle-2_1.mp4"])
+    assert sum(" failed: jobs.jsonl:" in line for line in lines) == 5
+    assert lines[-2] == "3 videos in a row failed in this process, which makes no more; the same command continues"
+    code, paths, lines, _ = make(*QUICK, "--jobs", "jobs.jsonl", kind=Session_)
+    assert (code, len(paths)) == (0, 7)
 
 
 class Session_(Session):

@@ -344,6 +344,36 @@ def test_strengths_are_set_again_from_the_original_weights(tmp_path, merge, dtyp
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_interrupted_change_is_not_taken_for_a_finished_one(tmp_path, merge, monkeypatch):
+    lora, _ = a_file(tmp_path)
+    model = small_model()
+    for changeable in (False, True):
+        with monkeypatch.context() as patched:
+            applied = apply(model, [(lora, 0.0)], merge=merge, changeable=changeable)
+            before, calls = output(model), []
+            name = "_set_merged" if merge else "_set_added"
+            real = getattr(applied, name)
+
+            def interrupted(*given, real=real, calls=calls):
+                calls.append(1)
+                if len(calls) == 2:
+                    raise RuntimeError("out of memory")
+                real(*given)
+
+            patched.setattr(applied, name, interrupted)
+            with pytest.raises(RuntimeError):
+                applied.set_strengths([1.0])
+        assert applied.strengths is None
+        if changeable:
+            applied.set_strengths([0.0])
+            assert_same_output(model, before, merge)
+        else:  # it cannot be undone
+            with pytest.raises(ValueError, match="changeable"):
+                applied.set_strengths([1.0])
+            model = small_model()
+
+
 def test_what_cannot_be_set_is_named(tmp_path):
     lora, _ = a_file(tmp_path)
     applied = apply(small_model(), [(lora, 1.0)])
