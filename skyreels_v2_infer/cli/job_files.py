@@ -110,7 +110,11 @@ def no_number(name: str) -> float:
 
 
 def csv_rows(text: str) -> Iterator[RawRow]:
-    """Rows of a table whose first row names flags; an empty cell gives nothing."""
+    """Rows of a table whose first row names flags; an empty cell gives nothing.
+
+    Raises:
+        InputError: a row is no CSV. Where the next one begins is not known then.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     names: list[str] | None = None
     number = 0
@@ -128,4 +132,4 @@ def csv_rows(text: str) -> Iterator[RawRow]:
             else:
                 yield RawRow(number, {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()})
     except csv.Error as error:
-        yield RawRow(number + 1, {}, f"is no CSV ({error})")
+        raise InputError("jobs", None, f"row {number + 1} is no CSV ({error})") from None

@@ -191,9 +191,12 @@ def test_two_rows_with_one_name():
     assert not errors(of_rows(rows[0], rows[1] | {"name": "other"}))
 
 
-def test_a_bad_csv():
+def test_a_bad_csv(capsys):
     assert "jobs.csv:3: has 3 cells, the header 2" in errors(parsed("prompt,seed\na,1\nb,2,3\n", name="jobs.csv"))
-    assert any("is no CSV" in line for line in errors(parsed('prompt\na\n"b', name="jobs.csv")))
+    for rows, reason in (('a\n"b\nc\n', "unexpected end of data"), ('a\n"b" x\nc\n', "',' expected after '\"'")):
+        Path("jobs.csv").write_text(f"prompt\n{rows}")
+        line = refusal(capsys, "--jobs", "jobs.csv", *TINY, "--keep_going")  # not only the rows before
+        assert line == f"--jobs: row 3 is no CSV ({reason})"
 
 
 @pytest.mark.parametrize(
