@@ -169,7 +169,8 @@ class Batch:
         self.script, self.check, self.tell = script, check, tell
         self.models = Models()
         self.maker: Maker | None = None
-        self.untold = False
+        self.untold = self.unrecorded = False
+        self._done: set[str] = set()  # names, by this process
         valid, jobs = check_rows(jobs, self.models)
         self.invalid = [row for row in jobs.rows if row.settings is None]
         if self.invalid and not jobs.keep_going:
@@ -185,8 +186,9 @@ class Batch:
 
     @property
     def code(self) -> int:
-        """0: all videos are done, those of other teams as well; 1: some are not, or a path could not be printed."""
-        return int(self._count_done() < self.mine or self.untold)
+        """0: all videos are done, those of other teams as well; 1: some are not, or a path could not be printed, or a
+        result not be recorded."""
+        return int(self._count_done() < self.mine or self.untold or self.unrecorded)
 
     def run(self, team: Team, open_session: Callable[..., Session] = Session) -> None:
         """Makes all videos that are not there yet; several teams share them."""
@@ -225,15 +227,25 @@ class Batch:
         is_new = bool(result.seconds) or result.status != summary.DONE
         known = self.before.get(result.name, {})
         if is_new or (known.get("status"), known.get("path"), known.get("row")) != ("done", result.path, result.row):
-            self.outdir.mkdir(parents=True, exist_ok=True)
-            summary.append(self.outdir, result)
+            self._record(result)
             self._report()
         if result.status == summary.DONE:
+            self._done.add(result.name)
             took = f"{result.seconds:.1f} s" if is_new else "there already"
             say(f"{place} done: {result.path}, {took}", from_any_rank=True)
             self.untold = bool(self.tell(Path(result.path))) or self.untold
         else:
             say(f"{place} {result.status}: {result.source}: {result.error}", from_any_rank=True)
+
+    def _record(self, result: Result) -> None:
+        """Appends a result to the summary; a failure is a line on stderr, the first time."""
+        try:
+            self.outdir.mkdir(parents=True, exist_ok=True)
+            summary.append(self.outdir, result)
+        except OSError as error:
+            if not self.unrecorded:
+                say(f"{summary.NAME} cannot be written: {first_line(error)}", from_any_rank=True)
+            self.unrecorded = True
 
     def _report(self, at_last: bool = False) -> None:
         """Writes the report page, which reads the whole folder, so rarely that it takes 5 % of the time at most."""
@@ -255,8 +267,8 @@ class Batch:
 
     def _count_done(self) -> int:
         found = summary.read_summary(self.outdir)
-        records = (found.get(one.row.settings.name, {}) for one in self.videos)
-        return sum(record.get("status") == summary.DONE for record in records)
+        names = [one.row.settings.name for one in self.videos]
+        return sum(name in self._done or found.get(name, {}).get("status") == summary.DONE for name in names)
 
     def close(self) -> None:
         """Closes the journal of the current video, and brings the report page up to date."""

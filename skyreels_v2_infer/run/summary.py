@@ -60,18 +60,24 @@ def read_summary(folder: Path) -> dict[str, dict]:
 
 
 def append(folder: Path, result: Result) -> None:
-    """Appends a line, whole, also where other processes do so at the same time.
+    """Appends a line, whole, also where other processes do so at the same time, or the last line was cut off.
 
     Raises:
         OSError: it cannot be written; the message names the folder.
     """
     line = json.dumps(asdict(result)).encode() + b"\n"
     with naming_folder(folder):
-        handle = os.open(folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NOT_FOLLOWED, 0o666)
+        handle = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | NOT_FOLLOWED, 0o666)
         try:
             deadline = time.monotonic() + PATIENCE
             while not flock(handle, "LOCK_EX") and time.monotonic() < deadline:
                 time.sleep(0.01)
-            os.write(handle, line)
+            end = os.lseek(handle, 0, os.SEEK_END)
+            if end:
+                os.lseek(handle, end - 1, os.SEEK_SET)
+                if os.read(handle, 1) != b"\n":
+                    line = b"\n" + line
+            while line:
+                line = line[os.write(handle, line) :]
         finally:
             os.close(handle)

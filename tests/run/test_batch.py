@@ -313,3 +313,24 @@ def test_summaries_of_several_processes_do_not_mix(tmp_path):
     found = summary.read_summary(tmp_path)
     assert {name: record["row"] for name, record in found.items()} == {f"video-{i % 5}": i for i in range(15, 20)}
     assert summary.read_summary(tmp_path / "none") == {}
+
+
+def test_a_line_of_the_summary_that_was_cut_off_does_not_take_the_next_one(tmp_path, monkeypatch):
+    (tmp_path / summary.NAME).write_text('{"row": 1, "name": "cut')
+    real = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda handle, line: real(handle, line[:7]))
+        for row in (2, 3):
+            summary.append(tmp_path, summary.Result(row, "jobs:2", f"video-{row}", "done"))
+    found = summary.read_summary(tmp_path)
+    assert {name: record["row"] for name, record in found.items()} == {"video-2": 2, "video-3": 3}
+    assert len((tmp_path / summary.NAME).read_text().splitlines()) == 3
+
+
+def test_a_summary_that_cannot_be_written_does_not_end_the_batch(make):
+    Path("out", summary.NAME).mkdir(parents=True)
+    rows = [{"prompt": f"circle {i}", "seed": 1} for i in range(2)]
+    code, paths, lines, _ = make(*QUICK, "--jobs", jobs(*rows))
+    assert (code, paths) == (1, ["out/circle-0_1.mp4", "out/circle-1_1.mp4"])
+    assert sum("summary.jsonl cannot be written: " in line for line in lines) == 1
+    assert lines[-1] == "2 of 2 videos are done; out/summary.jsonl"
