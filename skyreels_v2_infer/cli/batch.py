@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from skyreels_v2_infer.cli.checks import check_own_devices
 from skyreels_v2_infer.cli.job_files import MOST_ROWS, STDIN, RawRow, read_job_file
-from skyreels_v2_infer.cli.names import name_fields, stem_of
+from skyreels_v2_infer.cli.names import labels_of, name_fields, stem_of, tells_apart
 from skyreels_v2_infer.cli.reading import CommandError, Parser, joined
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.cli.sweep import Sweep, combinations, slurm_shard
@@ -156,6 +156,20 @@ def check_key(parser: Parser, name: str) -> None:
         raise ValueError(parser.unknown(f"--{name}"))
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A row whose video has no name yet.
+
+    Attributes:
+        flags: the words of its command by flag.
+        pattern: of its name; None: the default.
+    """
+
+    row: JobRow
+    flags: Mapping[str, list[str]] = field(default_factory=dict)
+    pattern: str | None = None
+
+
 class RowReader:
     """Rows of a job file -> settings.
 
@@ -186,15 +200,19 @@ class RowReader:
         for row in raw:
             place = f"{'stdin' if file == STDIN else file}:{row.line}" if file != "--sweep" else file
             texts: set[str] = set()
+            drafts = []
             for values in combinations(self.sweeps):
                 number += 1
                 shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
                 swept = " ".join(f"{name}={value}" for name, value in shown.items())
-                made = JobRow(number, f"{place} ({swept})" if swept else place, shown)
-                yield made.refused(row.error) if row.error else self._read(made, row, values, texts)
+                made = JobRow(number, printable(f"{place} ({swept})" if swept else place), shown)
+                drafts.append(Draft(made.refused(row.error)) if row.error else self._read(made, row, values, texts))
             self._seen.update(texts)
+            fields, labels = self._swept(drafts)
+            for draft in drafts:
+                yield self._named(draft, row.line, fields, labels)
 
-    def _read(self, made: JobRow, row: RawRow, values: Mapping[str, object], texts: set[str]) -> JobRow:
+    def _read(self, made: JobRow, row: RawRow, values: Mapping[str, object], texts: set[str]) -> Draft:
         try:
             flags = self._flags(row.values, values)
             pattern = self.parser.read(flags.pop("name")).name if "name" in flags else self.name
@@ -204,13 +222,10 @@ class RowReader:
                 text = text_of(settings)
                 texts.add(text)
                 settings = replace(settings, seed=derived_seed(text, self._seen[text]))
-            stem = self._stem(settings, pattern, row.line)
         except (CommandError, InputError, OSError) as error:  # of the network, or ffmpeg makes no progress
             texts.update(self._texts_of_refused(row.values | values))
-            return made.refused(error_line(error))
-        alone |= {"seed": [f"--seed={settings.seed}"], "name": [f"--name={stem}"]}
-        command = tuple(word for words in alone.values() for word in words)
-        return replace(made, settings=replace(settings, name=stem, resume=True), command=command)
+            return Draft(made.refused(error_line(error)))
+        return Draft(replace(made, settings=settings), alone, pattern)
 
     def _texts_of_refused(self, row: Mapping[str, object]) -> list[str]:
         """The text that the seed of an invalid row follows from once it is valid; none where that cannot be known.
@@ -262,12 +277,34 @@ class RowReader:
             raise found
         return found
 
-    def _stem(self, settings: GenerateSettings, pattern: str | None, line: int) -> str:
-        """The name of the video; by default with the swept settings in it."""
-        swept = [sweep.name for sweep in self.sweeps if sweep.name not in ("prompt", "seed", "image", "story", "name")]
-        if pattern is None and swept:
-            pattern = "_".join(["{prompt}", *(f"{{{name}}}" for name in swept), "{seed}"])
-        return stem_of(replace(settings, name=pattern), settings.seed, {"row": line})
+    def _swept(self, drafts: Sequence[Draft]) -> tuple[list[str], dict[str, dict[str, str]]]:
+        """(the fields of swept flags in default names, the texts of those that are no field or the same for several
+        values)."""
+        rows = [draft.row for draft in drafts if draft.row.settings is not None]
+        names, labels = [], {}
+        for sweep in self.sweeps:
+            if sweep.name in ("prompt", "seed", "name") or (sweep.name in ("image", "story") and not sweep.values[1:]):
+                continue
+            names.append(sweep.name)
+            if not tells_apart(sweep.name, [row.settings for row in rows]):
+                labels[sweep.name] = labels_of({draft.row.swept[sweep.name] for draft in drafts})
+        return names, labels
+
+    def _named(self, draft: Draft, line: int, fields: Sequence[str], labels: Mapping[str, Mapping[str, str]]) -> JobRow:
+        """The row with the name of its video; by default with the swept settings in it."""
+        row, pattern, settings = draft.row, draft.pattern, draft.row.settings
+        if settings is None:
+            return row
+        if pattern is None and fields:
+            parts = [labels[name][row.swept[name]] if name in labels else f"{{{name}}}" for name in fields]
+            pattern = "_".join(["{prompt}", *parts, "{seed}"])
+        try:
+            stem = stem_of(replace(settings, name=pattern), settings.seed, {"row": line})
+        except InputError as error:
+            return row.refused(str(error))
+        alone = draft.flags | {"seed": [f"--seed={settings.seed}"], "name": [f"--name={stem}"]}
+        command = tuple(word for words in alone.values() for word in words)
+        return replace(row, settings=replace(settings, name=stem, resume=True), command=command)
 
 
 def flags_of(argv: Sequence[str]) -> dict[str, list[str]]:

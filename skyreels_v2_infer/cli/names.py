@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import PurePath
 from types import MappingProxyType
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.settings import PARTS, Affects, GenerateSettings
-from skyreels_v2_infer.plan.naming import beginning, named, output_stem
+from skyreels_v2_infer.plan.naming import beginning, formatted, named, output_stem
 
+SWEPT = 24  # characters of the text of a swept value
 # Too long, or a file's content.
 NOT_IN_NAMES = ("prompts", "story", "sigmas", "teacache_coefficients", "magcache_ratios")
 
@@ -49,3 +53,27 @@ def stems_begin(settings: GenerateSettings) -> str:
     if settings.name is None:
         return output_stem(settings.prompt, "")
     return beginning(settings.name, values_of(settings))
+
+
+def tells_apart(name: str, some: Iterable[GenerateSettings]) -> bool:
+    """Whether there is a field `name` of name patterns, and it differs wherever that setting does."""
+    found: dict[str, object] = {}
+    for settings in some:
+        if name not in name_fields(type(settings)):
+            return False
+        value = getattr(settings, name)
+        if found.setdefault(formatted(name, values_of(settings)[name], None).casefold(), value) != value:
+            return False
+    return True
+
+
+def labels_of(texts: Collection[str]) -> dict[str, str]:
+    """Short texts for file names, by the texts of the values of a swept flag; different for different ones."""
+    labels = {text: re.sub(r"[^\w.=+-]+", "-", text).strip("-.") or "none" for text in texts}
+    count = Counter(label.casefold() for label in labels.values())
+    return {
+        text: label
+        if len(label) <= SWEPT and count[label.casefold()] == 1
+        else f"{label[: SWEPT - 9]}-{zlib.crc32(text.encode()):08x}"
+        for text, label in labels.items()
+    }

@@ -375,6 +375,46 @@ def test_names_by_a_pattern(capsys):
     assert "there is no field {outdir}" in refusal(capsys, *TINY, "--name", "{outdir}")
 
 
+@pytest.mark.parametrize(
+    ("sweep", "names"),
+    [
+        (["resolution=540P,720P"], ["540P", "720P"]),
+        (["lora=a.safetensors,a.safetensors:0.5"], ["a.safetensors", "a.safetensors-0.5"]),
+        (["lora=a.safetensors,b.safetensors"], ["a", "b"]),
+        (["image=red.png,folder/blue.png"], ["red", "blue"]),
+        (["image=red.png,folder/red.png"], ["red.png", "folder-red.png"]),
+        (['sigmas=["1,0.5", "1,0.75,0.5"]'], ["1-0.5", "1-0.75-0.5"]),
+        (["preset=4steps"], ["4steps"]),
+        (["preset=4steps", "guidance_scale=1,2"], ["4steps_1", "4steps_2"]),
+        (['negative_prompt=["a/b", "a b", "c"]'], ["a-b-07f4401c", "a-b-806c5cd3", "c"]),
+        (["shift=1.0000001,1.0000002"], ["1.0000001", "1.0000002"]),
+    ],
+)
+def test_names_of_a_sweep_tell_its_values_apart(sweep, names):
+    for name in ("a.safetensors", "b.safetensors"):
+        Path(name).touch()
+    Path("folder").mkdir()
+    for name in ("red.png", "folder/red.png", "folder/blue.png"):
+        Image.new("RGB", (64, 64)).save(name)
+    rows = of_rows({"prompt": "x", "seed": 1}, argv=["--sweep", *sweep]).rows
+    assert not [row.error for row in rows if row.error]
+    assert [row.settings.name for row in rows] == [f"x_{name}_1" for name in names]
+
+
+def test_equal_values_of_a_sweep_are_one_video():
+    for sweep in ("guidance_scale=1,1.0", "resolution=540P,540P"):
+        (line,) = errors(of_rows({"prompt": "x", "seed": 1}, argv=["--sweep", sweep]))
+        assert "is that of jobs.jsonl:1 (" in line
+
+
+def test_a_long_or_broken_text_of_a_sweep():
+    texts = ["x" * 5000, "x" * 5001, "a\nb"]
+    rows = of_rows({"prompt": "x", "seed": 1}, argv=["--sweep", f"negative_prompt={json.dumps(texts)}"]).rows
+    assert not [row.error for row in rows if row.error]
+    assert len({row.settings.name for row in rows}) == 3 and all(len(row.settings.name) < 40 for row in rows)
+    assert rows[2].source == r"jobs.jsonl:1 (negative_prompt=a\nb)" and rows[2].settings.negative_prompt == "a\nb"
+
+
 # Which rows are made
 
 

@@ -229,7 +229,9 @@ def test_a_video_that_cannot_be_probed_is_the_error_of_its_row(make, monkeypatch
     def stalled(*given):
         raise StalledError
 
-    monkeypatch.setattr("skyreels_v2_infer.media.read.video_header", lambda *given: SimpleNamespace(height=64, width=64))
+    monkeypatch.setattr(
+        "skyreels_v2_infer.media.read.video_header", lambda *given: SimpleNamespace(height=64, width=64)
+    )
     monkeypatch.setattr(probe, stalled)
     Path("a.mp4").touch()
     rows = {"prompt": "x", "seed": 1}, {"prompt": "y", "seed": 2, "video_path": "a.mp4", "num_frames": 4}
