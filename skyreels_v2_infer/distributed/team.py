@@ -88,7 +88,7 @@ class Team:
         """From here to the end of an `attempt` the ranks compute together, and an error of one ends all processes."""
 
     def reason(self) -> str | None:
-        """The error of the rank that failed first in the last `attempt`, if another one did."""
+        """The error of the rank of this team that failed first in the last `attempt`, if one did and told."""
         return None
 
     def share(self, layout: Layout, choice: AttentionChoice) -> Shared:
@@ -229,10 +229,11 @@ class RankTeam(Team):
             yield
         except Exception as error:
             self._meetings = self._own
+            if not isinstance(error, SilencedError):
+                with suppress(Exception):  # the store may be gone
+                    store.set("reason", first_line(error))
             if self._committed or self._failed():
                 raise
-            if not isinstance(error, SilencedError):
-                store.set("reason", first_line(error))
             store.set("failed", "")
             self.meet()
             self.recovered = True
@@ -247,7 +248,8 @@ class RankTeam(Team):
         self._committed = self.size > 1
 
     def reason(self) -> str | None:
-        return self._attempt.get("reason").decode() if self._attempt.check(["reason"]) else None
+        with suppress(Exception):  # the store may be gone
+            return self._attempt.get("reason").decode() if self._attempt.check(["reason"]) else None
 
     def share(self, layout: Layout, choice: AttentionChoice) -> Shared:
         if self.size == 1:

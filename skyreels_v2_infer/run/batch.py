@@ -215,9 +215,11 @@ class Batch:
         try:
             result = self.maker.make(coming)
         except Exception as error:  # ends all processes; the next command makes this video last
-            if not self.maker.team.rank:
-                failed = record_of(self.script, coming[0].row, self.maker.team.size)
-                self._add(replace(failed, status=summary.FAILED, error=first_line(error)))
+            team = self.maker.team
+            reason = team.reason() if isinstance(error, SilencedError) else first_line(error)
+            if not team.rank and reason is not None:  # None: another team failed, not this video
+                failed = record_of(self.script, coming[0].row, team.size)
+                self._add(replace(failed, status=summary.FAILED, error=reason))
             raise
         return [] if result is None else [result]
 

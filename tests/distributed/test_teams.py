@@ -1,5 +1,6 @@
 """Teams of a batch: an error of one rank fails a video, not the processes, as long as they do not compute together."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -73,6 +74,29 @@ def test_an_error_while_ranks_compute_together_is_final():
 
     assert on_ranks(work) == [False] * 4
     assert on_ranks(work, size=1) == [True] * 4
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_reason_is_that_of_a_rank_of_this_team(ours):
+    """A rank that is silenced while all compute together learns whether its own team failed or another one."""
+    failed = threading.Event()
+
+    def work(store, rank: int):
+        team = RankTeam(Launch(rank, rank, 4, True), store, failed.is_set, 2)
+        try:
+            with team.attempt():
+                team.commit()
+                if rank == (1 if ours else 3):
+                    raise FloatingPointError("not finite")
+                team.meet_all()
+        except FloatingPointError:
+            failed.set()  # as `assembled` reports it, after the attempt
+        except SilencedError:
+            return team.reason()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(partial(work, HashStore()), range(4)))
+    assert found[0] == ("not finite" if ours else None)
 
 
 def test_waiting_ends_when_another_process_has_failed():

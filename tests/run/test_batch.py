@@ -15,6 +15,7 @@ from script_runs import FORCING, GENERATE
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
+from skyreels_v2_infer.distributed.team import SilencedError, Team
 from skyreels_v2_infer.media.pipes import StalledError
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.run import batch, summary
@@ -172,6 +173,22 @@ def test_a_process_gives_up_after_three_failures_in_a_row(make):
     assert lines[-2] == "3 videos in a row failed in this process, which makes no more; the same command continues"
     code, paths, lines, _ = make(*QUICK, "--jobs", "jobs.jsonl", kind=Session_)
     assert (code, len(paths)) == (0, 7)
+
+
+@pytest.mark.parametrize(("reason", "recorded"), [(None, {}), ("not finite", {"x_1": "not finite"})])
+def test_another_teams_failure_is_not_recorded_for_this_video(monkeypatch, reason, recorded):
+    class Others(Team):
+        def reason(self):
+            return reason
+
+    def silenced(maker, coming):
+        raise SilencedError
+
+    monkeypatch.setattr(batch.Maker, "make", silenced)
+    made = batch.Batch(FORCING, parse_diffusion_forcing([*QUICK, "--jobs", jobs({"prompt": "x", "seed": 1})]), bool)
+    with pytest.raises(SilencedError):
+        made.run(Others())
+    assert {name: found["error"] for name, found in summary.read_summary(Path("out")).items()} == recorded
 
 
 class Session_(Session):
