@@ -1,11 +1,13 @@
 """Encoders and VAE from single files: every naming, precision and tokenizer that such files come with."""
 
+import io
 import json
 import os
 import random
 import re
 import shutil
 import time
+from collections.abc import Callable
 
 import gguf
 import numpy as np
@@ -15,6 +17,7 @@ import small_checkpoints as small
 import torch
 from safetensors.torch import save_file
 from script_runs import FORCING, run
+from sentencepiece import sentencepiece_model_pb2
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_image_encoder, get_text_encoder, get_vae
@@ -152,28 +155,92 @@ def test_gguf_text_encoder(tmp_path, folder, form, pieces):
 # Tokenizers
 
 
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
+def trained(**more) -> bytes:
     """A sentencepiece model like umT5's: 0 pads, 1 ends, 3 is unknown; no larger than the small text encoder knows."""
     rng = random.Random(0)
     words = ["swan", "cat", "water", "on", "the", "a", "of", "in", "and", "running", "them"]
     lines = [" ".join(rng.choices(words, k=8)) for _ in range(300)]
-    prefix = tmp_path_factory.mktemp("words") / "spiece"
+    model = io.BytesIO()
+    given = {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc"} | more
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=str(prefix),
+        model_writer=model,
         vocab_size=60,
         hard_vocab_limit=False,
-        model_type="unigram",
-        normalization_rule_name="nmt_nfkc",
         pad_id=0,
         eos_id=1,
         bos_id=2,
         unk_id=3,
         minloglevel=2,
+        **given,
     )
-    model = prefix.with_suffix(".model").read_bytes()
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """(`trained`, sentencepiece's processor of it)."""
+    model = trained()
     return model, sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def with_kinds(model: bytes, words: Callable[[list[str]], list[str]], kind: int, score: float) -> bytes:
+    """A sentencepiece model, some of whose normal words are of another kind."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    chosen = words([piece.piece for piece in proto.pieces if piece.type == vocabulary.NORMAL])
+    for piece in proto.pieces:
+        if piece.piece in chosen:
+            piece.type, piece.score = kind, score
+    return proto.SerializeToString()
+
+
+KINDS = {
+    "user-defined words in training": lambda model: trained(user_defined_symbols=["at", "<x>", "é€"]),
+    "user-defined words": lambda model: with_kinds(model, lambda words: words[2::4], vocabulary.USER_DEFINED, -9.0),
+    "improbable unused words": lambda model: with_kinds(model, lambda words: words[1::3], vocabulary.UNUSED, -90.0),
+    "probable unused words": lambda model: with_kinds(model, lambda words: words[:9], vocabulary.UNUSED, 0.0),
+}
+
+
+@pytest.mark.parametrize("how", KINDS)
+def test_words_of_other_kinds_are_found_as_by_sentencepiece(pieces, how):
+    model = KINDS[how](pieces[0])
+    theirs, ours = (
+        sentencepiece.SentencePieceProcessor(model_proto=model),
+        vocabulary.for_transformers(*vocabulary.from_sentencepiece(model)),
+    )
+    rng = random.Random(1)
+    parts = [*"swancter ofthidg ", "<x>", "at", "swan", "water", "é€", " ", " the "]
+    for _ in range(300):
+        sample = "".join(rng.choices(parts, k=rng.randrange(25))).strip()
+        assert ours(sample).input_ids == [*theirs.encode(sample), 1], sample
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model_type": "bpe"},
+        {"treat_whitespace_as_suffix": True},
+        {"add_dummy_prefix": False},
+        {"user_defined_symbols": ["ﬁ"]},
+    ],
+)
+def test_what_another_tokenizer_would_do_is_refused(more):
+    with pytest.raises(ValueError, match=r"^its? "):
+        vocabulary.from_sentencepiece(trained(**more))
+
+
+def test_spaces_that_are_kept_and_an_end_that_is_unused_are_refused(pieces):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces[0])
+    proto.normalizer_spec.escape_whitespaces = False
+    with pytest.raises(ValueError, match="its words are not marked"):
+        vocabulary.from_sentencepiece(proto.SerializeToString())
+    proto.normalizer_spec.escape_whitespaces, proto.pieces[1].type = True, vocabulary.UNUSED
+    with pytest.raises(ValueError, match="it lacks </s>"):
+        vocabulary.from_sentencepiece(proto.SerializeToString())
+    with pytest.raises(ValueError, match="its words are not marked"):
+        about = {"model": "t5", "tokens": ["<unk>"], "add_space_prefix": False}
+        vocabulary.from_gguf({f"tokenizer.ggml.{name}": value for name, value in about.items()})
 
 
 def test_a_sentencepiece_model_becomes_the_same_tokenizer(pieces):
