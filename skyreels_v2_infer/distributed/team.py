@@ -78,6 +78,10 @@ class Team:
         self._claimed += 1
         return self._claimed - 1
 
+    def agrees(self, text: str) -> bool:
+        """Whether the text is the one of the first process, of all teams, that called this. To be called once."""
+        return True
+
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """A block in which an error of one rank is one of all: the others raise SilencedError where they wait for it,
@@ -217,6 +221,9 @@ class RankTeam(Team):
 
     def claim(self) -> int:
         return self.same(None if self.rank else self._claims.add("claimed", 1) - 1)
+
+    def agrees(self, text: str) -> bool:
+        return self._claims.compare_set("agreed", "", text).decode() == text
 
     @contextmanager
     def attempt(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ calls it.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import time
 import traceback
@@ -191,7 +192,14 @@ class Batch:
         return int(self._count_done() < self.mine or self.untold or self.unrecorded)
 
     def run(self, team: Team, open_session: Callable[..., Session] = Session) -> None:
-        """Makes all videos that are not there yet; several teams share them."""
+        """Makes all videos that are not there yet; several teams share them.
+
+        Raises:
+            OSError: processes found different rows valid, so that a number that a team claims is not one video.
+        """
+        commands = repr([(one.row.number, one.row.command) for one in self.videos])
+        if not team.agrees(hashlib.sha256(commands.encode()).hexdigest()):
+            raise OSError("processes disagree on which rows are valid (an address, a file or --replay); try again")
         if self.videos and not team.rank:
             check_ffmpeg(reading=any(getattr(one.row.settings, "video_path", None) for one in self.videos))
         self.maker = Maker(self.script, team, self.check, open_session, self.models)

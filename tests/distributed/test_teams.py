@@ -38,6 +38,11 @@ def test_teams_of_one_claim_different_numbers():
     assert [alone.claim() for _ in range(3)] == [0, 1, 2]
 
 
+def test_processes_agree_on_a_text():
+    assert on_ranks(lambda team, rank: team.agrees("a")) == [True] * 4
+    assert sum(on_ranks(lambda team, rank: team.agrees(str(rank)))) == 1
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_rank_ends_the_attempt_of_both(failing):
     def work(team: RankTeam, rank: int):

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ import pytest
 from PIL import Image
 from report_folders import data_of
 from script_runs import FORCING, GENERATE
+from torch.distributed import HashStore
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing, parse_generate
-from skyreels_v2_infer.distributed.team import SilencedError, Team
+from skyreels_v2_infer.distributed.team import RankTeam, SilencedError, Team
+from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media.pipes import StalledError
 from skyreels_v2_infer.modules.text_encoder import TextEncoder
 from skyreels_v2_infer.run import batch, summary
@@ -173,6 +176,23 @@ def test_a_process_gives_up_after_three_failures_in_a_row(make):
     assert lines[-2] == "3 videos in a row failed in this process, which makes no more; the same command continues"
     code, paths, lines, _ = make(*QUICK, "--jobs", "jobs.jsonl", kind=Session_)
     assert (code, len(paths)) == (0, 7)
+
+
+def test_processes_that_find_different_rows_valid_make_nothing():
+    """As when an address does not answer one of them. Their devices may differ."""
+
+    class Claimed(RankTeam):
+        def claim(self):
+            return 3  # others have taken all
+
+    rows = {"prompt": "x", "seed": 1}, {"prompt": "y", "seed": 2}
+    for wrong in (False, True):
+        store = HashStore()
+        for rank, row in enumerate((rows[0], rows[0] | ({"num_frames": 6} if wrong else {}))):
+            argv = [*QUICK, "--jobs", jobs(row, rows[1]), "--keep_going"]
+            made = batch.Batch(FORCING, parse_diffusion_forcing(argv).on_device(f"cuda:{rank}"), bool)
+            with pytest.raises(OSError, match="disagree") if wrong and rank else nullcontext():
+                made.run(Claimed(Launch(rank, rank, 2, True), store, bool, 1))
 
 
 @pytest.mark.parametrize(("reason", "recorded"), [(None, {}), ("not finite", {"x_1": "not finite"})])
