@@ -6,6 +6,7 @@ it; transformers 5 would make a T5 tokenizer with another number for unknown wor
 """
 
 import struct
+import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ MOST_FIELDS = 2**20  # of a sentencepiece model; umT5's has 256,304
 PIECE_FIELDS = 16  # that are read of a piece, which has three, and of the normalisation, which has six
 TRAINER_FIELDS = 2**12  # that are read of the training's settings: some fifty, one for each user-defined word
 UNIGRAM = 1  # model_type
+LONGEST = 100  # characters of a user-defined word
 BONUS = 0.1  # score of a user-defined word, for each byte after its first
 
 
@@ -41,16 +43,15 @@ def unigram_tokenizer(words: list[str], scores: list[float], kinds: list[int], c
     missing = [word for word in (END, PADDING) if word not in used]
     if missing:
         raise ValueError(f"it lacks {' and '.join(missing)}")
+    changed = [word for word, kind in zip(words, kinds, strict=True) if kind == USER_DEFINED and is_normalised(word)]
+    if changed:  # sentencepiece exempts them
+        raise ValueError(f"its normalisation changes its user-defined word {changed[0][:LONGEST]!r}")
     unknown = kinds.index(UNKNOWN)
     vocabulary = list(as_searched(words, scores, kinds))
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=BYTE in kinds))
     steps = [normalizers.Precompiled(charsmap)] if charsmap else []
     steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), SPACE)]
     tokenizer.normalizer = normalizers.Sequence(steps)
-    for word, kind in zip(words, kinds, strict=True):
-        plain = word.strip(SPACE).replace(SPACE, " ")
-        if kind == USER_DEFINED and tokenizer.normalizer.normalize_str(plain) != plain:  # sentencepiece exempts them
-            raise ValueError(f"its normalisation changes its user-defined word {word!r}")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, words.index(END))]
@@ -76,6 +77,17 @@ def as_searched(words: list[str], scores: list[float], kinds: list[int]) -> Iter
             yield f" {word}", least  # a space is never searched for: it has been replaced
         else:
             yield word, max(float(score), least)
+
+
+def is_normalised(word: str) -> bool:
+    """Whether umT5's normalisation (spaces, control characters, NFKC) changes a user-defined word, or it is too long.
+
+    The compiled table is not asked: the library panics on damaged ones.
+    """
+    plain = word.strip(SPACE).replace(SPACE, " ")
+    if len(plain) > LONGEST or not plain.isprintable() or "  " in plain or plain.endswith(" "):
+        return True
+    return unicodedata.normalize("NFKC", plain) != plain
 
 
 def for_transformers(tokenizer, unknown: str):

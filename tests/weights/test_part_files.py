@@ -223,6 +223,7 @@ def test_words_of_other_kinds_are_found_as_by_sentencepiece(pieces, how):
         {"treat_whitespace_as_suffix": True},
         {"add_dummy_prefix": False},
         {"user_defined_symbols": ["ﬁ"]},
+        {"user_defined_symbols": ["x" * 200]},
     ],
 )
 def test_what_another_tokenizer_would_do_is_refused(more):
@@ -309,6 +310,14 @@ def test_a_table_in_a_spiece_model_on_which_the_library_panics(tmp_path, pieces)
     (place / "spiece.model").write_bytes(pieces)
     ended = run(FORCING, "--model_id", folder, "--prompt", "a swan", "--device", "cpu", cwd=tmp_path)
     assert ended.code == 2 and len(ended.lines) == 1 and "spiece.model" in ended.err
+
+
+def test_a_table_on_which_the_library_panics_is_not_asked_about_user_defined_words(pieces, capfd):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces[0])
+    proto.pieces[9].type = vocabulary.USER_DEFINED
+    proto.normalizer_spec.precompiled_charsmap = b"\x90\1\0\0" + b"\xff" * 400
+    vocabulary.from_sentencepiece(proto.SerializeToString())
+    assert capfd.readouterr().err == ""
 
 
 def test_a_folder_with_a_spiece_model_alone(tmp_path, pieces):
