@@ -81,7 +81,7 @@ class OneByteLinear(nn.Module):
     def from_dense(self, weight: torch.Tensor) -> None:
         """Quantises a weight ``[N, K]`` of any float dtype, on the device it is on."""
         weight = weight.detach().float()
-        # Not divided by `largest`: CUDA multiplies by the reciprocal of a number instead, and the results would differ.
+        # Not divided by `largest`, which CUDA may do by its reciprocal: host and GPU have to make the same numbers.
         scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) * (1 / self.largest)
         self.from_scaled(self.rounded(weight / scale), scale)
 
