@@ -60,7 +60,7 @@ setup(
         "dev": [
             *("accelerate", "diffusers>=0.41", "gguf>=0.10", "hypothesis", "json-repair>=0.30", "matplotlib"),
             *("coverage>=7.10", "pytest>=8", "pytest-xdist", "ruff"),
-            *("sentencepiece", *XDIT),
+            *("protobuf", "sentencepiece", *XDIT),
         ],
     },
 )
