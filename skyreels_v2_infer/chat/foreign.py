@@ -21,20 +21,22 @@ from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
 LARGEST = 2**24  # bytes of a json file or a template
 TOKENIZER = "tokenizer.json"
 LARGEST_TOKENIZER = 2**26  # bytes; Gemma's has 33 MB
-SECONDS = 10  # of processor time for a template
+SECONDS = 3  # of processor time for a template
 PATIENCE = 120  # seconds altogether, on a busy machine
 MEMORY = 2  # GiB
-MOST_TEXT = 2**20  # characters of a conversation
+MOST_ADDED = 2**12  # characters that a template adds to what is said; published ones add some hundred
 
 WRITTEN = f"""
 import sys
+import time
 sys.path = [place for place in sys.path if place]  # nothing from the folder where it is started
 import json
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_CPU, ({SECONDS}, {SECONDS}))
+    seconds = int(time.process_time()) + 1 + {SECONDS}  # what is imported above may take longer than that
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY} << 30, {MEMORY} << 30))
 except (ImportError, OSError, ValueError):
     pass  # not on every system
@@ -47,7 +49,7 @@ for talk in asked["talks"]:
     except TemplateError:
         if talk is asked["talks"][-1]:
             raise
-json.dump(found[0][0][: {MOST_TEXT} + 1], sys.stdout)
+json.dump(found[0][0][: asked["most"] + 1], sys.stdout)
 """
 
 
@@ -84,13 +86,17 @@ def conversation(tokenizer, talks: Sequence[list[dict]], flag: str, model: str) 
         talks: the same in several forms; the first that the template accepts is taken (some have no system role).
 
     Raises:
-        InputError: the template accepts none of them, fails, or takes too long or too much memory.
+        InputError: the template accepts none of them, fails, takes too long or too much memory, or writes much more
+            than what is said, which a model would have to read.
     """
     if model in (CAPTIONER, ENHANCER) and not os.path.exists(model):  # no strangers
         return _in_this_process(tokenizer, talks)
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    asked = json.dumps({"talks": list(talks), "template": tokenizer.get_chat_template(), "special": special})
-    return _written(asked, flag, model)
+    most = MOST_ADDED + max(len(json.dumps(talk)) for talk in talks)
+    template = tokenizer.get_chat_template()
+    return _written(
+        json.dumps({"talks": list(talks), "template": template, "special": special, "most": most}), flag, model
+    )
 
 
 def _in_this_process(tokenizer, talks: Sequence[list[dict]]) -> str:
@@ -117,7 +123,7 @@ def _written(asked: str, flag: str, model: str) -> str:
     if done.returncode:
         raise InputError(flag, model, f"its chat template cannot be used ({reason})")
     text = json.loads(done.stdout)
-    if not text or len(text) > MOST_TEXT:
+    if not text or len(text) > json.loads(asked)["most"]:
         raise InputError(flag, model, f"its chat template makes {'nothing' if not text else 'too much'} of a prompt")
     return text
 

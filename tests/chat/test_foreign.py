@@ -50,15 +50,13 @@ def changed(file, **values) -> None:
         (GROWTH, "takes more than"),
         ("{{ 'x' * 10000000000 }}", "takes more than"),
         ("{{ 'x' * 2000000 }}", "makes too much"),
+        ('{"a":' * 2000, "makes too much"),  # as text, which a model took minutes to read
         ("{% if false %}{% endif %}", "makes nothing"),
         ("{% for", "cannot be used"),
         ("{{ messages.no.such }}", "cannot be used"),
     ],
 )
-def test_templates(folder, template, why, monkeypatch):
-    monkeypatch.setattr(
-        foreign, "WRITTEN", foreign.WRITTEN.replace(f"({foreign.SECONDS}, {foreign.SECONDS})", "(3, 3)")
-    )
+def test_templates(folder, template, why):
     (folder / "chat_template.jinja").write_text(template)
     assert f"its chat template {why}" in refusal(folder, talk=True)
 
