@@ -17,7 +17,7 @@ from pathlib import Path
 from skyreels_v2_infer.cli.checks import check_own_devices
 from skyreels_v2_infer.cli.job_files import MOST_ROWS, STDIN, RawRow, read_job_file
 from skyreels_v2_infer.cli.names import labels_of, name_fields, stem_of, tells_apart
-from skyreels_v2_infer.cli.reading import CommandError, Parser
+from skyreels_v2_infer.cli.parser import CommandError, Parser
 from skyreels_v2_infer.cli.row_words import flags_of, shown, words_of
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.cli.sweep import Sweep, combinations, slurm_shard

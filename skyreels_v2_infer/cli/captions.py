@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from skyreels_v2_infer.cli.checks import check_outdir
-from skyreels_v2_infer.cli.reading import CommandError, Parser, device_name, one_of, some_path, some_text, whole
+from skyreels_v2_infer.cli.parser import CommandError, Parser
+from skyreels_v2_infer.cli.reading import device_name, one_of, some_path, some_text, whole
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_ID, NO_MODEL
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from skyreels_v2_infer.cli.reading import Parser, joined
+from skyreels_v2_infer.cli.parser import Parser, joined
 
 JOINED = ("sigmas", "teacache_coefficients", "magcache_ratios")  # values with commas between them
 
