@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.rates import read_rate
 from skyreels_v2_infer.plan.cache_settings import read_cache
 from skyreels_v2_infer.plan.naming import check_pattern
 from skyreels_v2_infer.plan.plan import LoraPlan
@@ -39,11 +40,15 @@ def whole(low: int | None = None, high: int | None = None) -> Callable[[str], in
     return read
 
 
-def number(low: float | None = None, above: float | None = None, below: float | None = None) -> Callable[[str], float]:
-    """Converts a finite number, at least `low`, greater than `above`, less than `below`; None: no limit."""
+def number(
+    low: float | None = None, above: float | None = None, below: float | None = None, most: float | None = None
+) -> Callable[[str], float]:
+    """Converts a finite number, at least `low`, greater than `above`, less than `below`, up to `most`; None: no
+    limit."""
     limits = [f"at least {low}"] if low is not None else []
     limits += [f"above {above}"] if above is not None else []
     limits += [f"below {below}"] if below is not None else []
+    limits += [f"at most {most}"] if most is not None else []
     legal = ", ".join(["must be a finite number", " and ".join(limits)] if limits else ["must be a finite number"])
 
     def read(text: str) -> float:
@@ -56,11 +61,20 @@ def number(low: float | None = None, above: float | None = None, below: float | 
             or (low is not None and value < low)
             or (above is not None and value <= above)
             or (below is not None and value >= below)
+            or (most is not None and value > most)
         ):
             raise argparse.ArgumentTypeError(f"{text}: {legal}")
         return value
 
     return read
+
+
+def rate(text: str) -> float:
+    """Converts a frame rate, see `media.rates`."""
+    try:
+        return read_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def numbers(count: int) -> Callable[[str], tuple[float, ...]]:

@@ -20,6 +20,7 @@ from skyreels_v2_infer.cli.reading import (
     whole,
 )
 from skyreels_v2_infer.cli.sweep import shard, swept
+from skyreels_v2_infer.media.ffmpeg import BEST, QUALITY, WORST
 from skyreels_v2_infer.plan.kernels import KERNELS
 
 
@@ -38,6 +39,14 @@ def add_output(parser: Parser) -> None:
         type=name_pattern,
         help='file name of the video, with fields in braces: settings by the name of their flag, as in "{prompt:.20}_'
         '{guidance_scale}_{seed}"; .N limits a text, 0N adds leading zeros (default: prompt and seed)',
+    )
+    group.add_argument(
+        "--quality",
+        metavar="X",
+        type=number(WORST, most=BEST),
+        default=QUALITY,
+        help="of the mp4, from 0 to 10: x264's crf is (10 - X) x 5.1, rounded down: 8 is crf 10, 6 crf 20, 10 crf 1 "
+        "(default: %(default)g)",
     )
     group.add_argument(
         "--keep_parts",

@@ -45,8 +45,9 @@ RUN = _kind(Affects.RUN)
 class GenerateSettings:
     """Validated settings of `generate_video.py`.
 
-    height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, 1..240.
-    seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
+    height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, see
+    `media.rates`. quality: of the mp4, 0..10, see `media.ffmpeg.crf_of`. seed: 0..2**63-1; None: drawn by the run.
+    device, dtype: None: chosen by the run. teacache_thresh: at least 0.
     teacache_coefficients: five, highest degree first; None: the model's. cache: as for `read_cache`, with all keys.
     magcache_ratios: of the conditional, then of the unconditional pass; None: the model's. sigmas: noise levels,
     falling, in place of those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel,
@@ -67,7 +68,8 @@ class GenerateSettings:
     inference_steps: int = field(metadata=FRAMES)
     guidance_scale: float = field(metadata=WINDOW)
     shift: float = field(metadata=FRAMES)
-    fps: int = field(metadata=FRAMES)
+    fps: float = field(metadata=FRAMES)
+    quality: float = field(metadata=FRAMES)
     seed: int | None = field(metadata=FRAMES)
     device: str | None = field(metadata=MACHINE)
     dtype: str | None = field(metadata=FRAMES)

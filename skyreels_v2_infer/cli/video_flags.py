@@ -13,6 +13,7 @@ from skyreels_v2_infer.cli.reading import (
     lora_file,
     number,
     one_of,
+    rate,
     some_path,
     some_picture,
     some_text,
@@ -136,8 +137,9 @@ def add_shape(parser: Parser) -> None:
     group.add_argument(
         "--fps",
         metavar="N",
-        type=whole(1, 240),
-        help=f"frames per second of the file, and an input of models with an fps embedding ({_defaults('fps')})",
+        type=rate,
+        help="frames per second of the file, 1 to 240, also 23.976, 30000/1001, ...; and an input of models with "
+        f"an fps embedding ({_defaults('fps')})",
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from skyreels_v2_infer.errors import in_one_line
 from skyreels_v2_infer.media.pipes import Patience, PatientReader, StalledError, write_all
+from skyreels_v2_infer.media.rates import exact, rate_text
 
 # Seconds without progress after which an ffmpeg is ended. Reading: no byte of output. Writing: no byte of a frame
 # accepted, or after the last one no change of the file; longer, since a network disk may be away for a while.
@@ -38,7 +39,8 @@ _TO_BT709 = (
     f"scale=out_color_matrix=bt709:out_range=tv:{_ACCURATE},"
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
-_CRF = "10"  # imageio's quality 8: int((1 - 8 / 10) * 51)
+QUALITY = 8.0  # as published
+WORST, BEST = 0, 10
 
 # Outputs of decoding. PPM states the size in front of every frame, which may change within a video.
 PIXELS = ("-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe")
@@ -64,10 +66,24 @@ _LACKING = re.compile(
 _CONSEQUENCES = re.compile("Nothing was written|Task finished|Terminating thread")
 
 
-def encode_arguments(height: int, width: int, fps: float, out: Path) -> list[str]:
-    """Raw RGB frames from stdin -> H.264 in `out`."""
-    arguments = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
-    arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", _CRF]
+def crf_of(quality: float) -> int:
+    """x264's constant rate factor for a quality from 0 to 10, on imageio's scale; 1 for 10.
+
+    With 0 x264 would write lossless H.264, which most players do not play.
+    """
+    return max(1, int((BEST - quality) * 5.1))
+
+
+def encode_arguments(height: int, width: int, fps: float, out: Path, quality: float = QUALITY) -> list[str]:
+    """Raw RGB frames from stdin -> H.264 in `out`.
+
+    Videos of the usual quality can be joined without encoding again, and so can those of all other ones.
+    """
+    arguments = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    arguments += ["-r", rate_text(fps), "-i", "-"]
+    arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{crf_of(quality)}"]
+    if quality != QUALITY:  # the headers, of which a joined video has one set, would depend on it
+        arguments += ["-x264-params", "stitchable=1"]
     return [*arguments, "-f", "mp4", f"file:{out}"]
 
 
@@ -79,7 +95,8 @@ def join_arguments(fps: float, out: Path, metadata: Path | None = None) -> list[
         arguments += ["-f", "ffmetadata", "-i", f"file:{metadata}", "-map", "0", "-map_metadata", "1"]
     # x264 reorders over up to two frames, but not in a video of one frame. Without the same lead everywhere the
     # decoding timestamps would be uneven where two videos meet, and players would derive another frame rate from them.
-    arguments += ["-bsf:v", f"setts=pts=PTS:dts=(N-2)/({fps}*TB):duration=1/({fps}*TB)"]
+    frame = f"{exact(fps).denominator}/({exact(fps).numerator}*TB)"  # in units of the timestamps
+    arguments += ["-bsf:v", f"setts=pts=PTS:dts=(N-2)*{frame}:duration={frame}"]
     return [*arguments, "-c", "copy", "-f", "mp4", f"file:{out}"]
 
 

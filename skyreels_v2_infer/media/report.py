@@ -28,6 +28,7 @@ from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import first_line, printable
 from skyreels_v2_infer.media import preview
 from skyreels_v2_infer.media.files import read_small
+from skyreels_v2_infer.media.rates import HIGHEST
 from skyreels_v2_infer.media.statistics import drift
 
 NAME, SUMMARY = "report.html", "summary.jsonl"
@@ -154,7 +155,8 @@ def video_of(path: Path, manifest: dict) -> dict:
         Exception: one of `BROKEN`: it is no manifest.
     """
     written = dict(manifest["settings"].items())
-    height, width, fps = (count(written.get(name)) for name in ("height", "width", "fps"))
+    height, width = (count(written.get(name)) for name in ("height", "width"))
+    fps = numbers(written, ["fps"]).get("fps")
     continued = "video_path" in written
     pieces = pieces_of(manifest.get("pieces"))
     frames = sum(piece["frames"] for piece in pieces) or count(written.get("num_frames"))
@@ -169,7 +171,7 @@ def video_of(path: Path, manifest: dict) -> dict:
         "script": manifest.get("script") if manifest.get("script") in SCRIPTS else None,
         "height": height,
         "width": width,
-        "fps": fps,
+        "fps": fps if fps and 1 <= fps <= HIGHEST else None,
         "frames": frames,
         "pieces": pieces,
         "continued": continued,

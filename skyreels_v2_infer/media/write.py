@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyreels_v2_infer.media.ffmpeg import Ffmpeg, encode_arguments, join_arguments, join_list
+from skyreels_v2_infer.media.ffmpeg import QUALITY, Ffmpeg, encode_arguments, join_arguments, join_list
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 class VideoWriter:
-    """Writes frames to ``outdir/stem.mp4`` (h264, yuv420p, quality 8), which appears only once it is complete.
+    """Writes frames to ``outdir/stem.mp4`` (h264, yuv420p, BT.709), which appears only once it is complete.
 
     Until then the file has a hidden temporary name in the same folder. Leaving the ``with`` block by an exception
     removes it; leaving it normally calls `close`. An existing file is never overwritten: ``stem-2.mp4``,
@@ -31,6 +31,7 @@ class VideoWriter:
         stem: file name without extension.
         height, width: in pixels, even.
         fps: frames per second.
+        quality: from 0 to 10, see `ffmpeg.crf_of`.
 
     Attributes:
         path: the finished file; None before `close`.
@@ -39,7 +40,7 @@ class VideoWriter:
         OSError: the folder cannot be written, ffmpeg is missing or failed (one line with the folder and the reason).
     """
 
-    def __init__(self, outdir: Path | str, stem: str, height: int, width: int, fps: float):
+    def __init__(self, outdir: Path | str, stem: str, height: int, width: int, fps: float, quality: float = QUALITY):
         self.path: Path | None = None
         self._outdir, self._stem, self._frame_shape = Path(outdir), stem, (height, width, 3)
         self._frames = 0
@@ -51,7 +52,7 @@ class VideoWriter:
         except OSError as error:
             raise self._unwritable(error.strerror) from None
         try:
-            command = encode_arguments(height, width, fps, self._part)
+            command = encode_arguments(height, width, fps, self._part, quality)
             self._ffmpeg = Ffmpeg(command, stdin=subprocess.PIPE, out=self._part)
         except BaseException:
             self._end(discard=True)

@@ -37,7 +37,7 @@ class DiffusionForcingPipeline(VideoPipeline):
         base_num_frames: int = 97,
         ar_step: int = 5,
         causal_block_size: int | None = None,
-        fps: int = 24,
+        fps: float = 24,
         causal_attention: bool = False,
         seed: int | None = None,
         prompt_embeds: torch.Tensor | None = None,

@@ -37,7 +37,7 @@ class Image2VideoPipeline(VideoPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
         callback_on_step_end=None,
-        fps: int = 24,
+        fps: float = 24,
         resume: Resume | None = None,
     ) -> Iterator[Finished]:
         """Validates the arguments, makes a plan, and yields its single window.

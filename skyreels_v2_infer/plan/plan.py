@@ -111,7 +111,7 @@ class Plan:
     prefix_frames: int = 0
     height: int = 0
     width: int = 0
-    fps: int = 24
+    fps: float = 24
     seed: int | None = None
     scenes: tuple[Scene, ...] | None = None
     addnoise: float = 0.0
@@ -177,7 +177,7 @@ def make_plan(
     negative_prompt: Text = None,
     guidance_scale: float = 1.0,
     seed: int | None = None,
-    fps: int = 24,
+    fps: float = 24,
     base_num_frames: int | None = None,
     overlap_history: int | None = None,
     ar_step: int = 0,

@@ -100,7 +100,7 @@ def table(about: dict) -> str:
         frames = f"{about['prefix_frames']} + {frames}"
     seed = "seed drawn by the run" if about["seed"] is None else f"seed {about['seed']}"
     lines = [
-        f"{about['model']}   {about['height']}x{about['width']}, {frames} ({seconds:.1f} s at {about['fps']} fps), "
+        f"{about['model']}   {about['height']}x{about['width']}, {frames} ({seconds:.1f} s at {about['fps']:g} fps), "
         f"{seed}, {about['mode']}"
     ]
     rows = [("window", "frames", "new", "history", "latents", "rows", "prompt")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.ffmpeg import QUALITY
 from skyreels_v2_infer.media.images import read_image
 from skyreels_v2_infer.media.read import decode_prefix, probe_video
 from skyreels_v2_infer.media.statistics import Look
@@ -85,7 +86,7 @@ def decode_video(
         return None
     size = settings.height, settings.width
     before, look = fingerprint(path), Look()
-    with VideoWriter(spool, "prefix", *size, settings.fps) as writer:
+    with VideoWriter(spool, "prefix", *size, settings.fps, max(settings.quality, QUALITY)) as writer:
         found = decode_prefix(path, *size, settings.base_num_frames, writer, look, check)
     if fingerprint(path) != before:
         raise InputError("video_path", path, "has changed while it was read")

@@ -320,7 +320,8 @@ class Job:
 
     def _watch(self, journal: Journal, plan: Plan, identity: dict, settled: dict) -> None:
         about = manifest.describe(self.script, self.settings, plan, identity, settled, journal.plan)
-        self.video = Video(journal, about, plan, not self.settings.no_preview, self.began, not self.settings.no_report)
+        wanted = not self.settings.no_preview, self.began, not self.settings.no_report, self.settings.quality
+        self.video = Video(journal, about, plan, *wanted)
 
     def _adopt(self, plan: Plan) -> None:
         """For --keep_parts: reuses the pieces that this run shares with a kept one."""
@@ -342,7 +343,8 @@ class Job:
         if noise > MUCH_NOISE:
             say(f"--addnoise_condition {noise:g}: high; windows may not fit together (20 is usual)")
         if source is not None and source.fps and abs(source.fps / settings.fps - 1) > 0.01:
-            say(f"--fps {settings.fps}: {settings.video_path} has {source.fps:g}; all of it will play at the new rate")
+            also = f"{settings.video_path} has {source.fps:g}; all of it will play at the new rate"
+            say(f"--fps {settings.fps:g}: {also}")
 
 
 def worth_compiling(settings: GenerateSettings, plan: Plan, config: dict) -> bool:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.comment import as_ffmetadata
+from skyreels_v2_infer.media.ffmpeg import QUALITY
 from skyreels_v2_infer.media.write import VideoWriter, join_videos, publish
 from skyreels_v2_infer.run.files import (
     checksum,
@@ -244,10 +245,10 @@ class Journal:
         write_array(self._latents, latents)
 
     @contextmanager
-    def segment(self, height: int, width: int, fps: float) -> Iterator[VideoWriter]:
+    def segment(self, height: int, width: int, fps: float, quality: float = QUALITY) -> Iterator[VideoWriter]:
         """Context manager whose writer takes the frames of the current piece; pass the writer's `path` to `done`."""
         self._segment.unlink(missing_ok=True)
-        with VideoWriter(self.folder, self._segment.stem, height, width, fps) as writer:
+        with VideoWriter(self.folder, self._segment.stem, height, width, fps, quality) as writer:
             yield writer
 
     def place(self, path: Path) -> Path:

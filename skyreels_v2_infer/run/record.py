@@ -177,7 +177,7 @@ def parse_info(found: dict) -> RunInfo:
         require(isinstance(settled.get(name), str), f"settled: {name} must be a text")
     require(settled["dtype"] in DTYPES, f"settled: dtype must be one of {', '.join(DTYPES)}")
     require(isinstance(keys, list) and keys and all(isinstance(key, str) for key in keys), "keys: must be texts")
-    require(is_number(fps) and 0 < fps <= MOST_FPS, f"fps: must be a number from 0 to {MOST_FPS}")
+    require(is_number(fps) and 1 <= fps <= MOST_FPS, f"fps: must be a number from 1 to {MOST_FPS}")
     require(isinstance(found["keep"], bool), "keep: must be true or false")
     return RunInfo(**found | {"keys": tuple(keys)})
 

@@ -165,7 +165,8 @@ class Session:
         from skyreels_v2_infer.pipelines.prompts import TextMemory
 
         if self._pipeline.transformer.inject_sample_info and plan.fps not in KNOWN_FPS:
-            say(f"--fps {plan.fps}: this model knows 16 and 24 and gets 24 as input; the video plays at {plan.fps}")
+            fps = f"{plan.fps:g}"
+            say(f"--fps {fps}: this model knows 16 and 24 and gets 24 as input; the video plays at {fps}")
         self._texts = self._texts or TextMemory()
         self._texts.coming = self.coming
         ranks = self._shared(plan.sharing or Layout())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.media import preview
+from skyreels_v2_infer.media.ffmpeg import QUALITY
 from skyreels_v2_infer.media.report import refresh_report
 from skyreels_v2_infer.media.statistics import Look, drift
 from skyreels_v2_infer.plan.plan import Plan
@@ -34,6 +35,7 @@ class Video:
         with_preview: whether to write a preview beside the video.
         began: time when the run began (`time.perf_counter`); None: now.
         with_report: whether to write or update the report page of the folder.
+        quality: of the encoding, from 0 to 10.
 
     Attributes:
         path: of the finished video; None before.
@@ -49,10 +51,11 @@ class Video:
         with_preview: bool,
         began: float | None = None,
         with_report: bool = False,
+        quality: float = QUALITY,
     ):
         self.journal, self.about = journal, about
         self.with_preview, self.with_report = with_preview, with_report
-        self.form = plan.height, plan.width, plan.fps
+        self.form = plan.height, plan.width, plan.fps, quality
         self.path: Path | None = None
         self.prefix = int(plan.prefix_frames > 0)
         self.pieces = self.prefix + len(plan.windows)

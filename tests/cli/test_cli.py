@@ -33,6 +33,7 @@ PUBLISHED = dict(
     shift=8.0,
     inference_steps=30,
     fps=24,
+    quality=8,
     seed=None,
     height=544,
     width=960,
@@ -156,7 +157,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(prompt_enhancer_model="some/one", dry_run="json", dit_path="my/dit/a.gguf", vae_path="../inputs")
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
     values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
-    values |= dict(memory=7.5, vae_tiling="on")
+    values |= dict(memory=7.5, vae_tiling="on", quality=6.5)
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     switches += ["--resume", "--no_preview", "--no_report", "--keep_parts"]
     switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
@@ -178,6 +179,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         guidance_scale=1.5,
         shift=3.0,
         fps=16,
+        quality=6.5,
         seed=9,
         device="cuda",
         dtype="float16",
@@ -248,7 +250,8 @@ def test_settings_are_frozen():
 def test_limits_are_legal(parse):
     for flag, values in {
         "seed": [0, 2**63 - 1],
-        "fps": [1, 240],
+        "fps": [1, 12.5, 240],
+        "quality": [0, 7.5, 10],
         "num_frames": [1, 5, 97],
         "inference_steps": [1],
         "guidance_scale": [0, 1e3],
@@ -404,9 +407,11 @@ REFUSED_BY_BOTH = [
     ("--cache teacache:ret_steps=2", "ret_steps must be 0 or 1"),
     ("--magcache_ratios 1,0.9,1", "must be an even number of finite numbers above 0, with commas"),
     ("--magcache_ratios 1,0", "must be an even number of finite numbers above 0, with commas"),
-    ("--fps 0", "must be a whole number from 1 to 240"),
-    ("--fps 241", "must be a whole number from 1 to 240"),
-    ("--fps 23.976", "must be a whole number from 1 to 240"),
+    *((f"--fps {fps}", "must be a rate from 1 to 240: ") for fps in ("0", "241", "240.1", "-24", "1/0", "24/", "nan")),
+    *((f"--fps {fps}", "must be a rate from 1 to 240: ") for fps in ("24,5", "1e2", "24fps", "30000/1001/1")),
+    ("--quality -1", "must be a finite number, at least 0 and at most 10"),
+    ("--quality 10.1", "must be a finite number, at least 0 and at most 10"),
+    ("--quality best", "must be a finite number, at least 0 and at most 10"),
     ("--seed -1", f"must be a whole number from 0 to {2**63 - 1}"),
     (f"--seed {2**63}", f"must be a whole number from 0 to {2**63 - 1}"),
     ("--resolution 480P", "must be 540P or 720P"),

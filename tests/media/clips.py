@@ -1,6 +1,8 @@
 """Short videos for the tests of reading and writing, and ffmpegs that lack something."""
 
+import re
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -25,6 +27,26 @@ def write(folder: Path, frames: np.ndarray, stem: str = "clip") -> Path:
 
 def ffmpeg(*arguments: object) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)], check=True)
+
+
+def listed(path: Path, *output: object) -> str:
+    """What ffmpeg writes to stdout."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path, *output, "-"]
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+
+
+def ffmpeg_says(*arguments: object) -> str:
+    """What ffmpeg writes to stderr."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace").stderr
+
+
+def packets(path: Path, stream: str = "v:0") -> tuple[Fraction, list[tuple[int, int, int]]]:
+    """(seconds of a tick; when each packet of a stream is decoded, when it is shown, and for how long, in ticks)."""
+    found = listed(path, "-map", f"0:{stream}", "-c", "copy", "-f", "framecrc")
+    rows = [line.split(",") for line in found.splitlines() if not line.startswith("#")]
+    tick = Fraction(re.search("#tb 0: ([0-9/]+)", found)[1])
+    return tick, [tuple(map(int, row[1:4])) for row in rows]
 
 
 def stub_ffmpeg(path: Path, case: str) -> Path:

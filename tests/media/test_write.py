@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import FPS, clip, write
+from clips import FPS, clip, ffmpeg_says, write
+from scenes import psnr
 
-from skyreels_v2_infer.media.read import probe_video
+from skyreels_v2_infer.media.ffmpeg import crf_of, encode_arguments
+from skyreels_v2_infer.media.read import probe_video, read_video
 from skyreels_v2_infer.media.write import VideoWriter, join_videos, publish
 
 
@@ -195,3 +198,43 @@ def test_an_interrupt_while_ffmpeg_starts_leaves_neither_a_process_nor_a_file(tm
         signal.signal(signal.SIGINT, before)
     assert [process.poll() for process in started] == [-signal.SIGKILL]
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_files_are_tagged_as_bt709_in_full(tmp_path):
+    """In the container, where some players look, and in the stream, where others do."""
+    parts = [write(tmp_path, clip(count), "part") for count in (3, 1)]
+    join_videos(parts, tmp_path / "joined.mp4", FPS)
+    for path in (parts[0], tmp_path / "joined.mp4"):
+        content = path.read_bytes()
+        # Primaries, transfer, matrix, and the bit of full range.
+        assert content[content.index(b"colrnclx") :][8:15] == bytes([0, 1, 0, 1, 0, 1, 0])
+        headers = ffmpeg_says("-i", path, "-c", "copy", "-bsf:v", "trace_headers", "-f", "null", "-")
+        fields = ("colour_primaries", "transfer_characteristics", "matrix_coefficients", "video_full_range_flag")
+        assert [re.search(rf" {field} +[01]+ = ([0-9]+)", headers)[1] for field in fields] == ["1", "1", "1", "0"]
+
+
+def test_quality_is_that_of_the_encoder(tmp_path):
+    assert [crf_of(quality) for quality in (0, 5, 6, 7.5, 8, 9, 10)] == [51, 25, 20, 12, 10, 5, 1]
+    made = {}
+    for quality in (2, 8, 10):
+        with VideoWriter(tmp_path, f"{quality}", 64, 96, FPS, quality) as writer:
+            writer.write(clip(5))
+        assert f"crf={crf_of(quality)}.0".encode() in writer.path.read_bytes()
+        made[quality] = psnr(np.stack(list(read_video(writer.path, 64, 96))), clip(5))
+    assert made[2] < 35 < made[8] < made[10]
+    assert encode_arguments(64, 96, FPS, tmp_path / "x") == encode_arguments(64, 96, FPS, tmp_path / "x", 8)
+
+
+def test_videos_of_two_qualities_are_joined_without_damage(tmp_path):
+    """A joined video has one set of headers."""
+    paths = []
+    for quality in (1, 9):
+        with VideoWriter(tmp_path, f"{quality}", 64, 96, FPS, quality) as writer:
+            writer.write(clip(5))
+        paths.append(writer.path)
+    join_videos(paths, tmp_path / "joined.mp4", FPS)
+    apart = [frame for path in paths for frame in read_video(path, 64, 96)]
+    assert np.array_equal(apart, list(read_video(tmp_path / "joined.mp4", 64, 96)))
