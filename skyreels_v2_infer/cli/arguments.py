@@ -25,6 +25,8 @@ from skyreels_v2_infer.cli.video_flags import (
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 
+SHARED = frozenset(field.name for field in dataclasses.fields(GenerateSettings))
+
 
 def parse_generate(argv: Sequence[str]) -> GenerateSettings | JobList:
     """The settings in `argv` (without the program's name); with --jobs or --sweep those of every video.
@@ -38,7 +40,7 @@ def parse_generate(argv: Sequence[str]) -> GenerateSettings | JobList:
         elsewhere={
             f"--{field.name}": DIFFUSION_FORCING
             for field in dataclasses.fields(DiffusionForcingSettings)
-            if field.name != "prompts"  # several values of --prompt
+            if field.name != "prompts" and field.name not in SHARED  # prompts: several values of --prompt
         },
     )
     add_content(parser)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TEACACHE_THRESHOLD, TINY
+from skyreels_v2_infer.cli.defaults import PRESETS, SOLVER, TEACACHE_THRESHOLD, TINY, Defaults, defaults_of
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.errors import InputError
@@ -194,7 +194,7 @@ def check_conditions(args: argparse.Namespace) -> None:
 
 def filled(args: argparse.Namespace) -> dict:
     """All values, with the model's defaults for flags that are not given, except height and width, see `size_of`."""
-    defaults = TINY if args.model_id == embedded.NAME else PUBLISHED
+    defaults = defaults_of(args.model_id)
     values = dict(vars(args))
     for name, value in PRESETS.get(args.preset, {}).items():
         if values[name] is None:
@@ -202,6 +202,7 @@ def filled(args: argparse.Namespace) -> dict:
     if values["solver"] is None:
         values["solver"] = SOLVER
     values["lora"] = tuple(values["lora"] or ())
+    values["by_default"] = left_to_defaults(values)
     for field in dataclasses.fields(defaults):
         if field.name not in ("height", "width") and values.get(field.name, ...) is None:
             values[field.name] = getattr(defaults, field.name)
@@ -214,6 +215,18 @@ def filled(args: argparse.Namespace) -> dict:
     if vars(args).get("overlap_history", ...) is None and defaults.overlap_history is not None:
         values["overlap_history"] = usual_history(values["base_num_frames"])
     return values
+
+
+def left_to_defaults(values: dict) -> tuple[str, ...]:
+    """Names of the settings that nothing on the command line decides, so that the model's defaults do."""
+    names = {field.name for field in dataclasses.fields(Defaults) if values.get(field.name, ...) is None}
+    if values["resolution"] is not None:
+        names -= {"height", "width"}
+    if values["sigmas"] is not None:
+        names -= {"inference_steps", "shift"}
+    if values.get("story") is not None:
+        names.discard("prompt")
+    return tuple(sorted(names))
 
 
 def check_embedded_length(values: dict, name: str, hint: str = "") -> None:

@@ -1,6 +1,12 @@
 """Per-model defaults: the value of a flag that is not given."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.settings import GenerateSettings
+from skyreels_v2_infer.plan import models
 
 DEFAULT_PROMPT = (
     "A white swan glides across a still lake at dawn; mist drifts over the water, and soft golden light plays on the "
@@ -72,3 +78,39 @@ TINY = Defaults(
     overlap_history=17,
     addnoise_condition=20.0,
 )
+
+# Of the 720P models: the length that they were trained on. Of the image-to-video models: the values that their release
+# recommends, which its scripts leave to the user.
+LENGTH_720P = {"num_frames": 121, "base_num_frames": 121}
+IMAGE_TO_VIDEO = {"guidance_scale": 5.0, "shift": 5.0}
+
+
+def defaults_of(model_id: str) -> Defaults:
+    """The defaults for a model; the name of a folder is not interpreted, so folders have those of the 540P models."""
+    if model_id == embedded.NAME:
+        return TINY
+    kind, _ = models.PUBLISHED.get(model_id, (None, None))
+    length = LENGTH_720P if model_id in models.MODELS_720P else {}
+    return replace(PUBLISHED, **length, **(IMAGE_TO_VIDEO if kind == "I2V" else {}))
+
+
+# Settings in the line about what was chosen by default, and how they are written there.
+SHOWN = {
+    "num_frames": "{} frames",
+    "fps": "{} fps",
+    "inference_steps": "{} steps",
+    "guidance_scale": "guidance {:g}",
+    "shift": "shift {:g}",
+}
+SHOWN_OF_WINDOWS = {"base_num_frames": "windows of {} frames", "overlap_history": "overlap {}"}
+
+
+def chosen_by_default(settings: GenerateSettings) -> str | None:
+    """The line about values that were not given but taken from the model's defaults; None: all were given."""
+    words = [f"{settings.height}x{settings.width}"] if "height" in settings.by_default else []
+    shown = SHOWN
+    if settings.num_frames > getattr(settings, "base_num_frames", settings.num_frames):
+        shown = SHOWN | SHOWN_OF_WINDOWS
+    words += [form.format(getattr(settings, name)) for name, form in shown.items() if name in settings.by_default]
+    words += [f'prompt "{settings.prompt.partition(";")[0]}"'] * ("prompt" in settings.by_default)
+    return f"by default: {', '.join(words)}" if words else None

@@ -54,6 +54,7 @@ class GenerateSettings:
     ulysses_degree, ring_degree: None: chosen by the plan. memory: GiB; None: what is free on the GPU. name: pattern of
     the file's name, see `plan.naming`; None: prompt and seed.
     captioner_model, fusion_model: for a prompt that is ``auto``, see `plan.auto_prompt`; fusion_model None: by rule.
+    by_default: names of the settings that were not given and come from the model's defaults.
     """
 
     model_id: str = field(metadata=FRAMES)
@@ -108,6 +109,7 @@ class GenerateSettings:
     no_preview: bool = field(metadata=RUN)
     no_report: bool = field(metadata=RUN)
     keep_parts: bool = field(metadata=RUN)
+    by_default: tuple[str, ...] = field(metadata=RUN)
 
     @property
     def prepares_prompt(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.defaults import PRESETS, PUBLISHED, SOLVER, TINY
+from skyreels_v2_infer.cli.defaults import IMAGE_TO_VIDEO, LENGTH_720P, PRESETS, PUBLISHED, SOLVER, TINY
 from skyreels_v2_infer.cli.parser import DIFFUSION_FORCING, Parser
 from skyreels_v2_infer.cli.reading import (
     any_text,
@@ -29,7 +29,9 @@ MOST, MOST_STEPS = 1_000_000, 10_000  # upper limits that catch typing errors; a
 
 def _defaults(name: str) -> str:
     """The defaults of a flag, for --help."""
-    return f"default: {getattr(PUBLISHED, name):g}; {embedded.NAME}: {getattr(TINY, name):g}"
+    others = {"720P models": LENGTH_720P, "image-to-video models": IMAGE_TO_VIDEO}
+    by_model = [f"{kind}: {values[name]:g}" for kind, values in others.items() if name in values]
+    return "; ".join([f"default: {getattr(PUBLISHED, name):g}", *by_model, f"{embedded.NAME}: {getattr(TINY, name):g}"])
 
 
 # ---- argument groups ------------------------------------------------------------------------------------------------
@@ -155,15 +157,15 @@ def add_sampling(parser: Parser) -> None:
         "--guidance_scale",
         metavar="X",
         type=number(0, below=1000000),
-        help="how strongly the prompt is followed: up to 1 disables guidance, high values look harsh; 5 suits an "
-        f"--image ({_defaults('guidance_scale')})",
+        help="how strongly the prompt is followed: up to 1 disables guidance, high values look harsh "
+        f"({_defaults('guidance_scale')})",
     )
     group.add_argument(
         "--shift",
         metavar="X",
         type=number(above=0, below=1000),
         help="distribution of the steps over noise levels: higher spends more at high noise, which decides layout and "
-        f"motion, lower more on detail; 5 suits an --image ({_defaults('shift')})",
+        f"motion, lower more on detail ({_defaults('shift')})",
     )
     group.add_argument(
         "--solver",
@@ -211,8 +213,8 @@ def add_diffusion_forcing(parser: Parser) -> None:
         "--base_num_frames",
         metavar="N",
         type=whole(high=MOST),
-        help="frames of a window, 4n+1; determines memory and time per step. The 540P models were trained on 97, the "
-        f"720P models on 121 ({_defaults('base_num_frames')})",
+        help="frames of a window, 4n+1; determines memory and time per step. The defaults are the lengths that the "
+        f"models were trained on ({_defaults('base_num_frames')})",
     )
     group.add_argument(
         "--overlap_history",

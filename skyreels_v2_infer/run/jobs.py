@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skyreels_v2_infer.cli.defaults import chosen_by_default
 from skyreels_v2_infer.cli.names import stem_of, stems_begin
 from skyreels_v2_infer.cli.planning import for_model, plan_without_model, with_cache
 from skyreels_v2_infer.cli.settings import GenerateSettings
@@ -55,10 +56,12 @@ class Shared:
     Attributes:
         models: looked up by earlier jobs.
         enhance: expands a prompt (--prompt_enhancer).
+        said: lines about defaults, which are printed once.
     """
 
     models: Models
     enhance: Callable[[GenerateSettings, Placement], str]
+    said: set[str] = field(default_factory=set)
     _free: dict = field(default_factory=dict)
 
     def free_gib(self, place: Placement) -> float | None:
@@ -334,6 +337,10 @@ class Job:
 
     def _remark(self, plan: Plan, source: Source | None) -> None:
         settings = self.settings
+        line = chosen_by_default(settings)
+        if line is not None and line not in self.shared.said:
+            self.shared.said.add(line)
+            say(line)
         if settings.seed is None:
             say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
         if settings.dit_path is not None:

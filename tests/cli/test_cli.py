@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.cli.defaults import chosen_by_default
 from skyreels_v2_infer.media import images
 from skyreels_v2_infer.media.write import VideoWriter
 
@@ -144,6 +145,7 @@ def test_defaults_are_the_published_ones():
         values = dataclasses.asdict(settings)
         for name in ("model_id", "prompt", "negative_prompt"):
             assert values.pop(name).strip()
+        assert {"height", "num_frames", "shift", "prompt"} <= set(values.pop("by_default"))
         assert values == defaults
 
 
@@ -220,6 +222,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         no_preview=True,
         no_report=True,
         keep_parts=True,
+        by_default=(),
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
@@ -293,6 +296,46 @@ def test_published_720p_models_make_720p(kind, layout):
     assert size(f"Skywork/SkyReels-V2-{kind}-14B-540P{layout}") == (544, 960)
     assert size(f"Skywork/SkyReels-V2-{kind}-14B-540P{layout}", "--resolution", "720P") == (720, 1280)
     assert size(f"mine/SkyReels-V2-{kind}-14B-720P{layout}") == (544, 960)
+
+
+@pytest.mark.parametrize("layout", ["", "-Diffusers"])
+def test_the_length_is_that_of_the_models_training(layout):
+    for kind in ("DF", "T2V", "I2V"):
+        large = cli.parse_diffusion_forcing(["--model_id", f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}"])
+        assert (large.num_frames, large.base_num_frames) == (121, 121)
+    small = cli.parse_diffusion_forcing(["--model_id", f"Skywork/SkyReels-V2-DF-14B-540P{layout}"])
+    assert (small.num_frames, small.base_num_frames) == (97, 97)
+    large = "--model_id", f"Skywork/SkyReels-V2-DF-14B-720P{layout}"
+    assert cli.parse_diffusion_forcing([*large, "--num_frames", "121"]).overlap_history is None  # a single window
+    given = cli.parse_diffusion_forcing([*large, "--num_frames", "97", "--base_num_frames", "97"])
+    assert (given.num_frames, given.base_num_frames) == (97, 97)
+    assert cli.parse_generate([*large]).num_frames == 121
+
+
+@pytest.mark.parametrize("size", ["1.3B-540P", "14B-540P", "14B-720P", "14B-720P-Diffusers"])
+def test_image_to_video_models_have_the_recommended_guidance_and_shift(size):
+    model = "--model_id", f"Skywork/SkyReels-V2-I2V-{size}"
+    settings = cli.parse_generate(model)
+    assert (settings.guidance_scale, settings.shift) == (5, 5)
+    settings = cli.parse_generate([*model, "--guidance_scale", "6", "--shift", "3"])
+    assert (settings.guidance_scale, settings.shift) == (6, 3)
+    settings = cli.parse_generate(["--model_id", "Skywork/SkyReels-V2-T2V-14B-540P"])
+    assert (settings.guidance_scale, settings.shift) == (6, 8)
+
+
+def test_what_was_chosen_by_default_is_one_line():
+    def line(parse, *argv):
+        return chosen_by_default(parse(["--model_id", "tiny", *argv]))
+
+    said = line(cli.parse_generate, "--prompt", "fox", "--guidance_scale", "3")
+    assert said == "by default: 64x64, 33 frames, 16 fps, 20 steps, shift 3"
+    assert line(cli.parse_generate, "--preset", "4steps", "--prompt", "fox") == "by default: 64x64, 33 frames, 16 fps"
+    assert 'prompt "A red circle' in line(cli.parse_generate, "--resolution", "540P")
+    assert "64" not in line(cli.parse_generate, "--height", "48", "--width", "48")
+    several = line(cli.parse_diffusion_forcing, "--num_frames", "65", "--prompt", "fox", "--sigmas", "1,0.5")
+    assert several == "by default: 64x64, 16 fps, guidance 2, windows of 33 frames, overlap 17"
+    every = ("--height", "48", "--width", "48", "--num_frames", "5", "--fps", "8", "--inference_steps", "4", "--shift")
+    assert line(cli.parse_generate, *every, "3", "--guidance_scale", "1", "--prompt", "fox") is None
 
 
 @pytest.mark.parametrize(
@@ -710,11 +753,13 @@ def test_help_explains_every_flag(parse, capsys):
         "replay",
         "resolution",
     }
-    read = {"prompts"}  # --prompt, several times
+    read = {"prompts", "by_default"}  # the former is --prompt, several times
     for name in {field.name for field in dataclasses.fields(settings)} - read | switches:
         assert re.search(f"\n  --{name}[ ,]", out), name
-    for word in ("97", "default: 6;", "8; tiny: 3", "30;", "24;", "4n+1", "video_out", settings.model_id):
-        assert word in out
+    out = "".join(out.split())  # lines may break at hyphens
+    defaults = "97; 720P models: 121", "default: 6;", "default: 8; image-to-video models: 5; tiny: 3", "30;", "24;"
+    for word in (*defaults, "4n+1", "video_out", settings.model_id):
+        assert word.replace(" ", "") in out, word
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):

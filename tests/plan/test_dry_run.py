@@ -47,6 +47,7 @@ def test_the_table(tmp_path):
         "90 rows, 180 forwards, 607 PFLOP; peak memory about 37.9 GiB in bfloat16 "
         "(texts 37.9, denoising 33.4, decoding 36.6); "
         "GPUs 1, 2, 3, 4, 5, 6, 8",
+        "by default: 544x960, 24 fps, 30 steps, guidance 6, shift 8, windows of 97 frames",
         "-> video_out/a-graceful-white-swan-with-a-curved-neck_42.mp4",
     ]
     assert contents(tmp_path) == []
