@@ -124,6 +124,14 @@ def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = N
     return arguments
 
 
+def probe_arguments(path: Path | str) -> list[str]:
+    """The first frame of the video at `path`, described by showinfo; its size as shown is in `TIMESTAMPS` on stdout."""
+    # No -xerror: a stream that is cut in the middle begins with frames that cannot be decoded.
+    arguments = ["-nostdin", "-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}"]
+    arguments += ["-map", "0:V:0", "-fps_mode", "passthrough", "-frames:v", "1"]
+    return [*arguments, "-vf", f"showinfo,{_AS_SHOWN}", *TIMESTAMPS, "-"]
+
+
 def picked_filter(indices: Sequence[int], height: int, width: int) -> str:
     """The filter that passes frames by number only, stretched to a size."""
     picked = "+".join(rf"eq(n\,{index})" for index in indices)
@@ -337,6 +345,7 @@ def check_ffmpeg(reading: bool = False) -> None:
         _try("join videos", join_arguments(24, joined, metadata), join_list([video, video]))
         if reading:
             times = Path(folder, "timestamps")
+            _try("read videos", probe_arguments(joined))
             _try("read videos", decode_arguments(joined, *PIXELS, timestamps=times))
 
 

@@ -19,17 +19,15 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import (
     PIXELS,
     RAW_PIXELS,
-    REFUSED_FORMAT,
     TIMESTAMPS,
-    VIDEO_EXAMPLES,
     Ffmpeg,
     decode_arguments,
     picked_filter,
     stretched_filter,
-    unusable,
 )
 from skyreels_v2_infer.media.files import check_file
 from skyreels_v2_infer.media.images import fit
+from skyreels_v2_infer.media.probe import no_frame, probe_file, refused
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -81,15 +79,8 @@ def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
         InputError: for the flag `name`: the file is missing, is no video, or its first frame cannot be decoded.
         OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
-    check_file(path, name)
-    arguments = decode_arguments(path, "-frames:v", "1", *TIMESTAMPS)
-    with Ffmpeg(arguments, stdout=subprocess.PIPE, verbose=True) as ffmpeg:
-        size = _parse_timestamps(ffmpeg.output).size
-        if not ffmpeg.succeeded():
-            raise _refused(ffmpeg, path, name)
-        if size is None:
-            raise _no_frame(path, name)
-        return VideoHeader(*size, _stated_fps(ffmpeg.messages()))
+    found = probe_file(path, name)
+    return VideoHeader(found.height, found.width, found.fps)
 
 
 def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
@@ -102,7 +93,7 @@ def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
     with _decoding(path, name, *TIMESTAMPS) as lines:
         stamps = _parse_timestamps(lines)
     if not stamps.times or stamps.size is None:
-        raise _no_frame(path, name)
+        raise no_frame(path, name)
     return VideoInfo(*stamps.size, frames=len(stamps.times), fps=stamps.fps())
 
 
@@ -141,7 +132,7 @@ def pick_frames(
     with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
         content = ffmpeg.output.read(size * len(indices))
         if not ffmpeg.succeeded():
-            raise _refused(ffmpeg, path, name)
+            raise refused(ffmpeg, path, name)
     if len(content) < size * len(indices):
         raise InputError(name, path, f"has no frame {indices[len(content) // size]}")
     return list(np.frombuffer(content, np.uint8).reshape(-1, height, width, 3))
@@ -203,7 +194,7 @@ def decode_prefix(
                 if check is not None:
                     check()
         if not frames:
-            raise _no_frame(path, name)
+            raise no_frame(path, name)
         with timestamps.open("rb") as lines:
             fps = _parse_timestamps(lines).fps()
     newest = np.empty((len(kept), height, width, 3), np.uint8)
@@ -225,30 +216,12 @@ def _decoding(
     with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
         yield ffmpeg.output
         if not ffmpeg.succeeded() or _is_truncated(ffmpeg):
-            raise _refused(ffmpeg, path, name)
+            raise refused(ffmpeg, path, name)
 
 
 def _is_truncated(ffmpeg: Ffmpeg) -> bool:
     """Whether ffmpeg reports that a file ends too early, for which some containers exit with code 0."""
     return any(re.search("ended prematurely|decode failed|partial file", line) for line in ffmpeg.errors())
-
-
-def _refused(ffmpeg: Ffmpeg, path: Path | str, name: str) -> Exception:
-    """The error for a video that ffmpeg failed to decode: InputError, or OSError if ffmpeg itself is what is wrong."""
-    if ffmpeg.stalled:  # by the machine as likely as by the file: not the command's fault
-        return OSError(f"cannot read {path}: {ffmpeg.reason()}")
-    if (lacking := ffmpeg.lacks()) is not None:
-        return unusable("read videos", lacking)
-    reason = ffmpeg.reason()
-    if "matches no streams" in reason:
-        return InputError(name, path, "must be a video, but there is no video stream in this file")
-    if any(REFUSED_FORMAT.search(line) for line in ffmpeg.errors()):
-        return InputError(name, path, f"must be a video ({VIDEO_EXAMPLES})")
-    return InputError(name, path, f"must be a complete video that ffmpeg can decode to its end, but: {reason}")
-
-
-def _no_frame(path: Path | str, name: str) -> InputError:
-    return InputError(name, path, "has no frame that can be decoded")
 
 
 def _fitted(stream: BinaryIO, height: int, width: int) -> Iterator[np.ndarray]:
@@ -291,13 +264,3 @@ def _parse_timestamps(lines: Iterable[bytes]) -> _Timestamps:
             _, _, start, duration, *_ = line.split(b",")
             times.append((int(start), int(duration)))
     return _Timestamps(size, tick, times)
-
-
-def _stated_fps(messages: list[str]) -> float:
-    """The rate in ffmpeg's description of the stream that it decoded; 0.0 if there is none."""
-    used = next((match[1] for line in messages if (match := re.search(r" Stream #(0:\d+) -> #0:0 ", line))), None)
-    for line in messages:
-        if re.match(rf"\[info\] +Stream #{used}\b.*: Video: ", line):  # the first is the input's
-            rate = re.search(r", ([\d.]+)(k?) fps\b", line)
-            return float(rate[1]) * (1000 if rate[2] else 1) if rate else 0.0
-    return 0.0

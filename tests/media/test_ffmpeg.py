@@ -28,7 +28,11 @@ READING = [
     ("wrapped_avframe", "Unknown encoder 'wrapped_avframe'"),
     ("iw\\*sar", "[AVFilterGraph @ 0x1] No such filter: 'scale'"),
 ]
-PIXELS_ONLY = [("ppm", "Unknown encoder 'ppm'"), ("image2pipe", "Requested output format 'image2pipe' is not known.")]
+PIXELS_ONLY = [
+    ("ppm", "Unknown encoder 'ppm'"),
+    ("image2pipe", "Requested output format 'image2pipe' is not known."),
+    ("showinfo", "[AVFilterGraph @ 0x1] No such filter: 'showinfo'"),
+]
 
 
 @pytest.fixture
