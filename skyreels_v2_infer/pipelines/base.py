@@ -106,11 +106,13 @@ class VideoPipeline:
             checkpoint, dit = Checkpoint.open(model_path, tuple(others)), Checkpoint.open(dit_path, ("transformer",))
         if dit.is_image_to_video != self.takes_image_channels:
             raise InputError("model_id", dit.folder, self._needs("i2v" if dit.is_image_to_video else "t2v"))
-        # LoRAs are added to weights before these are rounded. Strengths that will be set again are added in the forward
-        # pass, to layers that are rounded already.
-        early = None if loras and not loras_change else quantize
+        # LoRAs are added to weights before these are rounded, in host memory, since the device may have no room for
+        # weights that are not. Strengths that will be set again are added in the forward pass, to rounded layers.
+        late = quantize if loras and not loras_change else None
         self._set_parts(
-            get_transformer(dit, home, place.dtype, None, dequantize, early, place.device),
+            get_transformer(dit, home, place.dtype, None, dequantize, quantize, place.device)
+            if late is None
+            else get_transformer(dit, host, place.dtype, dequantize=True),
             get_vae(checkpoint, home, vae_dtype),
             get_text_encoder(checkpoint, host, place.dtype),
             get_image_encoder(checkpoint, host, place.dtype) if self.takes_image_channels else None,
@@ -118,8 +120,9 @@ class VideoPipeline:
         )
         if loras:
             self._apply_loras([(Path(path), strength) for path, strength in loras], loras_change)
-            if quantize is not None and early is None:
-                quantize_blocks(self.transformer, quantize, place.device)
+            if late is not None:
+                quantize_blocks(self.transformer, late, place.device)
+                self.transformer.to(home)
         if compiled:
             compile_blocks(self.transformer, say)
             if place.device.type == "cuda":

@@ -63,10 +63,13 @@ def loaded_bytes(settings: GenerateSettings, config: dict, folder: Path | None, 
         weight_bytes: per parameter that is not quantised.
     """
     rounded = settings.quantize is not None
+    merged = rounded and bool(settings.lora)  # expanded for the LoRA, and then rounded
     found: dict[str, float] = {}
     if settings.weights == "stored":
         names = ("transformer", "text_encoder", *(["image_encoder"] if config["model_type"] == "i2v" else []))
         for name in names:
+            if merged and name == "transformer":
+                continue
             pattern = BLOCK_LINEAR if rounded and name == "transformer" else None
             with suppress(InputError):  # reported by the run itself
                 weights = opened(settings, name, config, folder)

@@ -65,10 +65,14 @@ def test_quantised_files_have_their_stored_size(tmp_path, form):
     rounded = loaded_bytes(settings("--dit_path", path, "--quantize", "int8"), config, None, 4)
     model = get_transformer(path, "cpu", torch.float32, quantize="int8")
     assert rounded == {"transformer": held(model, ".scale")}
+    lora = tmp_path / "lora.safetensors"
+    save_file({"x": torch.zeros(1)}, lora)
+    merged = loaded_bytes(settings("--dit_path", path, "--quantize", "int8", "--lora", lora), config, None, 4)
     folder = forms.write_folder(tmp_path / "dense", forms.weights())
     assert loaded_bytes(settings("--dit_path", folder), config, None, 4) == {}
     dense = loaded_bytes(settings("--dit_path", folder, "--quantize", "fp8"), config, None, 4)
     assert dense == rounded
+    assert merged == dense  # what is stored quantised is expanded, for the LoRA to be added
 
 
 def test_a_text_encoder_counts_likewise(tmp_path):

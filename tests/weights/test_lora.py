@@ -3,6 +3,7 @@
 import copy
 import json
 
+import forms
 import pytest
 import small_checkpoints
 import torch
@@ -32,7 +33,8 @@ from torch import nn
 
 from skyreels_v2_infer import DiffusionForcingPipeline
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.modules.linear import OneByteLinear
+from skyreels_v2_infer.modules.linear import OneByteLinear, quantize_blocks
+from skyreels_v2_infer.weights.key_tables import BLOCK_LINEAR
 from skyreels_v2_infer.weights.loading import get_transformer
 from skyreels_v2_infer.weights.lora import Added, LoraFile, apply, targets
 
@@ -518,6 +520,26 @@ def test_strengths_that_change_on_weights_that_are_rounded(tmp_path, kind):
     assert torch.equal(output(pipeline.transformer), rounded)
     pipeline.loras.set_strengths([STRENGTH])
     assert torch.equal(output(pipeline.transformer), first)
+
+
+@pytest.mark.parametrize("stored", ["dense", "float8"])
+def test_weights_are_rounded_after_a_lora_whatever_a_file_holds(tmp_path, stored):
+    """Also those that a file stores quantised, which would otherwise stay as they are."""
+    folder = small_checkpoints.write_diffusers(tmp_path / "model", "df")
+    tensors = forms.weights()
+    if stored == "float8":
+        low = {name: t.to(torch.float8_e4m3fn) for name, t in tensors.items() if BLOCK_LINEAR.search(name)}
+        tensors |= {name: t for name, t in low.items() if name.endswith("weight")}
+    dit = forms.write_folder(tmp_path / "dit", tensors)
+    given = {"dit_path": dit, "device": "cpu", "dequantize": True}
+    expected = DiffusionForcingPipeline(folder, **given).transformer
+    lora = lora_in(tmp_path, written("kijai", pairs(expected, [Q, FFN])))
+    apply(expected, [(lora, STRENGTH)])
+    count = quantize_blocks(expected, "int8", "cpu")
+    given |= {"dequantize": False, "quantize": "int8", "loras": [(lora.path, STRENGTH)]}
+    model = DiffusionForcingPipeline(folder, **given).transformer
+    assert sum(map(is_quantised, model.modules())) == count
+    assert torch.equal(output(model), output(expected))
 
 
 def is_quantised(layer: nn.Module) -> bool:
