@@ -82,7 +82,10 @@ def loading(flag: str, model: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # missing, damaged or unknown models raise exceptions of many types
-        raise InputError(flag, model, f"cannot be loaded ({first_line(error, 150)})") from error
+        reason = first_line(error, 150)
+        if "ignore_mismatched_sizes" in reason:  # an argument that a user cannot give
+            reason = "its weights do not fit its config.json"
+        raise InputError(flag, model, f"cannot be loaded ({reason})") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -129,7 +130,10 @@ def run_process(prog: str, work: Work) -> int:
     given = sys.stderr
     sys.stderr = Lenient(given)  # for libraries' messages and tracebacks as well
     try:
-        code = _run(prog, work)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries' to programmers; of a damaged file there are many
+            code = _run(prog, work)
     finally:
         sys.stderr.flush()
         sys.stderr = given

@@ -21,7 +21,7 @@ from random import Random
 import mutate
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli import arguments, captions, reading
+from skyreels_v2_infer.cli import arguments, captions, parser
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--model_id", "tiny", "--device", "cpu")
@@ -155,16 +155,16 @@ class _Seen(Exception):
 def flags_of(parse: str) -> dict[str, dict]:
     """The flags of a script: name -> whether it takes values, and one of each legal choice in its help."""
 
-    def read(parser, argv):
-        raise _Seen(parser)
+    def read(built, argv):
+        raise _Seen(built)
 
-    before, reading.Parser.read = reading.Parser.read, read
+    before, parser.Parser.read = parser.Parser.read, read
     try:
         PARSERS[parse]([])
     except _Seen as seen:
         actions = seen.args[0]._actions
     finally:
-        reading.Parser.read = before
+        parser.Parser.read = before
     found = {}
     for action in actions:
         choices = (
@@ -252,10 +252,14 @@ def argv(rng: Random, inputs: Path) -> Case:
     return Case(parse, flat(rng, words), env)
 
 
+SIZES = ("--resolution", "--height", "--width")  # a large video takes long, rightly
+
+
 def videos(rng: Random, inputs: Path) -> Case:
     """As `argv`, but legal commands make a video, a short one unless their flags say otherwise."""
     parse, words, env = command(rng, inputs, MAKERS)
     before = ["--num_frames", rng.choice(("1", "9", "17")), "--inference_steps", "1"]
+    words = [group for group in words if not group[0].startswith(SIZES)]
     env = {name: text for name, text in env.items() if name not in TALK}  # it would wait for the others
     # Other models would be looked for on the hub.
     return Case(parse, [*before, *flat(rng, words), *TINY[:2]], env, makes=True)
