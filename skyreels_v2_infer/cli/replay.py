@@ -105,7 +105,7 @@ def replayed_flags(path: Path, script: str, argv: Sequence[str], trusted: bool =
 def reaches(name: str, value: object) -> bool:
     """Whether a setting names a file, a folder or an address, rather than what comes with the program."""
     if name == "model_id":
-        return value != embedded.NAME and value not in PUBLISHED
+        return not isinstance(value, str) or (value != embedded.NAME and value not in PUBLISHED)
     # Of text there is only the prompts', which may speak of addresses.
     address = isinstance(value, str) and re.match("[a-z][a-z0-9+.-]*://", value, re.IGNORECASE)
     return (name in FILES and bool(value)) or (bool(address) and "prompt" not in name)

@@ -190,6 +190,8 @@ def test_what_a_manifest_names_is_used_only_when_it_is_trusted(tmp_path, capsys)
     for odd in ([["a"]], [{}], [None], [1, ["a"]]):
         assert f"--replay {path}: " in refused({"image": odd})
     assert "--trust_replay" in refused({"image": ["a", 1]})
+    for model in ([], ["tiny"]):
+        assert "--trust_replay" in refused({"model_id": model})
     assert "story" in refused({"story": "/etc/passwd"}, "--trust_replay")  # scenes, never a file of them
     with pytest.raises(SystemExit):
         cli.parse_diffusion_forcing(["--trust_replay"])
