@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -67,9 +67,9 @@ def keep(folder: Path, name: str, case: cases.Case, outcome: oracle.Outcome, box
 def fuzz(
     seconds: float, seed: int, kinds: list[str], most: int, failures: Path
 ) -> tuple[dict[str, Counter], list[str]]:
-    """Runs cases for some time -> per kind the outcomes, and the names of the failing cases."""
+    """Runs cases for some time, or until Ctrl-C -> per kind the outcomes, and the names of the failing cases."""
     counts, failed = {kind: Counter() for kind in kinds}, []
-    with workplace(kinds) as work:
+    with suppress(KeyboardInterrupt), workplace(kinds) as work:
         turns = [kind for kind in kinds for _ in range(SHARES.get(kind, 1))]
         until, done = time.monotonic() + seconds, Counter()
         while time.monotonic() < until and turns:
