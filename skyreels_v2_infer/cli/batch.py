@@ -303,6 +303,9 @@ class RowReader:
         except InputError as error:
             return row.refused(str(error))
         alone = draft.flags | {"seed": [f"--seed={settings.seed}"], "name": [f"--name={stem}"]}
+        if settings.frames_dir is not None:
+            settings = replace(settings, frames_dir=settings.frames_dir / stem)
+            alone["frames_dir"] = [f"--frames_dir={settings.frames_dir}"]
         command = tuple(word for words in alone.values() for word in words)
         return replace(row, settings=replace(settings, name=stem, resume=True), command=command)
 

@@ -34,6 +34,7 @@ def generate_settings(args: argparse.Namespace, launch: Launch) -> GenerateSetti
     check_embedded_length(values, "num_frames", "; generate_video_df.py makes longer videos")
     images = located(args, "image")
     check_outdir(args.outdir)
+    check_frames_dir(args)
     values |= images
     values["height"], values["width"] = size_of(args, source_size(images["image"], None, None))
     values["model_id"] = placed_model(args.model_id, image_to_video=args.image is not None)
@@ -52,6 +53,7 @@ def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForci
     check_embedded_length(values, "base_num_frames")
     images = located(args, "image") | located(args, "end_image")
     check_outdir(args.outdir)  # before the video, which takes longer to check
+    check_frames_dir(args)
     values |= images
     source = source_size(images["image"], args.video_path, images["end_image"])
     values["height"], values["width"] = size_of(args, source)
@@ -286,18 +288,28 @@ def size_of(args: argparse.Namespace, source: tuple[int, int] | None) -> tuple[i
     return (width, height) if source is not None and source[0] > source[1] else (height, width)
 
 
-def check_outdir(outdir: Path) -> None:
-    """Raises an `InputError` if the folder cannot be written or created; creates nothing."""
+def check_frames_dir(args: argparse.Namespace) -> None:
+    """--frames_dir: a folder that can be written, and no reused windows, of which there are no frames."""
+    if args.frames_dir is None:
+        return
+    if args.keep_parts:
+        legal = "not with --keep_parts: of windows that are reused there are no lossless frames"
+        raise InputError("frames_dir", args.frames_dir, legal)
+    check_outdir(args.frames_dir, "frames_dir")
+
+
+def check_outdir(outdir: Path, name: str = "outdir") -> None:
+    """Raises an `InputError` if the folder of the flag `name` cannot be written or created; creates nothing."""
     existing = os.path.abspath(outdir)
     if set(existing) & set("\r\n"):
-        raise InputError("outdir", outdir, "must have no line break in its path, which ffmpeg cannot open")
+        raise InputError(name, outdir, "must have no line break in its path, which ffmpeg cannot open")
     while not os.path.lexists(existing) and existing != os.path.dirname(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        raise InputError("outdir", outdir, f"must be a folder, but {existing} is not one")
+        raise InputError(name, outdir, f"must be a folder, but {existing} is not one")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError("outdir", outdir, f"must be writable, but {existing} is not")
+        raise InputError(name, outdir, f"must be writable, but {existing} is not")
     longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255  # not on Windows
-    for name in Path(os.path.abspath(outdir)).relative_to(existing).parts:
-        if len(os.fsencode(name)) > longest:
-            raise InputError("outdir", outdir, f"names of folders may have at most {longest} bytes there")
+    for part in Path(os.path.abspath(outdir)).relative_to(existing).parts:
+        if len(os.fsencode(part)) > longest:
+            raise InputError(name, outdir, f"names of folders may have at most {longest} bytes there")

@@ -49,6 +49,13 @@ def add_output(parser: Parser) -> None:
         "(default: %(default)g)",
     )
     group.add_argument(
+        "--frames_dir",
+        metavar="DIR",
+        type=some_path,
+        help="also write every frame as a PNG file, 000000.png and so on, into this new or empty folder, as windows "
+        "are finished; with --jobs or --sweep each video into a folder of its name there",
+    )
+    group.add_argument(
         "--keep_parts",
         action="store_true",
         help="keep the files of the windows beside the finished video, and reuse those of an earlier kept run that are "

@@ -110,6 +110,7 @@ class GenerateSettings:
     no_report: bool = field(metadata=RUN)
     keep_parts: bool = field(metadata=RUN)
     by_default: tuple[str, ...] = field(metadata=RUN)
+    frames_dir: Path | None = field(metadata=RUN)
 
     @property
     def prepares_prompt(self) -> bool:

@@ -23,6 +23,8 @@ def identity_of(script: str, settings: GenerateSettings, plan: Plan, checkpoint:
     identity["kernels"] = settings.attention if settings.attention in APPROXIMATE_KERNELS else "exact"
     identity["lora"] = [[contents(lora.path), lora.strength] for lora in settings.lora]
     identity.pop("prompts", None)
+    # Frames that an earlier run did not write as they were made cannot be had from it.
+    identity["frames_dir"] = None if settings.frames_dir is None else str(settings.frames_dir.absolute())
     if "story" in identity:
         identity["story"] = None if plan.scenes is None else [asdict(scene) for scene in plan.scenes]
     identity["model_id"] = weights_of(checkpoint)
@@ -59,7 +61,7 @@ def asked_for(identity: dict) -> str:
 def piece_keys(settings: GenerateSettings, plan: Plan, identity: dict, settled: dict) -> tuple[str, ...]:
     """A key for every piece: two runs with the same key make the same piece, and the same pieces before it."""
     by_window = {field.name for field in fields_that(settings, by_window=True)}
-    fixed = {name: value for name, value in identity.items() if name not in by_window}
+    fixed = {name: value for name, value in identity.items() if name not in (*by_window, "frames_dir")}
     so_far: list = [fixed | {name: settled.get(name) for name in ("device", "dtype", "vae_tiling")}]
     keys = [digest_of({"pieces": so_far})] if plan.prefix_frames else []
     for window in plan.windows:

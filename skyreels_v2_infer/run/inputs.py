@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import QUALITY
 from skyreels_v2_infer.media.images import read_image
-from skyreels_v2_infer.media.read import decode_prefix, probe_video
+from skyreels_v2_infer.media.read import decode_prefix, probe_video, read_video
 from skyreels_v2_infer.media.statistics import Look
 from skyreels_v2_infer.media.write import VideoWriter
 from skyreels_v2_infer.plan.inputs import Inputs
@@ -91,3 +91,8 @@ def decode_video(
     if fingerprint(path) != before:
         raise InputError("video_path", path, "has changed while it was read")
     return Source(found.frames, found.fps, look, writer.path), found.newest
+
+
+def source_frames(settings: GenerateSettings) -> Iterator[np.ndarray]:
+    """The frames of the video that is continued, as `decode_video` reads them, uint8 ``[H, W, 3]``."""
+    return read_video(settings.video_path, settings.height, settings.width)

@@ -28,7 +28,7 @@ from skyreels_v2_infer.plan.prompts import cut_lines
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.auto_prompt import automatic_prompt
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
-from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images
+from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images, source_frames
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.model_files import Models, cache_folder, check_prompts, known_folder
 from skyreels_v2_infer.run.record import RunInfo
@@ -97,7 +97,7 @@ class Job:
     def close(self) -> None:
         """Closes the journal, and removes folders that this run created and that are empty."""
         if self.video is not None:
-            self.video.journal.close()
+            self.video.close()
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
@@ -302,7 +302,7 @@ class Job:
             if source.segment is None:  # a resumed run that has not even this piece
                 source, newest = decode_video(self.settings, spool, self.check)
                 inputs = replace(inputs, prefix=newest)
-            self.video.add_source(source, as_history(plan, inputs))
+            self.video.add_source(source, as_history(plan, inputs), lambda: source_frames(self.settings))
         if inputs.prefix is not None:
             inputs = replace(inputs, prefix=inputs.prefix[-plan.longest_history :].copy())
         return inputs
@@ -325,6 +325,8 @@ class Job:
         about = manifest.describe(self.script, self.settings, plan, identity, settled, journal.plan)
         wanted = not self.settings.no_preview, self.began, not self.settings.no_report, self.settings.quality
         self.video = Video(journal, about, plan, *wanted)
+        if self.settings.frames_dir is not None:
+            self.video.write_frames_to(self.settings.frames_dir)
 
     def _adopt(self, plan: Plan) -> None:
         """For --keep_parts: reuses the pieces that this run shares with a kept one."""

@@ -61,7 +61,12 @@ class RunInfo:
     @property
     def folder_stem(self) -> str:
         """Name of the run's folder, without suffix and without the number that distinguishes equal runs."""
-        return f"{self.stem}-{digest_of(self.identity)}"
+        return f"{self.stem}-{self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits of a hash of the identity."""
+        return digest_of(self.identity)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from skyreels_v2_infer.media.ffmpeg import QUALITY
 from skyreels_v2_infer.media.report import refresh_report
 from skyreels_v2_infer.media.statistics import Look, drift
 from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.run.frames import FrameFolder
 from skyreels_v2_infer.run.identity import asked_for
 from skyreels_v2_infer.run.inputs import Source
 from skyreels_v2_infer.run.journal import Journal
@@ -65,6 +66,23 @@ class Video:
         self._writing = ExitStack()
         self._writer = self._look = None
         self._details: dict = {}
+        self._folder: FrameFolder | None = None
+
+    def write_frames_to(self, folder: Path) -> None:
+        """Opens the folder for the single frames.
+
+        Raises:
+            InputError: it cannot be used; see `FrameFolder.open`.
+        """
+        done = sum(piece["frames"] for piece in self.journal.pieces)
+        self._folder = FrameFolder.open(folder, self.journal.info.digest, done)
+
+    def close(self) -> None:
+        """Unlocks the folders; removes them where nothing in them is worth keeping. A second call does nothing."""
+        keep = self.path is not None or self.journal.worth_keeping
+        self.journal.close()
+        if self._folder is not None:
+            self._folder.close(keep)
 
     def add_details(self, details: dict) -> None:
         """Adds to the manifest what is known once the model is loaded."""
@@ -84,17 +102,24 @@ class Video:
         """Whether all pieces are done and only have to be joined."""
         return len(self.journal.pieces) == self.pieces
 
-    def add_source(self, source: Source, newest: np.ndarray) -> None:
+    def add_source(self, source: Source, newest: np.ndarray, frames: Callable[[], Iterable[np.ndarray]]) -> None:
         """Makes the video that is continued the first piece.
 
         Args:
             newest: float32 ``[1, 3, t, H, W]`` in -1..1, its newest frames.
+            frames: all of them, uint8 ``[H, W, 3]``; called if single frames are written.
         """
+        if self._folder is not None:
+            self._begin_frames()
+            for frame in frames():
+                self._folder.write(frame[None])
+            self._folder.end()
         self._end(self.journal.place(source.segment), source.look, newest, {})
 
     def begin_piece(self) -> None:
         """Opens the segment of the next piece."""
         self._look = Look()
+        self._begin_frames()
         self._writer = self._writing.enter_context(self.journal.segment(*self.form))
 
     def write(self, fetch: Callable[[], np.ndarray]) -> None:
@@ -102,6 +127,12 @@ class Video:
         frames = fetch()
         self._writer.write(frames)
         self._look.add(frames)
+        if self._folder is not None:
+            self._folder.write(frames)
+
+    def _begin_frames(self) -> None:
+        if self._folder is not None:
+            self._folder.begin(sum(piece["frames"] for piece in self.journal.pieces))
 
     def end_piece(self, state: np.ndarray | None, seconds: dict[str, float]) -> None:
         """Closes the piece and records it as finished.
@@ -111,6 +142,8 @@ class Video:
             seconds: spent on it, by stage.
         """
         self._writing.close()
+        if self._folder is not None:
+            self._folder.end()
         self._end(self._writer.path, self._look, state, seconds)
         self._writer = None
 
@@ -141,6 +174,8 @@ class Video:
             with suppress(GivenUp), self._writing:
                 raise GivenUp
             self._writer = None
+            if self._folder is not None:
+                self._folder.give_up()
 
     def finish(self, loading: float = 0.0) -> Path:
         """Joins the pieces and writes manifest, preview and report page -> the video's path.
@@ -163,6 +198,8 @@ class Video:
         def page(ends):
             return preview.sheet(ends, firsts, total)
 
+        if self._folder is not None:
+            self._folder.finish()
         self.path = journal.finish(manifest, lasting, page if self.with_preview else None)
         if self._frames:
             count = f"{self._frames} frame{'s' * (self._frames != 1)}"

@@ -75,6 +75,7 @@ PUBLISHED = dict(
     no_preview=False,
     no_report=False,
     keep_parts=False,
+    frames_dir=None,
 )
 PUBLISHED_DF = dict(
     end_image=None,
@@ -223,6 +224,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         no_report=True,
         keep_parts=True,
         by_default=(),
+        frames_dir=None,
     )
     assert dataclasses.asdict(cli.parse_generate(argv)) == common
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
