@@ -31,12 +31,12 @@ ENDING_PATIENCE = 5.0  # for a killed process to be gone; one that waits for a d
 
 # Without accurate rounding each RGB -> YUV -> RGB conversion darkens the picture by a level or more, and the error adds
 # up in a video that is extended repeatedly.
-_ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int"
+ACCURATE = "flags=bicubic+accurate_rnd+full_chroma_int"
 # The picture as players show it: ffmpeg has applied the rotation by then, this makes the pixels square.
-_AS_SHOWN = f"scale=w=iw*sar:h=ih:{_ACCURATE}"
+AS_SHOWN = f"scale=w=iw*sar:h=ih:{ACCURATE}"
 # Untagged HD is read as BT.709 by players but written as BT.601 by ffmpeg: convert to BT.709 and tag the file.
 _TO_BT709 = (
-    f"scale=out_color_matrix=bt709:out_range=tv:{_ACCURATE},"
+    f"scale=out_color_matrix=bt709:out_range=tv:{ACCURATE},"
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
 QUALITY = 8.0  # as published
@@ -63,6 +63,7 @@ _LACKING = re.compile(
     "Unrecognized option|Unknown encoder|Unknown bitstream filter|Bitstream filter not found|No such filter|"
     "Requested output format|Option '.*' not found"
 )
+_LEVELS = {False: "error", True: "level+info", "counts": "repeat+level+verbose"}
 _CONSEQUENCES = re.compile("Nothing was written|Task finished|Terminating thread")
 
 
@@ -106,19 +107,28 @@ def join_list(paths: Sequence[Path]) -> bytes:
     return os.fsencode("ffconcat version 1.0\n" + "".join(f"file 'file:{name}'\n" for name in quoted))
 
 
-def decode_arguments(path: Path | str, *output: str, timestamps: Path | None = None, then: str = "") -> list[str]:
+def decode_arguments(
+    path: Path | str,
+    *output: str,
+    timestamps: Path | None = None,
+    filters: str = AS_SHOWN,
+    decoder: Sequence[str] = (),
+    strict: bool = True,
+) -> list[str]:
     """The frames of the video at `path`, as shown, to stdout in the form `output` (`PIXELS` or `TIMESTAMPS`).
 
     Args:
         timestamps: a file that receives `TIMESTAMPS` as well, from the same decoding.
-        then: filters for stdout's frames.
+        filters: for stdout's frames, see `video_filters.prepared`.
+        decoder: options that choose it.
+        strict: whether the first error ends it: a truncated file is an error then, not a shorter video.
     """
-    # -xerror: a truncated file is an error, not a shorter video. 0:V:0: the cover picture of an audio file is no video.
-    # passthrough: every frame once, whatever its timestamp. file: names may contain a colon.
+    # 0:V:0: the cover picture of an audio file is no video. passthrough: every frame once, whatever its timestamp.
+    # file: names may contain a colon.
     every_frame = ["-map", "0:V:0", "-fps_mode", "passthrough"]
-    arguments = ["-nostdin", "-xerror", "-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS]
-    arguments += ["-i", f"file:{path}"]
-    arguments += [*every_frame, "-vf", f"{_AS_SHOWN},{then}" if then else _AS_SHOWN, *output, "-"]
+    arguments = ["-nostdin", *(["-xerror"] if strict else []), "-protocol_whitelist", "file"]
+    arguments += ["-format_whitelist", VIDEO_FORMATS, *decoder, "-i", f"file:{path}"]
+    arguments += [*every_frame, "-vf", filters, *output, "-"]
     if timestamps is not None:
         arguments += [*every_frame, *TIMESTAMPS, "-y", f"file:{timestamps}"]
     return arguments
@@ -129,7 +139,7 @@ def probe_arguments(path: Path | str) -> list[str]:
     # No -xerror: a stream that is cut in the middle begins with frames that cannot be decoded.
     arguments = ["-nostdin", "-protocol_whitelist", "file", "-format_whitelist", VIDEO_FORMATS, "-i", f"file:{path}"]
     arguments += ["-map", "0:V:0", "-fps_mode", "passthrough", "-frames:v", "1"]
-    return [*arguments, "-vf", f"showinfo,{_AS_SHOWN}", *TIMESTAMPS, "-"]
+    return [*arguments, "-vf", f"showinfo,{AS_SHOWN}", *TIMESTAMPS, "-"]
 
 
 def picked_filter(indices: Sequence[int], height: int, width: int) -> str:
@@ -140,7 +150,7 @@ def picked_filter(indices: Sequence[int], height: int, width: int) -> str:
 
 def stretched_filter(height: int, width: int) -> str:
     """The filter that stretches frames to a size."""
-    return f"scale={width}:{height}:{_ACCURATE},setsar=1"
+    return f"scale={width}:{height}:{ACCURATE},setsar=1"
 
 
 def executable() -> str:
@@ -161,7 +171,8 @@ class Ffmpeg:
     Args:
         arguments: its command line.
         stdin, stdout: as `subprocess.Popen` takes them.
-        verbose: whether messages say more than errors: each then starts with its level, as ``[info]``.
+        verbose: whether messages say more than errors: each then starts with its level, as ``[info]``. "counts": also
+            how much was read and decoded, with every repetition of a message.
         out: the file that it writes; None: it writes to stdout.
 
     Attributes:
@@ -177,7 +188,7 @@ class Ffmpeg:
         arguments: Sequence[str],
         stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
-        verbose: bool = False,
+        verbose: bool | str = False,
         out: Path | None = None,
     ):
         self.process: subprocess.Popen | None = None
@@ -187,7 +198,7 @@ class Ffmpeg:
         # Read here, not at import: tests shorten them.
         self._patience = Patience(READING_PATIENCE if out is None else WRITING_PATIENCE, lambda: self._ended)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
-        command = [executable(), "-hide_banner", "-v", "level+info" if verbose else "error", *arguments]
+        command = [executable(), "-hide_banner", "-v", _LEVELS[verbose], *arguments]
         try:
             # Not in the main thread, where an exception that a signal handler raises inside Popen would leave a process
             # behind of which nobody has a handle.
@@ -294,7 +305,7 @@ class Ffmpeg:
         lines = self.messages()
         if self._verbose:
             tagged = [line for line in lines if re.search(r"\[(error|fatal|panic)\]", line)]
-            lines = tagged or [line for line in lines if not re.search(r"\[(info|warning)\]", line)]
+            lines = tagged or [line for line in lines if not re.search(r"\[(info|warning|verbose)\]", line)]
         return [re.sub(r"^(\[[^]]*\] *)+", "", line) for line in lines]
 
     def lacks(self) -> str | None:

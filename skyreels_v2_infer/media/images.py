@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError, first_line, in_one_line
 from skyreels_v2_infer.media.files import check_file
+from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,9 +164,15 @@ def in_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """An RGB image scaled to cover the size and centre-cropped, as uint8 ``[height, width, 3]``."""
+def fit(image: Image.Image, height: int, width: int, options: InputOptions = DEFAULT) -> np.ndarray:
+    """An RGB image in another size, as uint8 ``[height, width, 3]``; the centre stays the centre.
+
+    With ``options.fit`` "crop" it is scaled to cover the size and what is beyond it is cut off; with "pad" it is scaled
+    into it and the rest is ``options.background``.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
+    if options.fit == "pad":
+        return np.array(ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, options.background))
     return np.array(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.damage import check_damage
 from skyreels_v2_infer.media.ffmpeg import (
+    AS_SHOWN,
     PIXELS,
     RAW_PIXELS,
     TIMESTAMPS,
@@ -25,9 +27,10 @@ from skyreels_v2_infer.media.ffmpeg import (
     picked_filter,
     stretched_filter,
 )
-from skyreels_v2_infer.media.files import check_file
 from skyreels_v2_infer.media.images import fit
-from skyreels_v2_infer.media.probe import no_frame, probe_file, refused
+from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions
+from skyreels_v2_infer.media.probe import Probe, no_frame, probe_file, refused
+from skyreels_v2_infer.media.video_filters import Chain, prepared
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -52,24 +55,28 @@ class VideoHeader(NamedTuple):
 class VideoInfo(NamedTuple):
     """``height`` and ``width`` in pixels as shown, the exact number of ``frames``, and their mean rate ``fps``.
 
-    ``fps`` is computed from timestamps; 0.0 if the file has none.
+    ``fps`` is computed from timestamps; 0.0 if the file has none. ``damage``: what is left out or damaged, in words.
     """
 
     height: int
     width: int
     frames: int
     fps: float
+    damage: str = ""
 
 
 class Decoded(NamedTuple):
     """``frames``: exact number. ``fps``: mean rate from timestamps, 0.0 if the file has none.
 
-    ``newest``: the last ones, uint8 ``[min(keep, frames), H, W, 3]``.
+    ``newest``: the last ones, uint8 ``[min(keep, frames), H, W, 3]``. ``probe``: the file's. ``damage``: what was left
+    out or is damaged, in words.
     """
 
     frames: int
     fps: float
     newest: np.ndarray
+    probe: Probe
+    damage: str = ""
 
 
 def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
@@ -90,15 +97,17 @@ def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
         InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
         OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
-    with _decoding(path, name, *TIMESTAMPS) as lines:
-        stamps = _parse_timestamps(lines)
+    with _decoding(probe_file(path, name), path, name, *TIMESTAMPS) as running:
+        stamps = _parse_timestamps(running.output)
     if not stamps.times or stamps.size is None:
         raise no_frame(path, name)
-    return VideoInfo(*stamps.size, frames=len(stamps.times), fps=stamps.fps())
+    return VideoInfo(*stamps.size, frames=len(stamps.times), fps=stamps.fps(), damage=running.damage)
 
 
-def read_video(path: Path | str, height: int, width: int, name: str = "video_path") -> Iterator[np.ndarray]:
-    """The frames of the video at `path`, one at a time, as uint8 ``[height, width, 3]``: scaled to cover, cropped.
+def read_video(
+    path: Path | str, height: int, width: int, name: str = "video_path", options: InputOptions = DEFAULT
+) -> Iterator[np.ndarray]:
+    """The frames of the video at `path`, one at a time, as uint8 ``[height, width, 3]``, fitted as `options` say.
 
     Holds one frame at a time; closing the iterator ends ffmpeg.
 
@@ -106,8 +115,12 @@ def read_video(path: Path | str, height: int, width: int, name: str = "video_pat
         InputError: for the flag `name`: at the first frame if the file is no video, later where it is damaged.
         OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
-    with _decoding(path, name, *PIXELS) as stream:
-        yield from _fitted(stream, height, width)
+    probe = probe_file(path, name)
+    with (
+        prepared(probe, height, width, options) as chain,
+        _decoding(probe, path, name, *PIXELS, chain=chain) as running,
+    ):
+        yield from _fitted(running.output, height, width, options)
 
 
 def pick_frames(
@@ -125,14 +138,14 @@ def pick_frames(
     """
     import numpy as np
 
-    check_file(path, name)
-    filters = picked_filter(indices, height, width)
-    arguments = decode_arguments(path, *RAW_PIXELS, "-frames:v", f"{len(indices)}", then=filters)
-    size = 3 * height * width
-    with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
-        content = ffmpeg.output.read(size * len(indices))
-        if not ffmpeg.succeeded():
-            raise refused(ffmpeg, path, name)
+    probe, size = probe_file(path, name), 3 * height * width
+    output = [*RAW_PIXELS, "-frames:v", f"{len(indices)}"]
+    with prepared(probe, height, width, then=picked_filter(indices, height, width)) as chain:
+        arguments = _arguments(probe, path, output, chain)
+        with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
+            content = ffmpeg.output.read(size * len(indices))
+            if not ffmpeg.succeeded():
+                raise refused(ffmpeg, path, name)
     if len(content) < size * len(indices):
         raise InputError(name, path, f"has no frame {indices[len(content) // size]}")
     return list(np.frombuffer(content, np.uint8).reshape(-1, height, width, 3))
@@ -147,9 +160,12 @@ def stretched_frames(path: Path | str, height: int, width: int, name: str = "vid
     """
     import numpy as np
 
-    size = 3 * height * width
-    with _decoding(path, name, *RAW_PIXELS, then=stretched_filter(height, width)) as stream:
-        while len(pixels := stream.read(size)) == size:
+    probe, size = probe_file(path, name), 3 * height * width
+    with (
+        prepared(probe, height, width, then=stretched_filter(height, width)) as chain,
+        _decoding(probe, path, name, *RAW_PIXELS, chain=chain) as running,
+    ):
+        while len(pixels := running.output.read(size)) == size:
             yield np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
@@ -162,10 +178,11 @@ def decode_prefix(
     look: Look | None = None,
     check: Callable[[], object] | None = None,
     name: str = "video_path",
+    options: InputOptions = DEFAULT,
 ) -> Decoded:
     """Decode the video at `path` once, from start to end, for everything that continuing it needs.
 
-    Holds ``keep + 1`` frames at a time, each scaled to cover ``height`` x ``width`` and cropped.
+    Holds ``keep + 1`` frames at a time, each fitted to ``height`` x ``width`` as `options` say.
 
     Args:
         keep: how many of the newest frames are returned.
@@ -180,11 +197,11 @@ def decode_prefix(
     import numpy as np
 
     kept: deque[np.ndarray] = deque(maxlen=keep)
-    frames = 0
-    with tempfile.TemporaryDirectory() as folder:
+    frames, probe = 0, probe_file(path, name)
+    with tempfile.TemporaryDirectory() as folder, prepared(probe, height, width, options) as chain:
         timestamps = Path(folder, "timestamps")  # a file, since two pipes that are read in turn can block each other
-        with _decoding(path, name, *PIXELS, timestamps=timestamps) as stream:
-            for frame in _fitted(stream, height, width):
+        with _decoding(probe, path, name, *PIXELS, chain=chain, timestamps=timestamps) as running:
+            for frame in _fitted(running.output, height, width, options):
                 if spool is not None:
                     spool.write(frame)
                 if look is not None:
@@ -200,23 +217,45 @@ def decode_prefix(
     newest = np.empty((len(kept), height, width, 3), np.uint8)
     for i in range(len(newest)):
         newest[i] = kept.popleft()  # releases the frame before the next one takes memory in `newest`
-    return Decoded(frames, fps, newest)
+    return Decoded(frames, fps, newest, probe, running.damage)
+
+
+class _Running:
+    """A decoding: its output, and once it has ended what was damaged."""
+
+    def __init__(self, output: BinaryIO):
+        self.output, self.damage = output, ""
 
 
 @contextmanager
 def _decoding(
-    path: Path | str, name: str, *output: str, timestamps: Path | None = None, then: str = ""
-) -> Iterator[BinaryIO]:
-    """Context manager that runs ffmpeg on all frames of a video and yields its output.
+    probe: Probe,
+    path: Path | str,
+    name: str,
+    *output: str,
+    chain: Chain = Chain(AS_SHOWN),  # noqa: B008  frozen
+    timestamps: Path | None = None,
+) -> Iterator[_Running]:
+    """Context manager that runs ffmpeg on all frames of a video.
 
-    If the block ends normally, the file must have been decoded to its end without errors.
+    If the block ends normally, the file must have been decoded to its end: without errors, unless its format is one
+    that may be cut anywhere.
     """
-    check_file(path, name)
-    arguments = decode_arguments(path, *output, timestamps=timestamps, then=then)
-    with Ffmpeg(arguments, stdout=subprocess.PIPE) as ffmpeg:
-        yield ffmpeg.output
-        if not ffmpeg.succeeded() or _is_truncated(ffmpeg):
+    arguments = _arguments(probe, path, output, chain, timestamps)
+    with Ffmpeg(arguments, stdout=subprocess.PIPE, verbose="counts" if probe.may_be_cut else False) as ffmpeg:
+        running = _Running(ffmpeg.output)
+        yield running
+        if not ffmpeg.succeeded() or (not probe.may_be_cut and _is_truncated(ffmpeg)):
             raise refused(ffmpeg, path, name)
+        if probe.may_be_cut:
+            running.damage = check_damage(ffmpeg.messages(), probe, path, name)
+
+
+def _arguments(
+    probe: Probe, path: Path | str, output: Sequence[str], chain: Chain, timestamps: Path | None = None
+) -> list[str]:
+    how = {"filters": chain.filters, "decoder": chain.decoder, "strict": not probe.may_be_cut}
+    return decode_arguments(path, *output, timestamps=timestamps, **how)
 
 
 def _is_truncated(ffmpeg: Ffmpeg) -> bool:
@@ -224,7 +263,7 @@ def _is_truncated(ffmpeg: Ffmpeg) -> bool:
     return any(re.search("ended prematurely|decode failed|partial file", line) for line in ffmpeg.errors())
 
 
-def _fitted(stream: BinaryIO, height: int, width: int) -> Iterator[np.ndarray]:
+def _fitted(stream: BinaryIO, height: int, width: int, options: InputOptions) -> Iterator[np.ndarray]:
     """Frames in ffmpeg's `PIXELS` output -> uint8 ``[height, width, 3]``; ends early if ffmpeg does."""
     from PIL import Image
 
@@ -234,7 +273,7 @@ def _fitted(stream: BinaryIO, height: int, width: int) -> Iterator[np.ndarray]:
         pixels = stream.read(3 * size[0] * size[1])
         if len(pixels) < 3 * size[0] * size[1]:
             return
-        yield fit(Image.frombytes("RGB", size, pixels), height, width)
+        yield fit(Image.frombytes("RGB", size, pixels), height, width, options)
 
 
 class _Timestamps(NamedTuple):

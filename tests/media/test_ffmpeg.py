@@ -26,13 +26,10 @@ READING = [
     ("-fps_mode", "Unrecognized option 'fps_mode'."),
     ("framecrc", "[NULL @ 0x1] Requested output format 'framecrc' is not a suitable output format"),
     ("wrapped_avframe", "Unknown encoder 'wrapped_avframe'"),
+    ("showinfo", "[AVFilterGraph @ 0x1] No such filter: 'showinfo'"),
     ("iw\\*sar", "[AVFilterGraph @ 0x1] No such filter: 'scale'"),
 ]
-PIXELS_ONLY = [
-    ("ppm", "Unknown encoder 'ppm'"),
-    ("image2pipe", "Requested output format 'image2pipe' is not known."),
-    ("showinfo", "[AVFilterGraph @ 0x1] No such filter: 'showinfo'"),
-]
+PIXELS_ONLY = [("ppm", "Unknown encoder 'ppm'"), ("image2pipe", "Requested output format 'image2pipe' is not known.")]
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_a_decoder_that_writes_nothing(tmp_path, use, quick, read, what):
 @pytest.mark.parametrize("then", [SLEEPS, STOPS])
 def test_a_decoder_that_stalls_within_a_video(tmp_path, use, quick, then):
     path = write(tmp_path, clip(3))
-    use(f"{STALLS}; {then}")
+    use(f"{STALLS}; {then}", "ppm")
     frames = read_video(path, 64, 96)
     assert next(frames).shape == (64, 96, 3)
     with pytest.raises(OSError) as error:
@@ -88,7 +88,7 @@ def test_a_decoder_that_closes_its_output_and_stays(tmp_path, use, quick):
 def test_a_decoder_that_is_slow_is_waited_for(tmp_path, use):
     """Each output within the patience, all together beyond it."""
     path = write(tmp_path, clip(3))
-    use(f"for i in 1 2 3; do {STALLS}; sleep 0.8; done")
+    use(f"for i in 1 2 3; do {STALLS}; sleep 0.8; done", "ppm")
     assert len(list(read_video(path, 64, 96))) == 3 * 3 + 3  # the clip's own come last
 
 
