@@ -1,4 +1,5 @@
 #!/usr/bin/env python
+# PYTHON_ARGCOMPLETE_OK
 """Videos to structured captions, and to prompts. `--help` lists the flags."""
 
 import sys

@@ -55,11 +55,12 @@ setup(
         "offload": ["accelerate", "diffusers>=0.41"],  # --offload
         "enhancer": ["accelerate"],  # --prompt_enhancer
         "captioner": ["json-repair>=0.30"],  # repairs damaged answers of a captioner
+        "completion": ["argcomplete>=3"],  # flags in the shell
         "scenes": ["scenedetect>=0.7"],  # caption_video.py --scenes
         "vllm": ["vllm>=0.8.4"],  # caption_video.py --backend vllm
         "dev": [
             *("accelerate", "diffusers>=0.41", "gguf>=0.10", "hypothesis", "json-repair>=0.30", "matplotlib"),
-            *("coverage>=7.10", "pytest>=8", "pytest-xdist", "ruff"),
+            *("argcomplete>=3", "coverage>=7.10", "pytest>=8", "pytest-xdist", "ruff"),
             *("protobuf", "sentencepiece", *XDIT),
         ],
     },

@@ -10,6 +10,8 @@ from contextlib import suppress
 
 from skyreels_v2_infer.launch import Launch
 
+INSTALLED = ("generate_video", "generate_video_df", "caption_video")  # names of the scripts where pip puts them
+
 
 class Lenient:
     """A stream like `stream` that drops what cannot be written instead of raising."""
@@ -52,6 +54,12 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+
+
+def called(script: str) -> str:
+    """The name by which the user calls a script: an installed one has no suffix."""
+    name = os.path.basename(sys.argv[0]).removesuffix(".exe") if sys.argv else ""
+    return script.removesuffix(".py") if name in INSTALLED else script
 
 
 def say(message: str, from_any_rank: bool = False) -> None:

@@ -1,5 +1,12 @@
 """The exception for invalid user input, and messages of libraries shortened to one line."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class InputError(ValueError):
     """Invalid user input: a setting or a file that cannot be used.
@@ -15,6 +22,36 @@ class InputError(ValueError):
     def __init__(self, name: str, value: object, legal: str):
         super().__init__(printable(f"--{name}: {legal}" if value is None else f"--{name} {value}: {legal}"))
         self.name, self.value, self.legal = name, value, legal
+        self.each: tuple[InputError, ...] = (self,)
+
+
+class Faults:
+    """Independent checks, of which all errors are reported together.
+
+    Attributes:
+        errors: the first one for each argument.
+    """
+
+    def __init__(self):
+        self.errors: list[InputError] = []
+
+    def check(self, function: Callable[..., T], *values: object) -> T | None:
+        """What the function returns; None if it raises an `InputError`."""
+        try:
+            return function(*values)
+        except InputError as error:
+            known = {before.name for before in self.errors}
+            self.errors += [each for each in error.each if each.name not in known]
+            return None
+
+    def raise_all(self) -> None:
+        """Raises one `InputError` for all that were found, if any."""
+        if not self.errors:
+            return
+        first, *others = self.errors
+        error = InputError(first.name, first.value, "; ".join([first.legal, *map(str, others)]))
+        error.each = tuple(self.errors)
+        raise error
 
 
 def printable(text: str) -> str:

@@ -27,7 +27,7 @@ GROUND = {"errors", "console", "launch", "runtime", "embedded"}
 # What each room may import beside itself. `media` is ground as well: the other ground modules do without it.
 ALLOWED = {"ground": set(), "media": {"ground"}, "scheduler": {"ground", "media"}}
 ALLOWED["plan"] = ALLOWED["scheduler"] | {"scheduler"}
-ALLOWED["cli"] = ALLOWED["plan"] | {"plan"}
+ALLOWED["cli"] = ALLOWED["plan"] | {"plan", "facade"}  # the last for the version
 ALLOWED["modules"] = ALLOWED["plan"] | {"plan"}
 ALLOWED["distributed"] = ALLOWED["modules"] | {"modules"}
 ALLOWED["weights"] = ALLOWED["modules"] | {"modules"}

@@ -6,11 +6,13 @@ Whatever can be rejected without a model is rejected here, before torch is impor
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 from skyreels_v2_infer.cli import checks
 from skyreels_v2_infer.cli.batch import JobList, read_jobs
-from skyreels_v2_infer.cli.parser import DIFFUSION_FORCING, GENERATE, CommandError, Parser
+from skyreels_v2_infer.cli.help import ABOUT, DIFFUSION_FORCING, GENERATE
+from skyreels_v2_infer.cli.parser import CommandError, Parser
 from skyreels_v2_infer.cli.replay import replayed_flags
 from skyreels_v2_infer.cli.run_flags import add_jobs, add_machine, add_output, add_ranks, add_speed
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
@@ -31,60 +33,64 @@ SHARED = frozenset(field.name for field in dataclasses.fields(GenerateSettings))
 def parse_generate(argv: Sequence[str]) -> GenerateSettings | JobList:
     """The settings in `argv` (without the program's name); with --jobs or --sweep those of every video.
 
-    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
+    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help and the like.
     """
-    parser = Parser(
-        GENERATE,
-        "Make a video from a text, or from a text and a first image, in one piece.",
-        'example: %(prog)s --prompt "A red kite over the dunes" --seed 7',
-        elsewhere={
-            f"--{field.name}": DIFFUSION_FORCING
-            for field in dataclasses.fields(DiffusionForcingSettings)
-            if field.name != "prompts" and field.name not in SHARED  # prompts: several values of --prompt
-        },
-    )
+    elsewhere = {
+        f"--{field.name}": DIFFUSION_FORCING
+        for field in dataclasses.fields(DiffusionForcingSettings)
+        if field.name != "prompts" and field.name not in SHARED  # prompts: several values of --prompt
+    }
+    parser = Parser(GENERATE, ABOUT[GENERATE], 'example: %(prog)s --prompt "A red kite over the dunes"', elsewhere)
     add_content(parser)
-    add_shape(parser)
-    add_sampling(parser)
     add_model(parser, model_id="Skywork/SkyReels-V2-T2V-14B-540P")
     add_output(parser)
-    add_machine(parser)
-    add_speed(parser)
-    add_ranks(parser)
-    add_jobs(parser)
+    add_shape(parser)
+    add_sampling(parser)
+    _add_run(parser)
     return _settings(parser, argv, checks.generate_settings)
 
 
 def parse_diffusion_forcing(argv: Sequence[str]) -> DiffusionForcingSettings | JobList:
     """The settings in `argv` (without the program's name); with --jobs or --sweep those of every video.
 
-    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help.
+    Raises SystemExit: 2 after one line on stderr about what is wrong, 0 after --help and the like.
     """
     parser = Parser(
         DIFFUSION_FORCING,
-        "Make a video of any length from a text, and optionally from a first image, a last image, or a video to "
-        "continue. Long videos are made window by window.",
+        ABOUT[DIFFUSION_FORCING],
         'example, 10 seconds: %(prog)s --num_frames 257 --overlap_history 17 --prompt "A red kite over the dunes"; '
         "5 more seconds of a video: %(prog)s --video_path kite.mp4 --num_frames 120 --overlap_history 17",
         elsewhere={},
     )
     add_diffusion_forcing_content(add_content(parser, forcing=True))
+    add_model(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
+    add_output(parser)
     add_shape(parser)
     add_sampling(parser)
     add_diffusion_forcing(parser)
-    add_model(parser, model_id="Skywork/SkyReels-V2-DF-1.3B-540P")
-    add_output(parser)
+    _add_run(parser)
+    return _settings(parser, argv, checks.forcing_settings)
+
+
+def _add_run(parser: Parser) -> None:
     add_machine(parser)
     add_speed(parser)
     add_ranks(parser)
     add_jobs(parser)
-    return _settings(parser, argv, checks.forcing_settings)
+    parser.add_help_flags()
 
 
 def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> GenerateSettings | JobList:
     """The settings in `argv`, or those of every row of a job file."""
+    parser.complete()
     try:
-        args, launch = parser.read(argv), Launch.from_environment()
+        launch = Launch.from_environment()
+        try:
+            args = parser.read(argv)
+        except CommandError as error:
+            args = error.parsed
+            if args is None or args.jobs is not None or args.sweep is not None:
+                raise
         if args.jobs is None and args.sweep is None:
             checks.check_no_jobs(args)
             return _of_one(parser, argv, settle, launch)
@@ -95,10 +101,31 @@ def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> Generate
 
 def _of_one(parser: Parser, argv: Sequence[str], settle: Callable, launch: Launch) -> GenerateSettings:
     """The settings of one video, after those of the video that --replay names."""
-    args = parser.read(argv)
+    try:
+        args = parser.read(argv)
+    except CommandError as error:
+        raise CommandError("; ".join([str(error), *_also_wrong(error, settle, launch)])) from None
     if args.replay is not None:
-        written = replayed_flags(args.replay, parser.prog, argv, args.trust_replay)
+        written = replayed_flags(args.replay, parser.script, argv, args.trust_replay)
         args = parser.read([*written, *argv])
     elif args.trust_replay:
         raise InputError("trust_replay", None, "has no effect without --replay")
     return settle(args, launch)
+
+
+def _also_wrong(error: CommandError, settle: Callable, launch: Launch) -> list[str]:
+    """What else is wrong with a command that could not be parsed, apart from what may follow from that."""
+    args = error.parsed
+    if args is None or args.replay is not None:
+        return []
+    for name in ("image", "end_image"):
+        if isinstance(vars(args).get(name), str):
+            setattr(args, name, None)  # nothing is downloaded for a command that is refused
+    try:
+        settle(args, launch)
+    except InputError as wrong:
+        follows = re.compile(f"({'|'.join(map(re.escape, error.flags))})(?!\\w)")
+        return [str(each) for each in wrong.each if not follows.search(str(each))]
+    except OSError:
+        pass
+    return []

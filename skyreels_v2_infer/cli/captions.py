@@ -64,7 +64,9 @@ def parse_captions(argv: Sequence[str]) -> CaptionSettings:
     )
     _add_files(parser)
     _add_models(parser)
+    parser.add_help_flags()
     try:
+        parser.complete()
         return _checked(parser.read(argv))
     except (CommandError, InputError) as error:
         parser.refuse(error)

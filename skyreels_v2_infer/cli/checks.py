@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PRESETS, SOLVER, TEACACHE_THRESHOLD, TINY, Defaults, defaults_of
+from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.console import called
+from skyreels_v2_infer.errors import Faults, InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import images, read
 from skyreels_v2_infer.media.files import check_file
@@ -28,36 +31,41 @@ from skyreels_v2_infer.scheduler.windows import check_lengths, frames_of_one_mor
 
 def generate_settings(args: argparse.Namespace, launch: Launch) -> GenerateSettings:
     """The settings of `generate_video.py`."""
-    check_shared(args, launch)
+    faults = check_shared(args, launch)
     values = filled(args)
-    check_lengths(values["num_frames"])
-    check_embedded_length(values, "num_frames", "; generate_video_df.py makes longer videos")
-    images = located(args, "image")
-    check_outdir(args.outdir)
-    check_frames_dir(args)
-    values |= images
-    values["height"], values["width"] = size_of(args, source_size(images["image"], None, None))
+    faults.check(check_lengths, values["num_frames"])
+    faults.check(check_embedded_length, values, "num_frames", f"; {called(DIFFUSION_FORCING)} makes longer videos")
+    faults.check(check_outdir, args.outdir)
+    faults.check(check_frames_dir, args)
+    pictures = located(args, ("image",), faults)
+    source = faults.check(source_size, pictures["image"], None, None)
+    faults.raise_all()
+    values |= pictures
+    values["height"], values["width"] = size_of(args, source)
     values["model_id"] = placed_model(args.model_id, image_to_video=args.image is not None)
     return check_name(GenerateSettings(**fields_of(GenerateSettings, values)))
 
 
 def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForcingSettings:
     """The settings of `generate_video_df.py`."""
-    check_shared(args, launch)
-    check_conditions(args)
+    faults = check_shared(args, launch)
+    faults.check(check_conditions, args)
     values = filled(args)
     extends = args.video_path is not None
     if extends and args.num_frames is None:
         values["num_frames"] = frames_of_one_more(values["base_num_frames"], values["overlap_history"])
-    check_lengths(values["num_frames"], values["base_num_frames"], values["overlap_history"], extends)
-    check_embedded_length(values, "base_num_frames")
-    images = located(args, "image") | located(args, "end_image")
-    check_outdir(args.outdir)  # before the video, which takes longer to check
-    check_frames_dir(args)
-    values |= images
-    source = source_size(images["image"], args.video_path, images["end_image"])
+    lengths = values["num_frames"], values["base_num_frames"], values["overlap_history"]
+    faults.check(check_lengths, *lengths, extends)
+    faults.check(check_embedded_length, values, "base_num_frames")
+    faults.check(check_outdir, args.outdir)
+    faults.check(check_frames_dir, args)
+    prompts = faults.check(prompts_of, values)
+    pictures = located(args, ("image", "end_image"), faults)
+    source = faults.check(source_size, pictures["image"], args.video_path, pictures["end_image"])
+    faults.raise_all()
+    values |= pictures
     values["height"], values["width"] = size_of(args, source)
-    values |= prompts_of(values)
+    values |= prompts
     values["model_id"] = placed_model(args.model_id, image_to_video=False)
     return check_name(DiffusionForcingSettings(**fields_of(DiffusionForcingSettings, values)))
 
@@ -66,24 +74,36 @@ def fields_of(kind: type, values: dict) -> dict:
     return {field.name: values[field.name] for field in dataclasses.fields(kind)}
 
 
-def check_shared(args: argparse.Namespace, launch: Launch) -> None:
+def check_shared(args: argparse.Namespace, launch: Launch) -> Faults:
     """Cross-flag checks of both scripts, before any file is opened."""
-    check_cache(args)
+    faults = Faults()
+    for check in (check_cache, check_levels, check_loras, check_parts):
+        faults.check(check, args)
+    faults.check(check_ranks, args, launch)
+    for check in (check_enhancer, check_auto_prompt, check_sizes):
+        faults.check(check, args)
+    return faults
+
+
+def check_levels(args: argparse.Namespace) -> None:
+    """--sigmas against the flags that it replaces."""
     if args.sigmas is not None:
         for name in ("inference_steps", "shift"):
             if getattr(args, name) is not None:
                 raise InputError(name, getattr(args, name), "has no effect with --sigmas, which sets the noise levels")
+
+
+def check_loras(args: argparse.Namespace) -> None:
     for lora in args.lora or ():
         if not lora.path.is_dir():
             check_file(lora.path, "lora")
+
+
+def check_parts(args: argparse.Namespace) -> None:
     for name in PARTS.values():  # a path that leads nowhere is no hub id either
         path = getattr(args, name)
         if path is not None and not os.path.exists(os.path.expanduser(path)) and not HUB_FILE.fullmatch(path):
             raise InputError(name, path, "is neither a file nor a folder nor a hub id (owner/name, owner/name/file)")
-    check_ranks(args, launch)
-    check_enhancer(args)
-    check_auto_prompt(args)
-    check_sizes(args)
 
 
 def check_no_jobs(args: argparse.Namespace) -> None:
@@ -259,10 +279,15 @@ def prompts_of(values: dict) -> dict:
     return {"prompt": given[0], "prompts": tuple(given) if len(given) > 1 else None, "story": story}
 
 
-def located(args: argparse.Namespace, name: str) -> dict[str, Path | None]:
-    """The file of an image flag; a URL is downloaded."""
-    given = getattr(args, name)
-    return {name: images.download_image(given, name) if isinstance(given, str) else given}
+def located(args: argparse.Namespace, names: Sequence[str], faults: Faults) -> dict[str, Path | None]:
+    """The files of image flags; what is at an address is downloaded, unless the command is refused anyway."""
+    found: dict[str, Path | None] = {}
+    for name in names:
+        given = getattr(args, name)
+        if isinstance(given, str):
+            given = None if faults.errors else faults.check(images.download_image, given, name)
+        found[name] = given
+    return found
 
 
 def source_size(image: Path | None, video: Path | None, end_image: Path | None) -> tuple[int, int] | None:

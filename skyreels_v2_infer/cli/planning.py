@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
+from skyreels_v2_infer.cli.help import GENERATE
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
+from skyreels_v2_infer.console import called
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.cache_settings import CachePlan, MagCachePlan, TeaCachePlan, read_cache
@@ -136,7 +138,7 @@ def check_kind(settings: GenerateSettings, config: dict) -> None:
     image_to_video = config["model_type"] == "i2v"
     if isinstance(settings, DiffusionForcingSettings):
         if image_to_video:
-            raise InputError("model_id", settings.model_id, "is an image-to-video model; use generate_video.py")
+            raise InputError("model_id", settings.model_id, f"is an image-to-video model; use {called(GENERATE)}")
     elif image_to_video and settings.image is None:
         raise InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
     elif settings.image is not None and not image_to_video:

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from skyreels_v2_infer.cli.defaults import TEACACHE_THRESHOLD
-from skyreels_v2_infer.cli.parser import DIFFUSION_FORCING, Parser
+from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
+from skyreels_v2_infer.cli.parser import Parser
 from skyreels_v2_infer.cli.reading import (
     cache,
     device_name,
@@ -20,6 +21,7 @@ from skyreels_v2_infer.cli.reading import (
     whole,
 )
 from skyreels_v2_infer.cli.sweep import shard, swept
+from skyreels_v2_infer.console import called
 from skyreels_v2_infer.media.ffmpeg import BEST, QUALITY, WORST
 from skyreels_v2_infer.plan.kernels import KERNELS
 
@@ -59,7 +61,7 @@ def add_output(parser: Parser) -> None:
         "--keep_parts",
         action="store_true",
         help="keep the files of the windows beside the finished video, and reuse those of an earlier kept run that are "
-        f"the same: after a change to the --story of {DIFFUSION_FORCING} only the windows from there on are made",
+        f"the same: after a change to the --story of {called(DIFFUSION_FORCING)} only later windows are made",
     )
     group.add_argument(
         "--no_preview",

@@ -6,7 +6,8 @@ import argparse
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import IMAGE_TO_VIDEO, LENGTH_720P, PRESETS, PUBLISHED, SOLVER, TINY
-from skyreels_v2_infer.cli.parser import DIFFUSION_FORCING, Parser
+from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
+from skyreels_v2_infer.cli.parser import Parser
 from skyreels_v2_infer.cli.reading import (
     any_text,
     levels,
@@ -19,6 +20,7 @@ from skyreels_v2_infer.cli.reading import (
     some_text,
     whole,
 )
+from skyreels_v2_infer.console import called
 from skyreels_v2_infer.plan.models import CAPTIONER
 from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, SIZE_MULTIPLE
@@ -47,6 +49,13 @@ def add_content(parser: Parser, forcing: bool = False) -> argparse._ArgumentGrou
         + "; several prompts: one for each window, the last one holds to the end" * forcing
         + f"; auto: made by a captioner from {'--image or the end of --video_path' if forcing else '--image'}; "
         'auto:"TEXT": with TEXT in it',
+    )
+    group.add_argument(
+        "--image",
+        metavar="FILE",
+        type=some_picture,
+        help="first frame of the video, a file or a URL; scaled to cover the video's size, then cropped at the centre"
+        + "; needs an image-to-video model" * (not forcing),
     )
     group.add_argument(
         "--negative_prompt",
@@ -79,13 +88,6 @@ def add_content(parser: Parser, forcing: bool = False) -> argparse._ArgumentGrou
         type=some_text,
         help="chat model that turns the caption of --prompt auto into a prompt, a hub id or a folder; none: sentences "
         f"by rule, without a model (default: {ENHANCER_MODEL}, needs 65 GB)",
-    )
-    group.add_argument(
-        "--image",
-        metavar="FILE",
-        type=some_picture,
-        help="first frame of the video, a file or a URL; scaled to cover the video's size, then cropped at the centre"
-        + "; needs an image-to-video model" * (not forcing),
     )
     return group
 
@@ -134,7 +136,7 @@ def add_shape(parser: Parser) -> None:
         metavar="N",
         type=whole(high=MOST),
         help=f"frames of the video, 4n+1: 1, 5, ..., 97, ...; seconds are frames / fps ({_defaults('num_frames')}). "
-        f"{DIFFUSION_FORCING} with --video_path: frames to add, a multiple of 4 (default: what one window adds)",
+        f"{called(DIFFUSION_FORCING)} with --video_path: frames to add, 4n (default: what one window adds)",
     )
     group.add_argument(
         "--fps",

@@ -120,10 +120,11 @@ class Maker:
             return self.team.reason() or "another process failed"
         if isinstance(problem, InputError):
             return str(problem)
-        if not is_foreseen(problem):
+        problem_is_known = is_foreseen(problem)
+        if not problem_is_known:
             traceback.print_exception(problem)
         problem.__traceback__ = None  # refers to everything that the job had in memory
-        return f"{type(problem).__name__}: {first_line(problem)}"
+        return first_line(problem) if problem_is_known else f"{type(problem).__name__}: {first_line(problem)}"
 
     def _enhance(self, settings: GenerateSettings, place) -> str:
         """The prompt, expanded together with those of all videos that follow, while no other model is in memory."""

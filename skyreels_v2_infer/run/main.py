@@ -17,7 +17,7 @@ from typing import Protocol
 
 from skyreels_v2_infer.cli.batch import JobList
 from skyreels_v2_infer.cli.settings import GenerateSettings
-from skyreels_v2_infer.console import Lenient, open_standard_streams, say
+from skyreels_v2_infer.console import Lenient, called, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
@@ -62,7 +62,7 @@ def main(
     """Runs a script that makes a video, or many, and returns its exit code, see `run_process`.
 
     Args:
-        prog: name of the script in messages.
+        prog: file name of the script.
         parse: argv -> settings, or those of many videos; exits with 2 on invalid arguments.
         argv: arguments; None: those of the process.
         open_session: constructor of the session.
@@ -95,14 +95,14 @@ class VideoWork:
         if launch.size > 1:
             settings = settings.on_device(own_device(settings.device, launch.local_rank))
         if many:
-            job = Batch(self.prog, settings, interrupts.check, partial(tell, self.prog, kind=self.makes))
+            job = Batch(self.prog, settings, interrupts.check, partial(tell, called(self.prog), kind=self.makes))
         else:
             job = Job(self.prog, settings, interrupts.check)
         self.job = job
 
         def lost(reason: str) -> None:
             left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
-            say(f"{self.prog}: failed: {reason}; {left}", from_any_rank=True)
+            say(f"{called(self.prog)}: failed: {reason}; {left}", from_any_rank=True)
 
         with assembled(launch, settings.device, lost, settings.group if many else None) as team:
             try:
@@ -116,13 +116,13 @@ class VideoWork:
         return DONE if launch.rank else job.code  # the first one ends last and knows of all
 
 
-def run_process(prog: str, work: Work) -> int:
+def run_process(script: str, work: Work) -> int:
     """Does the work of a script and returns its exit code.
 
     0: done; 1: failed, or some of many videos did; 2: invalid input; 130 or 143: interrupted.
 
     Args:
-        prog: name of the script in messages.
+        script: its file name.
     """
     open_standard_streams()
     if sys.stderr is None:  # closed; tracebacks and libraries would write to stdout then
@@ -133,7 +133,7 @@ def run_process(prog: str, work: Work) -> int:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries' to programmers; of a damaged file there are many
-            code = _run(prog, work)
+            code = _run(called(script), work)
     finally:
         sys.stderr.flush()
         sys.stderr = given
@@ -169,10 +169,12 @@ def _run(prog: str, work: Work) -> int:
         say(f"{prog}: interrupted; {work.left()}")
         return interrupts.code or INTERRUPTED
     except Exception as error:
+        reason = first_line(error)
         if not is_foreseen(error):
             traceback.print_exc()
+            reason = f"{type(error).__name__}: {reason}"
         left = "" if Launch.for_messages().rank else f"; {work.left()}"  # known to the first rank only
-        say(f"{prog}: failed: {type(error).__name__}: {first_line(error)}{left}", from_any_rank=True)
+        say(f"{prog}: failed: {reason}{left}", from_any_rank=True)
         return FAILED
     if isinstance(result, int):
         return result

@@ -1,0 +1,161 @@
+"""What a newcomer asks of the command line: --help, --version, and what a wrong command says."""
+
+import re
+import sys
+
+import pytest
+from script_runs import FORCING, GENERATE, run
+
+from skyreels_v2_infer import __version__
+from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.cli.captions import parse_captions
+from skyreels_v2_infer.cli.help import SHORT, short_help
+from skyreels_v2_infer.cli.near_names import FOREIGN
+
+SCRIPTS = {GENERATE: cli.parse_generate, FORCING: cli.parse_diffusion_forcing}
+EACH = pytest.mark.parametrize("script", SCRIPTS)
+
+
+def printed(parse, argv, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, err) == (0, "")
+    return out
+
+
+def refusal(parse, *argv, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "") and err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+@EACH
+def test_help_is_two_pages_in_the_order_of_need(script, capsys):
+    short, every = (printed(SCRIPTS[script], argv, capsys) for argv in (["--help"], ["--help", "all"]))
+    assert short == short_help(script) == printed(SCRIPTS[script], ["--seed", "3", "-h"], capsys)
+    lines = short.splitlines()
+    assert len(lines) <= 2 * 25 and max(map(len, lines[:-2])) < 90
+    flags = re.findall(r"^  (--\w+)", short, re.MULTILINE)
+    assert flags[:2] == ["--prompt", "--image"] and flags.index("--model_id") < flags.index("--outdir") < 6
+    assert "--help all" in short and len(set(flags)) == len(flags) > 20
+    in_groups = re.findall(r"^  (?:-h \[all\], )?(--\w+)", every, re.MULTILINE)
+    assert not set(flags) - set(in_groups)
+    assert in_groups[:2] == ["--prompt", "--image"] and len(in_groups) > 60
+    for near, far in (("model_id", "height"), ("outdir", "height"), ("seed", "device"), ("device", "jobs")):
+        assert in_groups.index(f"--{near}") < in_groups.index(f"--{far}")
+
+
+def test_only_one_script_has_a_flag_twice_in_the_short_help():
+    for script in SCRIPTS:
+        shown = [flag.split()[0] for flag, _, only in SHORT if only in (None, script)]
+        assert len(shown) == len(set(shown))
+
+
+@EACH
+def test_help_and_version_take_little_cpu(script, tmp_path):
+    """As a user starts them, Python's own start included."""
+    for flag in ("--help", "--version"):
+        least = min((run(script, flag, cwd=tmp_path) for _ in range(2)), key=lambda made: made.cpu)
+        assert least.code == 0 and least.cpu < 0.3
+
+
+def test_version(capsys):
+    for parse in (*SCRIPTS.values(), parse_captions):
+        words = printed(parse, ["--version"], capsys)
+        assert words.startswith(f"skyreels_v2_infer {__version__}, Python {sys.version.split()[0]}, torch ")
+
+
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        ("--steps", "--inference_steps"),
+        ("--num_inference_steps", "--inference_steps"),
+        ("--num-frames", "--num_frames"),
+        ("--cfg", "--guidance_scale"),
+        ("-p", "--prompt"),
+        ("--Seed", "--seed"),
+        ("--lora_path", "--lora"),
+        ("--sample_shift", "--shift"),
+        ("--modelid", "--model_id"),
+    ],
+)
+@EACH
+def test_flags_of_other_programs(script, foreign, ours, capsys):
+    line = refusal(SCRIPTS[script], foreign, "4", capsys=capsys)
+    assert line == f"{script}: {foreign} 4: unknown flag, did you mean {ours}?"
+
+
+def test_foreign_names_lead_to_flags_that_exist(capsys):
+    out = printed(cli.parse_diffusion_forcing, ["--help", "all"], capsys)
+    assert not [ours for ours in FOREIGN if not re.search(rf"^  {ours}\b", out, re.MULTILINE)]
+    names = [name for names in FOREIGN.values() for name in names]
+    assert len(names) == len(set(names)) and not set(names) & set(FOREIGN)
+
+
+def test_a_misspelt_flag_of_the_other_script(capsys):
+    line = refusal(cli.parse_generate, "--overlap_histry", "17", capsys=capsys)
+    assert line.endswith(f"did you mean --overlap_history? Only {FORCING} has it")
+
+
+def test_all_independent_faults_are_in_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["-p", "fox", "--steps=5", "--seed", "abc", "--num_frames", "98", "--image", "no.png", "--use_ret_steps"]
+    argv += ["--lora", "no.gguf"]
+    line = refusal(cli.parse_generate, *argv, capsys=capsys)
+    for part in (
+        "--seed abc: must be a whole number",
+        "; -p fox: unknown flag, did you mean --prompt?",
+        "; --steps=5: unknown flag",
+        "; --num_frames 98: must be 4n+1",
+        "; --image no.png: must be an existing file",
+        "; --use_ret_steps: has no effect without --teacache",
+        "; --lora no.gguf: must be an existing file",
+    ):
+        assert part in line
+    assert line.count(";") == 6
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--overlap_histry 17 --num_frames 257",  # the overlap is missing since its flag is misspelt
+        "--height x --width 64",
+        "--base_num_frames x --num_frames 257",
+        "--lora a.gguf:x:",
+        "--prompt_enhancr --prompt_enhancer_model a/b",
+    ],
+)
+def test_what_follows_from_a_fault_is_not_reported(argv, capsys):
+    assert ";" not in refusal(cli.parse_diffusion_forcing, *argv.split(), capsys=capsys)
+
+
+def test_nothing_is_downloaded_for_a_command_that_is_refused(capsys, monkeypatch):
+    def download(url, name):
+        raise AssertionError(url)
+
+    monkeypatch.setattr("skyreels_v2_infer.media.images.download_image", download)
+    for fault in (("--num_frames", "98"), ("--seed", "x")):
+        line = refusal(cli.parse_generate, "--image", "https://example.org/a.png", *fault, capsys=capsys)
+        assert line.startswith(f"{GENERATE}: {fault[0]} {fault[1]}: ")
+
+
+def test_an_installed_script_calls_itself_as_its_user_does(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/generate_video"])
+    assert refusal(cli.parse_generate, "--seed", "x", capsys=capsys).startswith("generate_video: --seed x: ")
+    line = refusal(cli.parse_generate, "--ar_step", "5", capsys=capsys)
+    assert line == "generate_video: --ar_step 5: only generate_video_df has this flag"
+    for argv in (["--help"], ["--help", "all"]):
+        out = printed(cli.parse_generate, argv, capsys)
+        assert out.startswith("usage: generate_video [flags]") and "generate_video.py" not in out
+        assert "example: generate_video --" in out
+
+
+def test_the_shell_completes_flags(tmp_path):
+    """As bash asks: by environment variables."""
+    words = f"{GENERATE} --guid"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": words, "COMP_POINT": str(len(words))}
+    run(GENERATE, cwd=tmp_path, _ARGCOMPLETE_STDOUT_FILENAME="out", **asked)
+    assert (tmp_path / "out").read_text().split() == ["--guidance_scale"]
