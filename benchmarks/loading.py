@@ -14,6 +14,7 @@ from benchmarks.table import Row, row
 from skyreels_v2_infer import DiffusionForcingPipeline
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.pipelines.hooks import Hooks
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.runtime import check_offload
 
 STEPS = 2
@@ -35,14 +36,15 @@ def measured(run: Run, folder: Path, **settings) -> tuple[torch.Tensor, dict[str
     found: dict[str, float | None] = {}
     clock: list[float] = []
 
-    @contextmanager
-    def progress(window: int, windows: int, rows: int):
-        clock.append(now(run))
-        yield lambda: clock.append(now(run))
+    class Timed(VideoProgress):
+        @contextmanager
+        def rows(self, window: int):
+            clock.append(now(run))
+            yield lambda: clock.append(now(run))
 
     with peak(run.device) as gib:
         found["loading, s"], pipeline = seconds(
-            lambda: DiffusionForcingPipeline(folder, device=run.device, hooks=Hooks(progress=progress), **settings),
+            lambda: DiffusionForcingPipeline(folder, device=run.device, hooks=Hooks(progress=Timed), **settings),
             run.device,
         )
         began = now(run)

@@ -25,6 +25,7 @@ from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
 from skyreels_v2_infer.plan.cost import VAE, cost_of
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, make_plan
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.run.session import on_host
 from skyreels_v2_infer.run.worker import Worker
 
@@ -75,12 +76,13 @@ class Maker:
             event.record()
             marks.append(event)
 
-        @contextmanager
-        def progress(window: int, windows: int, rows: int):
-            mark()
-            yield mark
+        class Marking(VideoProgress):
+            @contextmanager
+            def rows(self, window: int):
+                mark()
+                yield mark
 
-        for _ in self.parts(plan, Hooks(progress=progress, ranks=self.hooks.ranks)):
+        for _ in self.parts(plan, Hooks(progress=Marking, ranks=self.hooks.ranks)):
             pass
         torch.cuda.synchronize(self.run.device)
         return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]

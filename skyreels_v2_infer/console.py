@@ -6,25 +6,88 @@ dropped: a video is not lost because nobody can be told about it.
 
 import os
 import sys
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from skyreels_v2_infer.launch import Launch
 
 INSTALLED = ("generate_video", "generate_video_df", "caption_video")  # names of the scripts where pip puts them
+TO_THE_END = "\r\x1b[J"  # clears the line that the cursor is in, and those below
+ALSO_BELOW = "\x1b[J"
+
+
+class Bars:
+    """The last lines of the terminal, which are drawn again and again; everything else appears above them.
+
+    The cursor rests at the beginning of the first of them, so that clearing what is below removes them, and also what
+    the terminal itself adds there, like the ``^C`` of an interrupt.
+
+    Attributes:
+        lock: held by whoever writes to stderr.
+        last: when something was printed that stays, by `time.monotonic`.
+        shown: whether there are lines to clear.
+    """
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.last = time.monotonic()
+        self.shown = self._within_line = False
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Draws these lines in place of those that are shown; not while a line of another writer is unfinished."""
+        with self.lock:
+            if self._within_line:
+                return
+            self.shown = True
+            up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
+            self._write("\r" + "\x1b[K\n".join(lines) + ALSO_BELOW + up + "\r")
+
+    def hide(self) -> None:
+        with self.lock:
+            if self.shown:
+                self.shown = False
+                self._write(TO_THE_END)
+
+    def note(self, text: str = "\n") -> None:
+        """Notes that a text was, or is about to be, written."""
+        if text:
+            self.last, self._within_line = time.monotonic(), not text.endswith("\n")
+
+    def _write(self, text: str) -> None:
+        stream = sys.stderr.stream if isinstance(sys.stderr, Lenient) else sys.stderr
+        try:
+            stream.write(text)
+            stream.flush()
+        except (OSError, ValueError):
+            give_up(stream)
+
+    @contextmanager
+    def above(self) -> Iterator[None]:
+        """Context manager for writing to the terminal, also by way of stdout; the lines are drawn again later."""
+        with self.lock:
+            self.hide()
+            yield
+
+
+BARS = Bars()  # as there is one stderr
 
 
 class Lenient:
-    """A stream like `stream` that drops what cannot be written instead of raising."""
+    """A stream like `stream` that writes above the bars, and drops what cannot be written instead of raising."""
 
     def __init__(self, stream):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self.stream.write(text)
-        except (OSError, ValueError):
-            give_up(self.stream)
-            return len(text)
+        with BARS.above():
+            BARS.note(text)
+            try:
+                return self.stream.write(text)
+            except (OSError, ValueError):
+                give_up(self.stream)
+                return len(text)
 
     def flush(self) -> None:
         try:
@@ -68,24 +131,39 @@ def say(message: str, from_any_rank: bool = False) -> None:
         return
     if sys.stderr is None:
         return
-    try:
-        if "tqdm" in sys.modules:
-            sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)  # above the bars, if there are any
-        else:
+    with BARS.above():
+        try:
+            if from_any_rank and Launch.for_messages().size > 1 and is_terminal():
+                sys.stderr.write(TO_THE_END)  # the bars of the first rank
             print(message, file=sys.stderr)
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        give_up(sys.stderr)
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            give_up(sys.stderr)
+        BARS.note()
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal on which lines can be drawn again."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
 
 
 def silent() -> bool:
-    """Whether progress bars would disturb: where nobody looks, and on all ranks but the first."""
-    return sys.stderr is None or not sys.stderr.isatty() or Launch.for_messages().rank > 0
+    """Whether bars would disturb: where nobody looks, and on all ranks but the first."""
+    return not is_terminal() or Launch.for_messages().rank > 0
+
+
+def wipe() -> None:
+    """Clears the bars without waiting for anybody, right before the process ends."""
+    if BARS.shown:
+        with suppress(OSError):
+            os.write(2, TO_THE_END.encode())
 
 
 def quiet_transformers() -> None:
-    """No progress bars of transformers where they would disturb."""
-    if silent():
-        import transformers
+    """No progress bars of transformers: this program shows its own."""
+    import transformers
 
-        transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()

@@ -20,13 +20,14 @@ from skyreels_v2_infer.modules.vae import compile_norms
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
 from skyreels_v2_infer.pipelines.denoise import Guided, Row, both_branches, denoise, rows_of
 from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
-from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
+from skyreels_v2_infer.pipelines.hooks import Hooks, Progress, Ranks
 from skyreels_v2_infer.pipelines.one_batch import OneBatch, is_small
 from skyreels_v2_infer.pipelines.prompts import Texts
 from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import choose_layout
+from skyreels_v2_infer.plan.work import work_of
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler import SOLVERS
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
@@ -274,8 +275,17 @@ class VideoPipeline:
             FloatingPointError: the model's output contains NaN or Inf.
         """
         hooks, resume = hooks or self.hooks, resume or Resume()
+        progress = hooks.progress()
+        with progress.video(work_of(plan), resume.window):
+            yield from self._windows(plan, inputs, resume, hooks, progress)
+
+    def _windows(
+        self, plan: Plan, inputs: Inputs, resume: Resume, hooks: Hooks, progress: Progress
+    ) -> Iterator[Finished]:
+        """The windows of a plan, see `execute`."""
         noise = self._noise(plan, inputs, hooks.ranks)
-        texts = Texts(self, plan, inputs, resume, hooks.ranks, hooks.texts)
+        with progress.doing("encoding the prompt"):
+            texts = Texts(self, plan, inputs, resume, hooks.ranks, hooks.texts)
         codec = self.codec
         history = self._history(plan, codec)
         if resume.window and resume.history is not None:
@@ -293,12 +303,13 @@ class VideoPipeline:
                 drawn = noise if window.seed is None else NoiseSource(window.seed)
                 if plan.loras and self.loras.strengths != list(window.lora_strengths):
                     self.loras.set_strengths(window.lora_strengths)
-                start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
-                channels = self._image_channels(plan, inputs)
+                with progress.doing(f"preparing window {index + 1}/{len(plan.windows)}"):
+                    start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
+                    channels = self._image_channels(plan, inputs)
                 with self.at_work(self.transformer) if self._holding.offload == "parts" else nullcontext():
-                    done = self._denoise(plan, window, texts, start, drawn, channels, inputs.callback, hooks)
+                    done = self._denoise(plan, window, texts, start, drawn, channels, inputs.callback, hooks, progress)
                 done = done[:, :, : window.latents - window.end_latents]
-            pieces = history.decode(window, done)
+            pieces = progress.decoding(index, history.decode(window, done))
             yield Finished(done[:, :, window.window.history_latents :], pieces, index, done, history)
             if window is not plan.windows[-1]:
                 for _ in pieces:  # decodes unread frames so that the history is complete
@@ -358,6 +369,7 @@ class VideoPipeline:
         channels: torch.Tensor | None,
         callback: Callable | None,
         hooks: Hooks,
+        progress: Progress,
     ) -> torch.Tensor:
         """Runs the rows of one window.
 
@@ -390,7 +402,7 @@ class VideoPipeline:
             branches = OneBatch(self.transformer, positive, negative, options)
         velocity = Guided(*passes, window.guidance_scale, branches, cached.velocities)
         solver = SOLVERS[plan.solver](plan.sigmas)
-        with hooks.progress(window.window.index, len(plan.windows), len(rows)) as advance:
+        with progress.rows(window.window.index) as advance:
 
             def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
                 advance()

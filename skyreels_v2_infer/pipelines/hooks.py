@@ -1,28 +1,38 @@
-"""Callables that a run passes into a pipeline; the pipeline itself knows no caches, ranks or progress bars."""
+"""Callables that a run passes into a pipeline; the pipeline itself knows no caches, ranks or bars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from skyreels_v2_infer.modules.attention import WHOLE, WholeSequence
 from skyreels_v2_infer.pipelines.denoise import both_branches
+from skyreels_v2_infer.progress import VideoProgress, WindowWork
 
 if TYPE_CHECKING:
     from skyreels_v2_infer.modules.caches.base import Cache
     from skyreels_v2_infer.modules.transformer import PromptContext
     from skyreels_v2_infer.pipelines.prompts import TextMemory
 
-# (index of the window, number of windows, rows) -> context manager whose value is called after every row
-Progress = Callable[[int, int, int], AbstractContextManager[Callable[[], None]]]
 
+class Progress(Protocol):
+    """Shows how far a video is, see `skyreels_v2_infer.progress.VideoProgress`."""
 
-def no_progress(window: int, windows: int, rows: int) -> AbstractContextManager[Callable[[], None]]:
-    return nullcontext(lambda: None)
+    def video(self, work: Sequence[WindowWork], done: int) -> AbstractContextManager[None]:
+        """Around the whole video, of which `done` windows are there already."""
+
+    def doing(self, text: str) -> AbstractContextManager:
+        """Around something that takes time."""
+
+    def rows(self, window: int) -> AbstractContextManager[Callable[[], None]]:
+        """Around the rows of a window; its value is called after every row."""
+
+    def decoding(self, window: int, pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The same pieces."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,13 @@ class Hooks:
     """Hooks of one run.
 
     Attributes:
-        progress: context manager around the rows of a window, see `Progress`.
+        progress: makes what shows the progress of a video, by default bars if stderr is a terminal.
         cache: makes the cache of each window, see `modules.caches.base`; None: every row is computed.
         ranks: see `Ranks`.
         texts: embeddings of earlier runs (`TextMemory`); None: every run encodes its texts.
     """
 
-    progress: Progress = no_progress
+    progress: Callable[[], Progress] = VideoProgress
     cache: Cache | None = None
     ranks: Ranks = field(default_factory=Ranks)
     texts: TextMemory | None = None

@@ -13,6 +13,7 @@ from skyreels_v2_infer.console import quiet_transformers, say
 from skyreels_v2_infer.media.images import read_image
 from skyreels_v2_infer.media.read import probe_video
 from skyreels_v2_infer.plan.auto_prompt import wish_in
+from skyreels_v2_infer.progress import doing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +39,11 @@ def automatic_prompt(settings: GenerateSettings, place: Placement, check: Callab
     quiet_transformers()
     wish = wish_in(settings.prompt)
     device_map = "cpu" if place.device.type == "cpu" else "auto"
-    captioner = QwenCaptioner(settings.captioner_model, "captioner_model", device_map)
+    with doing(f"loading {settings.captioner_model}"):
+        captioner = QwenCaptioner(settings.captioner_model, "captioner_model", device_map)
     try:
-        (answer,) = structural_captions(captioner, [shown_first(settings)], STRUCTURAL, check=check)
+        with doing("captioning"):
+            (answer,) = structural_captions(captioner, [shown_first(settings)], STRUCTURAL, check=check)
     finally:
         captioner.free()
     if answer.caption is None:
@@ -48,7 +51,8 @@ def automatic_prompt(settings: GenerateSettings, place: Placement, check: Callab
     check()
     chat = None if settings.fusion_model is None else Chat(settings.fusion_model, "fusion_model", device_map)
     try:
-        prompt = fused(answer.caption, "t2v" if settings.image is None else "i2v", chat, wish)
+        with doing("making the prompt"):
+            prompt = fused(answer.caption, "t2v" if settings.image is None else "i2v", chat, wish)
     finally:
         if chat is not None:
             chat.free()

@@ -21,6 +21,7 @@ from skyreels_v2_infer.distributed.team import SilencedError, Team
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.media.report import refresh_report
+from skyreels_v2_infer.progress import labelled
 from skyreels_v2_infer.run import summary
 from skyreels_v2_infer.run.foreseen import is_foreseen
 from skyreels_v2_infer.run.jobs import Job, Shared, enhance_all
@@ -208,7 +209,8 @@ class Batch:
             if not number:  # one team speaks of the invalid rows
                 results = [] if team.rank else [record_of(self.script, row) for row in self.invalid]
             else:
-                results = self._made(self.videos[number - 1 :])
+                with labelled(f"{self.videos[number - 1].row.number}/{self.all} "):
+                    results = self._made(self.videos[number - 1 :])
             for result in results:
                 self._add(result)
             if team.same(self.maker.failures >= MOST_FAILURES):

@@ -14,6 +14,7 @@ from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.modules.caches import magcache, teacache
 from skyreels_v2_infer.plan.caching import DEGREE, FILE, RATIOS_FILE, UNUSABLE
 from skyreels_v2_infer.plan.plan import Plan
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.run.files import write_whole
 from skyreels_v2_infer.run.inputs import read_images
 from skyreels_v2_infer.run.model_files import cache_folder
@@ -100,7 +101,7 @@ def record(recording, checkpoint, settings: GenerateSettings, plans: Sequence[Pl
     from skyreels_v2_infer.distributed.xdit_context_parallel import alone
     from skyreels_v2_infer.pipelines.history import Resume
     from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
-    from skyreels_v2_infer.run.session import Session, show_rows
+    from skyreels_v2_infer.run.session import Session
     from skyreels_v2_infer.runtime import Placement
 
     inputs = read_images(settings)
@@ -121,7 +122,7 @@ def record(recording, checkpoint, settings: GenerateSettings, plans: Sequence[Pl
         dequantize=settings.weights == "dequantize",
     )
     session.load()
-    hooks = Hooks(partial(show_rows, lambda: None), recording, Ranks.of(alone(session.attention)))
+    hooks = Hooks(partial(VideoProgress, lines=True), recording, Ranks.of(alone(session.attention)))
     for plan in plans:
         for _ in session.execute(plan, inputs, Resume(), hooks):
             pass

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from skyreels_v2_infer.captioner.caption import Captioner
 from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, caption_in, read_reference, rows_of
 from skyreels_v2_infer.captioner.instruction import read_instruction
@@ -39,9 +37,10 @@ from skyreels_v2_infer.chat.endpoint import Endpoint, key_in_environment
 from skyreels_v2_infer.chat.local import Chat
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.cli.captions import CaptionSettings, parse_captions
-from skyreels_v2_infer.console import quiet_transformers, say, silent
+from skyreels_v2_infer.console import quiet_transformers, say
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
+from skyreels_v2_infer.progress import doing
 from skyreels_v2_infer.run.caption_plan import dry_run
 from skyreels_v2_infer.run.caption_table import BY, CaptionTable, key_of
 
@@ -138,7 +137,7 @@ class CaptionWork:
         captions = captions and any(map(needs_caption, rows))
         with (
             self._models(settings, captions) as (captioner, chat),
-            tqdm(total=len(rows), unit="row", disable=silent()) as progress,
+            doing("captioning" if captions else "making prompts", total=len(rows), unit="rows") as progress,
         ):
             split = shots_of_videos if settings.scenes else whole_videos
             ready: list[dict] = []
@@ -159,10 +158,11 @@ class CaptionWork:
         """Context manager: the models that a pass needs."""
         captioner = chat = None
         try:
-            if captions:
-                captioner = self.open_captioner(settings)
-            if settings.fusion_model is not None:
-                chat = self.open_chat(settings)
+            with doing("loading models"):
+                if captions:
+                    captioner = self.open_captioner(settings)
+                if settings.fusion_model is not None:
+                    chat = self.open_chat(settings)
             yield captioner, chat
         finally:
             for model in (captioner, chat):

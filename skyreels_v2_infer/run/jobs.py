@@ -25,6 +25,7 @@ from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines
+from skyreels_v2_infer.progress import doing
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.auto_prompt import automatic_prompt
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
@@ -108,9 +109,11 @@ class Job:
         if first and not self.in_batch:
             check_ffmpeg(reading=getattr(settings, "video_path", None) is not None)  # not after the first window
         with tempfile.TemporaryDirectory() as spool:
-            inputs, source = self._read(Path(spool)) if first else (None, None)
+            with doing("reading images and videos"):
+                inputs, source = self._read(Path(spool)) if first else (None, None)
             frames = team.same(source.frames if source else 0)
-            with team.first_rank_first():  # the first alone reports what all would find wrong, and downloads
+            # The first alone reports what all would find wrong, and downloads.
+            with doing("checking the model's files"), team.first_rank_first():
                 plan = plan_without_model(settings, frames)
                 config = self.shared.models.config(settings)
                 plan = for_model(plan, settings, config, team.size)
@@ -122,9 +125,11 @@ class Job:
                 checkpoint = self.shared.models.checkpoint(settings)
                 plan = with_cache(plan, settings, config, cache_folder(checkpoint))
             if first:
-                check_files(checkpoint)
+                with doing("checking the model's files"):
+                    check_files(checkpoint)
                 check_prompts(settings, plan, tokenizer := checkpoint.parts["tokenizer"].files[0])
-            identity = identity_of(self.script, settings, plan, checkpoint) if first else {}
+            with doing("checking the model's files"):
+                identity = identity_of(self.script, settings, plan, checkpoint) if first else {}
             found = team.same(self._find(plan, identity) if first and settings.resume else None)
             if found is not None and "path" in found:
                 return found["path"] if first else None
@@ -401,10 +406,12 @@ def enhance_all(settings: GenerateSettings, prompts: Sequence[str], place: Place
     from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
 
     quiet_transformers()
-    enhancer = PromptEnhancer(settings.prompt_enhancer_model, "cpu" if place.device.type == "cpu" else "auto")
+    with doing(f"loading {settings.prompt_enhancer_model}"):
+        enhancer = PromptEnhancer(settings.prompt_enhancer_model, "cpu" if place.device.type == "cpu" else "auto")
     found = []
-    for prompt in prompts:
-        found.append(enhancer(prompt))
+    for number, prompt in enumerate(prompts, 1):
+        with doing(f"enhancing prompt {number}/{len(prompts)}"):
+            found.append(enhancer(prompt))
         say(f"prompt: {prompt}")
         unusable = "not enhanced: the language model gave no usable answer"
         say(unusable if found[-1] == prompt else f"enhanced: {found[-1]}")

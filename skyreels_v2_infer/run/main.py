@@ -17,10 +17,11 @@ from typing import Protocol
 
 from skyreels_v2_infer.cli.batch import JobList
 from skyreels_v2_infer.cli.settings import GenerateSettings
-from skyreels_v2_infer.console import Lenient, called, open_standard_streams, say
+from skyreels_v2_infer.console import BARS, Lenient, called, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.progress import doing, speaking
 from skyreels_v2_infer.run import summary
 from skyreels_v2_infer.run.batch import Batch
 from skyreels_v2_infer.run.dry_run import dry_run, dry_run_batch
@@ -149,7 +150,7 @@ def run_process(script: str, work: Work) -> int:
 def _run(prog: str, work: Work) -> int:
     interrupts = Interrupts()
     try:
-        with interrupts:
+        with interrupts, speaking(), doing("starting"):
             result = work.run(interrupts)
             if isinstance(result, str):  # a plan: no file that is complete and only has to be named
                 return tell(prog, result)
@@ -189,14 +190,8 @@ def tell(prog: str, result: Path | str, kind: str = "") -> int:
     """
     line = f"{result}\n"
     try:
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, "it is closed")
-        sys.stdout.flush()
-        if hasattr(sys.stdout, "buffer"):
-            sys.stdout.buffer.write(as_bytes(line))
-        else:  # a notebook's
-            sys.stdout.write(line)
-        sys.stdout.flush()
+        with BARS.above():
+            write_line(line)
     except OSError as error:
         if sys.stdout is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again when it exits
@@ -204,6 +199,18 @@ def tell(prog: str, result: Path | str, kind: str = "") -> int:
         say(f"{prog}: stdout cannot be written ({error.strerror}){complete}")
         return FAILED
     return DONE
+
+
+def write_line(line: str) -> None:
+    """Writes to stdout; raises an OSError if that fails."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
+    sys.stdout.flush()
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.buffer.write(as_bytes(line))
+    else:  # a notebook's
+        sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def as_bytes(line: str) -> bytes:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyreels_v2_infer.console import say, silent
+from skyreels_v2_infer.console import say
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import LoraPlan, Plan
 from skyreels_v2_infer.plan.sharing import Layout
+from skyreels_v2_infer.progress import VideoProgress, doing
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.run.worker import Worker
 from skyreels_v2_infer.weights.locate import Checkpoint
@@ -124,15 +124,12 @@ class Session:
         """Loads the model, unless it is loaded."""
         if self._pipeline is not None:
             return
-        from tqdm import tqdm
-
-        from skyreels_v2_infer import pipelines
+        from skyreels_v2_infer import embedded, pipelines
         from skyreels_v2_infer.runtime import DTYPES, has_bfloat16
 
         kind = "Image2VideoPipeline" if self.checkpoint.is_image_to_video else "DiffusionForcingPipeline"
-        model, began = self.checkpoint.model_id, time.perf_counter()
-        # The bar disappears at the end, so that a checkpoint that does not fit is reported in a single line.
-        with tqdm(desc=f"loading {model}", bar_format="{desc}", leave=False, disable=silent()):
+        model, began = embedded.name_of(self.checkpoint.model_id), time.perf_counter()
+        with doing(f"loading {model}"):
             self._pipeline = getattr(pipelines, kind)(
                 self.checkpoint,
                 device=self.place,
@@ -170,7 +167,7 @@ class Session:
         self._texts = self._texts or TextMemory()
         self._texts.coming = self.coming
         ranks = self._shared(plan.sharing or Layout())
-        return Hooks(partial(show_rows, self.check), planned_cache(plan.cache), ranks, self._texts)
+        return Hooks(partial(VideoProgress, self.check, lines=True), planned_cache(plan.cache), ranks, self._texts)
 
     def _shared(self, layout: Layout) -> Ranks:
         """The callables with which ranks share a video; set up once per layout."""
@@ -193,34 +190,32 @@ class Session:
         Args:
             denoised: whether the first window's latents are on the disk already.
         """
-        from tqdm import tqdm
-
         worker, waited = Worker(), time.perf_counter()
         try:
-            with tqdm(desc="finished", unit=" frames", leave=False, disable=silent()) as bar:
-                for part in parts:
-                    if not denoised:
-                        worker.drain()  # latents belong to the piece that comes next on the disk
-                        video.journal.keep_latents(part.whole.cpu().numpy())  # before decoding, the peak of memory
-                    denoised, sampled = False, time.perf_counter()
-                    worker.put(video.begin_piece)
-                    for frames in part.pieces:
-                        worker.put(partial(video.write, on_host(frames)))
-                        bar.update(frames.shape[2])
-                        self.check()
-                    state = part.history.state()
-                    seconds = {"sampling": sampled - waited, "decoding": time.perf_counter() - sampled}
-                    worker.put(partial(video.end_piece, None if state is None else state.numpy(), seconds))
-                    waited = time.perf_counter()
+            for part in parts:
+                if not denoised:
+                    worker.drain()  # latents belong to the piece that comes next on the disk
+                    video.journal.keep_latents(part.whole.cpu().numpy())  # before decoding, the peak of memory
+                denoised, sampled = False, time.perf_counter()
+                worker.put(video.begin_piece)
+                for frames in part.pieces:
+                    worker.put(partial(video.write, on_host(frames)))
                     self.check()
-            worker.finish()
+                state = part.history.state()
+                seconds = {"sampling": sampled - waited, "decoding": time.perf_counter() - sampled}
+                worker.put(partial(video.end_piece, None if state is None else state.numpy(), seconds))
+                waited = time.perf_counter()
+                self.check()
+            with doing("encoding the last frames"):
+                worker.finish()
         finally:
             try:
                 worker.close(video.stop_writing)  # an interrupted run does not wait for an encoder that is stuck
             finally:
                 video.give_up_piece()
         loading, self.loading = self.loading, 0.0
-        return video.finish(loading)
+        with doing("writing the video"):
+            return video.finish(loading)
 
 
 def on_host(frames) -> Callable:
@@ -252,20 +247,3 @@ def on_host(frames) -> Callable:
         return host.numpy()
 
     return fetch
-
-
-@contextmanager
-def show_rows(check: Callable[[], None], window: int, windows: int, rows: int) -> Iterator[Callable[[], object]]:
-    """Context manager that shows a window's progress: a bar if stderr is a terminal, and a line at the end."""
-    from tqdm import tqdm
-
-    name = f"window {window + 1}/{windows}"
-    began = time.perf_counter()
-    with tqdm(total=rows, desc=name, unit="row", leave=False, disable=silent()) as bar:
-
-        def advance() -> None:
-            bar.update()
-            check()
-
-        yield advance
-    say(f"{name}: {rows} rows, {time.perf_counter() - began:.1f} s")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
+from skyreels_v2_infer.console import wipe
+
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -68,6 +70,7 @@ class Interrupts:
             while number := heard.recv(1):
                 codes += [code for known, code in self.CODES.items() if known == number[0]]
                 if len(codes) > 1:
+                    wipe()
                     os._exit(codes[0])
 
     def _arrived(self, number: int, frame) -> None:

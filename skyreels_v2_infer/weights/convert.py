@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.console import silent
 from skyreels_v2_infer.errors import InputError, first_line, printable
+from skyreels_v2_infer.progress import doing, speaking
 from skyreels_v2_infer.weights.conversion import DTYPES, FORMS, SCALED, SHARD_SIZE, convert
 
 
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half written is removed
     try:
         with bar() as progress:
-            print(convert(source, args.out, args.to, args.dtype, args.lora, args.shard_size, progress))
+            made = convert(source, args.out, args.to, args.dtype, args.lora, args.shard_size, progress)
+        print(made)
     except InputError as error:
         argument = {"source": "SOURCE", "out": "OUT"}.get(error.name, f"--{error.name}")
         command.error(f"{argument} {error.value}: {error.legal}")
@@ -100,14 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int], None]]:
-    """Context manager with a function that shows progress in bytes, on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(unit="B", unit_scale=True, desc="converting", disable=silent(), leave=False) as shown:
+    """Context manager with a function that shows progress in bytes."""
+    with speaking(), doing("converting", unit="B") as shown:
 
         def progress(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done - shown.n)
+            shown.done, shown.total = done, total
 
         yield progress
 

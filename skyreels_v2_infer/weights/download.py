@@ -8,6 +8,7 @@ from pathlib import Path
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.plan.models import HUB_ID
+from skyreels_v2_infer.progress import counting_bytes, doing
 from skyreels_v2_infer.weights.config import config_in
 from skyreels_v2_infer.weights.headers import check_regular
 from skyreels_v2_infer.weights.layouts import CONFIG_FILES, DOWNLOADS, PARTS, argument_of, layout_of, own_class, refusal
@@ -71,7 +72,7 @@ def local_folder(model_id: str | Path) -> Path | None:
 def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
     """Returns the folder of a model; a hub id (``owner/name``) is downloaded into the hub's cache first.
 
-    The configuration is downloaded first: it decides which of `parts` are needed. huggingface_hub shows progress and
+    The configuration is downloaded first: it decides which of `parts` are needed. huggingface_hub
     resumes interrupted downloads.
 
     Raises:
@@ -99,7 +100,9 @@ def fetch(name: str, patterns: list[str], model_id: object) -> Path:
     from huggingface_hub import constants, errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        with doing(f"downloading {name}") as stage:
+            counter = counting_bytes(stage)
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, tqdm_class=counter))
     except errors.GatedRepoError as error:
         reason = "its authors grant access on request: ask at its page on the hub, then log in with `hf auth login`"
         raise refusal(model_id, f"cannot be downloaded: {reason}") from error

@@ -6,7 +6,7 @@ the module. Linear layers whose weights are quantised are replaced before, see `
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from skyreels_v2_infer.modules.quantized import (
     QuantizedLayer,
     QuantizedLinear,
 )
+from skyreels_v2_infer.progress import doing
 from skyreels_v2_infer.weights import key_tables
 from skyreels_v2_infer.weights.layouts import refusal
 from skyreels_v2_infer.weights.stored import Weights
@@ -118,7 +119,7 @@ def load_into(
     weights.check_formats()
     if not dequantize:
         keep_quantized(module, weights, dtype_of)
-    for name, tensor in weights:
+    for name, tensor in counted(weights):
         check_finite(name, tensor, weights, check_all)
         ours = key_tables.targets(name, weights.style.table)
         for target, piece in zip(ours, tensor.chunk(len(ours)) if len(ours) > 1 else [tensor], strict=True):
@@ -142,6 +143,14 @@ def load_into(
     module.to(device)  # buffers, which no file contains
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
     return module.eval()
+
+
+def counted(weights: Weights) -> Iterator[tuple[str, torch.Tensor | Quantized]]:
+    """All tensors by name, while the progress is shown."""
+    with doing(f"loading the {weights.label}", total=len(weights.sources), unit="tensors") as stage:
+        for named in weights:
+            yield named
+            stage.update()
 
 
 def fill_one_byte(layer: OneByteLinear, weight: torch.Tensor | Quantized, device: str | torch.device) -> None:

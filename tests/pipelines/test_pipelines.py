@@ -22,6 +22,7 @@ from skyreels_v2_infer.pipelines.history import Newest, Resume
 from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.story import Scene
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.runtime import NoiseSource
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
 from skyreels_v2_infer.scheduler.unipc import UniPC
@@ -482,23 +483,19 @@ class TestCalls:
         assert all(len(t) == 2 for _, t in seen)
         assert not done.any()
 
-    def test_progress_has_a_bar_for_each_window(self):
-        from contextlib import contextmanager
+    def test_progress_counts_rows_and_frames(self):
+        made = []
 
-        windows = []
+        def progress():
+            made.append(VideoProgress())
+            return made[-1]
 
-        @contextmanager
-        def bar(window, of, rows):
-            windows.append([window, of, rows, 0])
-
-            def advance():
-                windows[-1][3] += 1
-
-            yield advance
-
-        pipeline = DiffusionForcingPipeline.from_parts(*parts(), hooks=Hooks(progress=bar))
-        pipeline(**LONG, **embeds(), output_type="latent")
-        assert windows == [[0, 3, 2, 2], [1, 3, 2, 2], [2, 3, 2, 2]]
+        pipeline = DiffusionForcingPipeline.from_parts(*parts(), hooks=Hooks(progress=progress))
+        windows = [(one.window, made[0].window, made[0].row) for one in pipeline.generate(**LONG, **embeds())]
+        assert windows == [(0, 1, 0), (1, 2, 0), (2, 3, 0)] and [len(one.rows) for one in made[0].work] == [2, 2, 2]
+        frames = [one.frames for one in made[0].work]
+        assert made[0].decoded == sum(frames[:-1])  # the last window's pieces were not read
+        assert made[0].seconds_left > 0 and made[0].seconds_a_row > 0
 
     def test_a_callback_s_latents_keep_the_run_s_precision(self):
         def halved(pipeline, row, t, given):

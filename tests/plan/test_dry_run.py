@@ -28,6 +28,7 @@ from skyreels_v2_infer.pipelines.hooks import Hooks
 from skyreels_v2_infer.plan import cost, models
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.show import table
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.run.dry_run import described
 
 DF_14B = "Skywork/SkyReels-V2-DF-14B-540P"
@@ -232,13 +233,16 @@ def test_the_plan_is_what_runs():
         settings = replace(settings, num_frames=frames, end_image="an end" if end else None)
         about = described(settings, prefix)
         transformer = StubTransformer()
-        rows = []
+        found: list[int] = []
 
-        def progress(index, count, expected, rows=rows):
-            rows.append(expected)
-            return nullcontext(lambda: None)
+        class Counting(VideoProgress):
+            seen = found
 
-        hooks = Hooks(progress=progress)
+            def rows(self, window):
+                self.seen.append(len(self.work[window].rows))
+                return nullcontext(lambda: None)
+
+        hooks = Hooks(progress=Counting)
         pipeline = DiffusionForcingPipeline.from_parts(transformer, StubVAE(), hooks=hooks)
         made = pipeline(
             height=16,
@@ -257,7 +261,7 @@ def test_the_plan_is_what_runs():
             **embeds,
         )[0]
         assert len(made) == about["num_frames"] + prefix == frames + prefix
-        assert rows == [window["rows"] for window in about["windows"]]
+        assert found == [window["rows"] for window in about["windows"]]
         assert len(transformer.calls) == about["forwards"]
         expected = [w["latents"] for w in about["windows"] for _ in range(w["rows"])]
         assert transformer.calls[:: 1 if settings.guidance_scale == 1 else 2] == expected
