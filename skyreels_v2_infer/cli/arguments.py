@@ -5,12 +5,14 @@ Whatever can be rejected without a model is rejected here, before torch is impor
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
 from skyreels_v2_infer.cli import checks
 from skyreels_v2_infer.cli.batch import JobList, read_jobs
+from skyreels_v2_infer.cli.config_file import configured
 from skyreels_v2_infer.cli.help import ABOUT, DIFFUSION_FORCING, GENERATE
 from skyreels_v2_infer.cli.parser import CommandError, Parser
 from skyreels_v2_infer.cli.replay import replayed_flags
@@ -85,18 +87,29 @@ def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> Generate
     parser.complete()
     try:
         launch = Launch.from_environment()
-        try:
-            args = parser.read(argv)
-        except CommandError as error:
-            args = error.parsed
-            if args is None or args.jobs is not None or args.sweep is not None:
-                raise
+        config, typed, argv = configured(parser, argv, _read(parser, argv))
+        args = _read(parser, argv)
         if args.jobs is None and args.sweep is None:
             checks.check_no_jobs(args)
             return _of_one(parser, argv, settle, launch)
-        return read_jobs(parser, argv, args, launch, lambda words, group: _of_one(parser, words, settle, group))
+        args = parser.read(argv)
+
+        def settle_one(words: Sequence[str], group: Launch) -> GenerateSettings:
+            return _of_one(parser, words, settle, group)
+
+        return read_jobs(parser, typed, args, launch, settle_one, config)
     except (CommandError, InputError) as error:
         parser.refuse(error)
+
+
+def _read(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """What `argv` says, as far as it can be parsed; what is wrong with it is reported later, all at once."""
+    try:
+        return parser.read(argv)
+    except CommandError as error:
+        if error.parsed is None:
+            raise
+        return error.parsed
 
 
 def _of_one(parser: Parser, argv: Sequence[str], settle: Callable, launch: Launch) -> GenerateSettings:
@@ -109,7 +122,7 @@ def _of_one(parser: Parser, argv: Sequence[str], settle: Callable, launch: Launc
         written = replayed_flags(args.replay, parser.script, argv, args.trust_replay)
         args = parser.read([*written, *argv])
     elif args.trust_replay:
-        raise InputError("trust_replay", None, "has no effect without --replay")
+        raise InputError("trust_replay", None, "has no effect without --replay, or a manifest as --config")
     return settle(args, launch)
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from skyreels_v2_infer.cli.checks import check_own_devices
+from skyreels_v2_infer.cli.config_file import Config
 from skyreels_v2_infer.cli.job_files import MOST_ROWS, STDIN, RawRow, read_job_file
 from skyreels_v2_infer.cli.names import labels_of, name_fields, stem_of, tells_apart
 from skyreels_v2_infer.cli.parser import CommandError, Parser
@@ -28,7 +29,7 @@ from skyreels_v2_infer.media.images import download_image
 # Flags about the command as a whole, which no row can have.
 OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "resume", "dry_run", "use_usp")
 # These too, but they are part of the command of one video.
-ALSO_ALONE = ("outdir", "device", "trust_replay", "no_report")
+ALSO_ALONE = ("outdir", "device", "trust_replay", "no_report", "config")
 ADDRESSES = ("image", "end_image")
 # What the prompts of a video depend on, and whether it needs a seed.
 TEXTUAL = ("prompt", "story", "fps", "model_id", "replay", "trust_replay", "seed")
@@ -93,11 +94,13 @@ class JobList:
         return self.rows if self.shard is None else self.rows[self.shard[0] - 1 :: self.shard[1]]
 
 
-def read_jobs(parser: Parser, argv: Sequence[str], args: argparse.Namespace, launch: Launch, settle: Settle) -> JobList:
+def read_jobs(
+    parser: Parser, argv: Sequence[str], args: argparse.Namespace, launch: Launch, settle: Settle, config: Config
+) -> JobList:
     """The rows of --jobs, each times the combinations of --sweep.
 
     Args:
-        args: what `argv` says.
+        argv: the command line without --config. args: what it says together with `config`.
         settle: (arguments of one video, the processes that share it) -> settings.
 
     Raises:
@@ -111,7 +114,7 @@ def read_jobs(parser: Parser, argv: Sequence[str], args: argparse.Namespace, lau
     raw = [RawRow(1, {})] if args.jobs is None else read_job_file(args.jobs)
     if len(raw) * count_of(sweeps) > MOST_ROWS:
         raise InputError("sweep", None, f"makes {len(raw) * count_of(sweeps)} videos; at most {MOST_ROWS}")
-    reader = RowReader(parser, argv, sweeps, settle, Launch(0, 0, group, group > 1), args.name)
+    reader = RowReader(parser, argv, sweeps, settle, Launch(0, 0, group, group > 1), args.name, config)
     rows = refuse_repeated_names(reader.rows("--sweep" if args.jobs is None else args.jobs, raw))
     shard = slurm_shard() if args.shard is None else args.shard
     return JobList(tuple(rows), args.outdir, args.device, args.dry_run, args.keep_going, group, shard)
@@ -178,6 +181,7 @@ class RowReader:
         settle: (arguments of one video, the processes that share it) -> settings.
         launch: the processes that share a video.
         name: the pattern of names on the command line.
+        config: flags that those of the command line and of the row override.
     """
 
     def __init__(
@@ -188,8 +192,10 @@ class RowReader:
         settle: Settle,
         launch: Launch,
         name: str | None,
+        config: Config,
     ):
         self.parser, self.sweeps, self.settle, self.launch, self.name = parser, sweeps, settle, launch, name
+        self.config = config
         self.base = {name: words for name, words in flags_of(argv).items() if name not in (*OF_THE_COMMAND, "name")}
         self._downloaded: dict[str, Path | InputError | OSError] = {}
         self._seen: Counter[str] = Counter()  # texts of earlier rows, for seeds
@@ -217,6 +223,7 @@ class RowReader:
             flags = self._flags(row.values, values)
             pattern = self.parser.read(flags.pop("name")).name if "name" in flags else self.name
             alone = self.base | flags
+            alone |= self.config.beside(alone, without=(*OF_THE_COMMAND, "name"))
             settings = self.settle(self._words(alone), self.launch)
             if settings.seed is None:
                 text = text_of(settings)
@@ -234,7 +241,9 @@ class RowReader:
         """
         try:
             own = {name: words_of(self.parser, name, row[name]) for name in TEXTUAL if name in row}
-            flags = {name: words for name, words in self.base.items() if name in TEXTUAL} | own
+            alone = self.base | own
+            alone |= self.config.beside(alone)
+            flags = {name: words for name, words in alone.items() if name in TEXTUAL}
             settings = self.settle([word for words in flags.values() for word in words], Launch(0, 0, 1, False))
         except (ValueError, OSError):
             return []

@@ -52,6 +52,7 @@ SHORT = (
     ("--lora FILE", "LoRA to apply, FILE:STRENGTH; may be given several times", None),
     ("--memory GIB", "GPU memory that may be taken; what is too large is held in parts", None),
     ("--device D", "cpu, cuda, cuda:1, ... (cuda if there is one)", None),
+    ("--config FILE", "flags from a YAML or JSON file; this command line overrides them", None),
     ("--jobs FILE", "many videos: a row for each", None),
     ("--resume", "resume the interrupted run of the same settings", None),
     ("--dry_run", "only print the plan: windows, download, memory, time, file name", None),

@@ -47,6 +47,7 @@ FOREIGN = {
     "--ring_degree": ("--ring_size",),
     "--teacache_thresh": ("--teacache_threshold",),
     "--jobs": ("--batch", "--prompts_file", "--prompt_file", "--input_file"),
+    "--config": ("-c", "--config_file", "--cfg_file", "--settings"),
     "--dry_run": ("--dry", "--plan"),
     "--version": ("-v", "-V"),
 }

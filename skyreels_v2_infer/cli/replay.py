@@ -46,8 +46,11 @@ FILES = frozenset(name for name in REPLAYED if name.endswith("_path") or name in
 FORMERLY = {"device"}  # recorded in manifests of version 0.1.0; ignored, since it does not change the frames
 
 
-def read_manifest(path: Path) -> dict:
+def read_manifest(path: Path, flag: str = "replay") -> dict:
     """The manifest in a file: a video, or the JSON beside one.
+
+    Args:
+        flag: that names the file, for messages.
 
     Raises:
         InputError: there is none, or this program did not write it.
@@ -71,25 +74,30 @@ def read_manifest(path: Path) -> dict:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError) as error:
         legal = f"must be a video that this program made, or the .json beside one ({first_line(error, 80)})"
-        raise InputError("replay", path, legal) from None
+        raise InputError(flag, path, legal) from None
     return manifest
 
 
-def replayed_flags(path: Path, script: str, argv: Sequence[str], trusted: bool = False) -> list[str]:
+def replayed_flags(
+    path: Path, script: str, argv: Sequence[str], trusted: bool = False, flag: str = "replay"
+) -> list[str]:
     """The flags that made a video, without those that `argv` overrides.
 
     Only settings that change the frames are taken: a file from elsewhere must not decide where files are written or
     what the machine does, nor, unless it is `trusted`, which files are read.
 
+    Args:
+        flag: that names the file, for messages.
+
     Raises:
         InputError: there is no manifest, or the other script wrote it; or it names files, an address or an unpublished
             model without being trusted.
     """
-    written = read_manifest(path)
+    written = read_manifest(path, flag)
     if written["script"] != script:
-        raise InputError("replay", path, f"was made by {written['script']}")
+        raise InputError(flag, path, f"was made by {written['script']}")
     given = {word.partition("=")[0] for word in argv}
-    replaced = FORMERLY | {name for flag, names in REPLACED.items() if flag in given for name in names}
+    replaced = FORMERLY | {name for one, names in REPLACED.items() if one in given for name in names}
     taken = {name: value for name, value in written["settings"].items() if name not in replaced}
     foreign = [
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -98,7 +106,7 @@ def replayed_flags(path: Path, script: str, argv: Sequence[str], trusted: bool =
     ]
     if foreign and not trusted:
         legal = f"would use {', '.join(foreign)}; give --trust_replay, or the flag itself"
-        raise InputError("replay", path, legal)
+        raise InputError(flag, path, legal)
     return flags_of(taken)
 
 

@@ -84,7 +84,14 @@ def add_output(parser: Parser) -> None:
     group.add_argument(
         "--trust_replay",
         action="store_true",
-        help="--replay: also use the input files, addresses and unpublished models that are named there",
+        help="--replay, --config: also use the input files, addresses and unpublished models that are named there",
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        type=some_path,
+        help="flags from a YAML or JSON file, by their names without dashes; this command line, and rows of --jobs, "
+        "override them; a manifest is a valid one (docs/usage.md)",
     )
     group.add_argument(
         "--resume",
