@@ -14,6 +14,7 @@ from skyreels_v2_infer.cli import checks
 from skyreels_v2_infer.cli.batch import JobList, read_jobs
 from skyreels_v2_infer.cli.config_file import configured
 from skyreels_v2_infer.cli.help import ABOUT, DIFFUSION_FORCING, GENERATE
+from skyreels_v2_infer.cli.model_ids import listing
 from skyreels_v2_infer.cli.parser import CommandError, Parser
 from skyreels_v2_infer.cli.replay import replayed_flags
 from skyreels_v2_infer.cli.run_flags import add_jobs, add_machine, add_output, add_ranks, add_speed
@@ -79,7 +80,7 @@ def _add_run(parser: Parser) -> None:
     add_speed(parser)
     add_ranks(parser)
     add_jobs(parser)
-    parser.add_help_flags()
+    parser.add_help_flags(listing)
 
 
 def _settings(parser: Parser, argv: Sequence[str], settle: Callable) -> GenerateSettings | JobList:

@@ -155,7 +155,7 @@ def check_key(parser: Parser, name: str) -> None:
     """Raises ValueError for a key that no row can have."""
     if name in OF_THE_COMMAND + ALSO_ALONE:
         raise ValueError("belongs on the command line, for all rows")
-    if not parser.takes(f"--{name}") or name in ("help", "version") or name.startswith("no-"):
+    if not parser.takes(f"--{name}") or name in ("help", "version", "list_models") or name.startswith("no-"):
         raise ValueError(parser.unknown(f"--{name}"))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PRESETS, SOLVER, TEACACHE_THRESHOLD, TINY, Defaults, defaults_of
 from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
+from skyreels_v2_infer.cli.model_ids import check_model_id
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.console import called
@@ -77,6 +78,7 @@ def fields_of(kind: type, values: dict) -> dict:
 def check_shared(args: argparse.Namespace, launch: Launch) -> Faults:
     """Cross-flag checks of both scripts, before any file is opened."""
     faults = Faults()
+    faults.check(check_model_id, args.model_id)
     for check in (check_cache, check_levels, check_loras, check_parts):
         faults.check(check, args)
     faults.check(check_ranks, args, launch)

@@ -35,7 +35,7 @@ SHORT = (
     ("--image FILE", "first frame, a file or an address", DIFFUSION_FORCING),
     ("--end_image FILE", "image that the video leads up to", DIFFUSION_FORCING),
     ("--video_path FILE", "video to continue", DIFFUSION_FORCING),
-    ("--model_id ID", "a published model, a folder, or tiny: in this package, for any CPU", None),
+    ("--model_id ID", "a published model (--list_models), a folder, or tiny: in this package, for any CPU", None),
     ("--outdir DIR", "folder for the video (video_out)", None),
     ("--num_frames N", "length, 4n+1: 97 are 4 seconds at 24 fps", GENERATE),
     ("--num_frames N", "length, 4n+1: 97 are 4 seconds at 24 fps; with --video_path frames to add", DIFFUSION_FORCING),
@@ -56,6 +56,7 @@ SHORT = (
     ("--jobs FILE", "many videos: a row for each", None),
     ("--resume", "resume the interrupted run of the same settings", None),
     ("--dry_run", "only print the plan: windows, download, memory, time, file name", None),
+    ("--list_models", "the published models: sizes, download, memory", None),
     ("--version", "versions of this program and of what it needs", None),
     ("--help all", "every flag, in groups", None),
 )

@@ -49,6 +49,7 @@ FOREIGN = {
     "--jobs": ("--batch", "--prompts_file", "--prompt_file", "--input_file"),
     "--config": ("-c", "--config_file", "--cfg_file", "--settings"),
     "--dry_run": ("--dry", "--plan"),
+    "--list_models": ("--models", "--list"),
     "--version": ("-v", "-V"),
 }
 OURS = {foreign: ours for ours, names in FOREIGN.items() for foreign in names}

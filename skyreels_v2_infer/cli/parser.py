@@ -53,8 +53,8 @@ class Parser(argparse.ArgumentParser):
         self.script, self.elsewhere = script, elsewhere
         self._faults: list[tuple[str, str]] = []  # flag, message
 
-    def add_help_flags(self) -> None:
-        """--help and --version, as the last group."""
+    def add_help_flags(self, list_models: Callable[[], str] | None = None) -> None:
+        """--help, --version and, if there is such a list, --list_models, as the last group."""
         group = self.add_argument_group("help")
         group.add_argument(
             *("-h", "--help"),
@@ -73,6 +73,14 @@ class Parser(argparse.ArgumentParser):
             answer=lambda _: version_line(),
             help="versions of this program and of what it needs",
         )
+        if list_models is not None:
+            group.add_argument(
+                "--list_models",
+                action=_Answer,
+                nargs=0,
+                answer=lambda _: list_models(),
+                help="the published models: task, size, length, download in both layouts, memory",
+            )
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses `argv`; raises CommandError on errors, all of them in one message."""

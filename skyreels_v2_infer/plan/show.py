@@ -93,7 +93,7 @@ def described_cache(plan: Plan, cache: CachePlan) -> dict:
 
 
 def table(about: dict) -> str:
-    """The result of `describe`, and optionally `by_default` (a line about values that were not given) and `cut` (lines
+    """The result of `describe`, and optionally `remarks` and `cut` (lines
     about truncated prompts), as a table."""
     seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
     frames = f"{about['num_frames']} frames"
@@ -128,8 +128,7 @@ def table(about: dict) -> str:
         lines += about["memory"]
     if about["cache"] is not None:
         lines.append(f"cache {about['cache']['settings']}: at least {about['cache']['fewest_rows']} rows are computed")
-    chosen = [about["by_default"]] if about.get("by_default") else []
-    return "\n".join([*lines, *chosen, *about.get("cut", ()), f"-> {about['output']}"])
+    return "\n".join([*lines, *about.get("remarks", ()), *about.get("cut", ()), f"-> {about['output']}"])
 
 
 def totals(videos: list[dict]) -> dict:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.batch import JobList, JobRow
-from skyreels_v2_infer.cli.defaults import chosen_by_default
+from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
 from skyreels_v2_infer.cli.settings import GenerateSettings
@@ -90,7 +90,7 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
         chosen=chosen,
         wanted=wanted_layout(settings),
     )
-    about["by_default"] = chosen_by_default(settings)
+    about["remarks"] = remarks_on(settings)
     about["cut"] = []
     local = settings.text_encoder_path is None and folder is not None and local_folder(settings.model_id) is not None
     if local and config is not None and long_texts(plan, config):

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyreels_v2_infer.cli.defaults import chosen_by_default
+from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.names import stem_of, stems_begin
 from skyreels_v2_infer.cli.planning import for_model, plan_without_model, with_cache
 from skyreels_v2_infer.cli.settings import GenerateSettings
@@ -57,7 +57,7 @@ class Shared:
     Attributes:
         models: looked up by earlier jobs.
         enhance: expands a prompt (--prompt_enhancer).
-        said: lines about defaults, which are printed once.
+        said: lines about models and defaults, which are printed once.
     """
 
     models: Models
@@ -344,10 +344,10 @@ class Job:
 
     def _remark(self, plan: Plan, source: Source | None) -> None:
         settings = self.settings
-        line = chosen_by_default(settings)
-        if line is not None and line not in self.shared.said:
-            self.shared.said.add(line)
-            say(line)
+        for line in remarks_on(settings):
+            if line not in self.shared.said:
+                self.shared.said.add(line)
+                say(line)
         if settings.seed is None:
             say(f"seed {plan.seed} (drawn; --seed {plan.seed} makes the same video)")
         if settings.dit_path is not None:

@@ -10,7 +10,9 @@ from skyreels_v2_infer import __version__
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.cli.captions import parse_captions
 from skyreels_v2_infer.cli.help import SHORT, short_help
+from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.near_names import FOREIGN
+from skyreels_v2_infer.plan.models import PUBLISHED
 
 SCRIPTS = {GENERATE: cli.parse_generate, FORCING: cli.parse_diffusion_forcing}
 EACH = pytest.mark.parametrize("script", SCRIPTS)
@@ -151,6 +153,54 @@ def test_an_installed_script_calls_itself_as_its_user_does(capsys, monkeypatch):
         out = printed(cli.parse_generate, argv, capsys)
         assert out.startswith("usage: generate_video [flags]") and "generate_video.py" not in out
         assert "example: generate_video --" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("tinny", "tiny"),
+        ("Tiny", "tiny"),
+        ("SkyReels-V2-T2V-14B-540P", "Skywork/SkyReels-V2-T2V-14B-540P"),
+        ("SkyReels-V2-I2V-14B-720P-Diffusers", "Skywork/SkyReels-V2-I2V-14B-720P-Diffusers"),
+        ("skywork/skyreels-v2-df-14b-540p", "Skywork/SkyReels-V2-DF-14B-540P"),
+        ("SkyworkAI/SkyReels-V2-DF-14B-720P", "Skywork/SkyReels-V2-DF-14B-720P"),
+        ("Skywork/SkyReels-V2-DF-1.3B", "Skywork/SkyReels-V2-DF-1.3B-540P"),
+        ("Skywork/SkyReels-V2-T2V-1.3B-540P", "Skywork/SkyReels-V2-T2V-14B-540P"),
+        ("Skywork/SkyReels-V2-DF-5B-720P", "Skywork/SkyReels-V2-DF-14B-720P"),
+        ("nowhere", "--list_models"),
+    ],
+)
+@EACH
+def test_ids_that_are_none_get_the_nearest(script, given, near, capsys):
+    line = refusal(SCRIPTS[script], "--model_id", given, capsys=capsys)
+    assert line.startswith(f"{script}: --model_id {given}: ") and near in re.split("[ ?]", line)
+
+
+def test_ids_of_others_and_folders_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tinny").mkdir()
+    for model_id in ("some/body", "mine/SkyReels-V2-DF-14B-540P", "tinny", "./tinny", *PUBLISHED):
+        assert cli.parse_generate(["--model_id", model_id]).model_id == model_id
+
+
+def test_the_list_of_models(capsys):
+    lists = {printed(parse, ["--list_models"], capsys) for parse in SCRIPTS.values()}
+    (text,) = lists
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("Skywork/", "tiny"))}
+    assert {*rows, *(f"{name}-Diffusers" for name in rows if name != "tiny")} == {"tiny", *PUBLISHED}
+    large, image = rows["Skywork/SkyReels-V2-DF-14B-720P"], rows["Skywork/SkyReels-V2-I2V-1.3B-540P"]
+    assert large[:3] == ["DF", "720x1280", "121"] and image[:3] == ["I2V", "544x960", "97"]
+    assert [int(gb) for gb in large[3:7:2]] == [69, 80]  # 57.2 and 0.5 in float32, and the text encoder
+    assert int(large[7]) > 2 * int(large[9]) > 20
+
+
+def test_a_model_that_was_not_trained_for_diffusion_forcing_is_remarked_on():
+    def lines(parse, kind):
+        return remarks_on(parse(["--model_id", f"Skywork/SkyReels-V2-{kind}-14B-540P"]))
+
+    (_, line) = lines(cli.parse_diffusion_forcing, "T2V")
+    assert line.startswith("--model_id Skywork/SkyReels-V2-T2V-14B-540P: ") and "SkyReels-V2-DF-14B-540P" in line
+    assert len(lines(cli.parse_diffusion_forcing, "DF")) == len(lines(cli.parse_generate, "T2V")) == 1
 
 
 def test_the_shell_completes_flags(tmp_path):
