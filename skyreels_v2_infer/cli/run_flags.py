@@ -69,6 +69,13 @@ def add_output(parser: Parser) -> None:
         help="do not write the preview, an image of each window's first and last frame, beside the video",
     )
     group.add_argument(
+        "--preview_every",
+        metavar="N",
+        type=whole(1),
+        help="every N rows of a window write a small picture of what the latents are becoming, in approximate colours, "
+        "beside the video: NAME.latents.png",
+    )
+    group.add_argument(
         "--no_report",
         action="store_true",
         help="do not write report.html, a page that plays the videos in --outdir; it is written after a video of "

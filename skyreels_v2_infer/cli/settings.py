@@ -107,6 +107,7 @@ class GenerateSettings:
     resume: bool = field(metadata=RUN)
     replay: Path | None = field(metadata=RUN)
     no_preview: bool = field(metadata=RUN)
+    preview_every: int | None = field(metadata=RUN)
     no_report: bool = field(metadata=RUN)
     keep_parts: bool = field(metadata=RUN)
     by_default: tuple[str, ...] = field(metadata=RUN)

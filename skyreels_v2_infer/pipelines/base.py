@@ -18,7 +18,7 @@ from skyreels_v2_infer.modules.linear import quantize_blocks
 from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.modules.vae import compile_norms
 from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
-from skyreels_v2_infer.pipelines.denoise import Guided, Row, both_branches, denoise, rows_of
+from skyreels_v2_infer.pipelines.denoise import Guided, Row, both_branches, denoise, estimate, rows_of
 from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
 from skyreels_v2_infer.pipelines.hooks import Hooks, Progress, Ranks
 from skyreels_v2_infer.pipelines.one_batch import OneBatch, is_small
@@ -402,6 +402,13 @@ class VideoPipeline:
             branches = OneBatch(self.transformer, positive, negative, options)
         velocity = Guided(*passes, window.guidance_scale, branches, cached.velocities)
         solver = SOLVERS[plan.solver](plan.sigmas)
+        look = None
+        if hooks.look is not None:
+
+            def look(row: int, before: torch.Tensor, v: torch.Tensor) -> None:
+                found = partial(estimate, window.schedule, plan.sigmas, row, before, v)
+                hooks.look(window.window.index, row, len(rows), found)
+
         with progress.rows(window.window.index) as advance:
 
             def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
@@ -411,7 +418,7 @@ class VideoPipeline:
             latents = hooks.ranks.agree(latents)
             shape = tuple(latents.shape)
             drawn = partial(noise.step, window.window.index, shape=shape)
-            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row, drawn)
+            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row, drawn, look)
         if not done.isfinite().all():  # would be decoded to black frames
             hint = "try --dtype float32, or less --guidance_scale"
             raise FloatingPointError(f"window {window.window.index + 1}: model output contains NaN or Inf; {hint}")

@@ -85,6 +85,20 @@ def rows_of(schedule: Schedule, device: torch.device, block_frames: int | None =
     return rows
 
 
+def estimate(
+    schedule: Schedule, sigmas: np.ndarray, row: int, latents: torch.Tensor, velocity: torch.Tensor
+) -> torch.Tensor:
+    """The denoised latents that a row points to, ``x - sigma v``; frames that it does not update as they are.
+
+    Args:
+        sigmas: noise levels ``[N + 1]``.
+        latents: before the row, ``[B, C, F, H, W]``. velocity: of it, in the same shape.
+    """
+    frames = latents.shape[2]
+    levels = np.where(schedule.update[row, :frames], sigmas[schedule.steps[row, :frames]], 0).astype(np.float32)
+    return latents - velocity.float() * torch.from_numpy(levels).to(latents.device)[:, None, None]
+
+
 def denoise(
     velocity: Velocity,
     solver,
@@ -94,6 +108,7 @@ def denoise(
     noised=None,
     on_row: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     noise: Callable[[int], torch.Tensor] | None = None,
+    look: Callable[[int, torch.Tensor, torch.Tensor], object] | None = None,
 ) -> torch.Tensor:
     """Executes the rows of a schedule.
 
@@ -105,6 +120,7 @@ def denoise(
         noised: adds noise to the history in the model's input, ``(row, latents) -> latents``, see `NoisedHistory`.
         on_row: called after every row with its number and the latents; returns the latents to continue with.
         noise: row -> fresh noise in the shape of `latents`, for stochastic solvers.
+        look: called in every row with its number, the latents before it and the velocity.
 
     Returns:
         the finished latents.
@@ -113,6 +129,8 @@ def denoise(
     for number, (t, frames) in enumerate(rows):
         x = (latents if noised is None else noised(number, latents))[:, :, :frames]
         v = velocity(x, t.unsqueeze(0) if len(t) > 1 else t)
+        if look is not None:
+            look(number, latents[:, :, :frames], v)
         drawn = noise(number).to(latents) if solver.stochastic else None
         latents = solver.step_frames(v, schedule.steps[number], latents, schedule.update[number], drawn)
         if on_row is not None:

@@ -35,6 +35,10 @@ class Progress(Protocol):
         """The same pieces."""
 
 
+# (window, row, number of rows, function that returns the estimate of the denoised latents [B, C, F, h, w])
+Look = Callable[[int, int, int, Callable[[], torch.Tensor]], None]
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Operations with which ranks share the computation; the defaults are for a single rank.
@@ -65,6 +69,7 @@ class Hooks:
         progress: makes what shows the progress of a video, by default bars if stderr is a terminal.
         cache: makes the cache of each window, see `modules.caches.base`; None: every row is computed.
         ranks: see `Ranks`.
+        look: called in every row, to look at what it would lead to; None: not.
         texts: embeddings of earlier runs (`TextMemory`); None: every run encodes its texts.
     """
 
@@ -72,3 +77,4 @@ class Hooks:
     cache: Cache | None = None
     ranks: Ranks = field(default_factory=Ranks)
     texts: TextMemory | None = None
+    look: Look | None = None

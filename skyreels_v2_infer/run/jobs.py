@@ -155,6 +155,8 @@ class Job:
         session = open_session(checkpoint, place, team, **self._session_settings(plan, config, place, chosen))
         for line in chosen.lines():
             say(line)
+        if first and self.settings.preview_every is not None:
+            self.video.draw_latents(self.settings.preview_every, checkpoint.parts["vae"].files[0].parent)
         session.load()
         self._remark(plan, source)
         team.commit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +93,8 @@ class Session:
         resume = self._resume(self.team.same(None if video is None else video.state()))
         self.load()
         hooks = self._hooks(plan)
+        if video is not None:
+            hooks = replace(hooks, look=video.pictures)
         parts = self.execute(plan, inputs, resume, hooks)
         if video is not None:
             video.add_details(self.details())

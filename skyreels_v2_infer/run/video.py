@@ -18,6 +18,8 @@ from skyreels_v2_infer.run.frames import FrameFolder
 from skyreels_v2_infer.run.identity import asked_for
 from skyreels_v2_infer.run.inputs import Source
 from skyreels_v2_infer.run.journal import Journal
+from skyreels_v2_infer.run.latent_pictures import SUFFIX as PICTURE
+from skyreels_v2_infer.run.latent_pictures import LatentPictures
 from skyreels_v2_infer.run.manifest import peak_memory, rounded
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Video:
         path: of the finished video; None before.
         prefix: number of pieces before the first window: 1 if a video is continued, else 0.
         pieces: number of pieces of the finished video: `prefix` and one for each window.
+        pictures: of the latents (--preview_every); None: none.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Video:
         self._writing = ExitStack()
         self._writer = self._look = None
         self._details: dict = {}
+        self.pictures: LatentPictures | None = None
         self._folder: FrameFolder | None = None
 
     def write_frames_to(self, folder: Path) -> None:
@@ -80,9 +84,16 @@ class Video:
     def close(self) -> None:
         """Unlocks the folders; removes them where nothing in them is worth keeping. A second call does nothing."""
         keep = self.path is not None or self.journal.worth_keeping
+        if self.pictures is not None and not keep:
+            self.pictures.remove()
         self.journal.close()
         if self._folder is not None:
             self._folder.close(keep)
+
+    def draw_latents(self, every: int, vae: Path) -> None:
+        """From now on a picture of the latents is written, see `LatentPictures`."""
+        folder = self.journal.folder
+        self.pictures = LatentPictures(folder.with_name(folder.stem + PICTURE), every, vae)
 
     def add_details(self, details: dict) -> None:
         """Adds to the manifest what is known once the model is loaded."""
@@ -201,6 +212,8 @@ class Video:
         if self._folder is not None:
             self._folder.finish()
         self.path = journal.finish(manifest, lasting, page if self.with_preview else None)
+        if self.pictures is not None:
+            self.pictures.name_after(self.path)
         if self._frames:
             count = f"{self._frames} frame{'s' * (self._frames != 1)}"
             say(f"{count}, seed {journal.identity['seed']}, {seconds['total']:.1f} s")

@@ -73,6 +73,7 @@ PUBLISHED = dict(
     resume=False,
     replay=None,
     no_preview=False,
+    preview_every=None,
     no_report=False,
     keep_parts=False,
     frames_dir=None,
@@ -160,7 +161,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(prompt_enhancer_model="some/one", dry_run="json", dit_path="my/dit/a.gguf", vae_path="../inputs")
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
     values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
-    values |= dict(memory=7.5, vae_tiling="on", quality=6.5)
+    values |= dict(memory=7.5, vae_tiling="on", quality=6.5, preview_every=5)
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     switches += ["--resume", "--no_preview", "--no_report", "--keep_parts"]
     switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
@@ -221,6 +222,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         resume=True,
         replay=None,
         no_preview=True,
+        preview_every=5,
         no_report=True,
         keep_parts=True,
         by_default=(),
@@ -454,6 +456,7 @@ REFUSED_BY_BOTH = [
     ("--magcache_ratios 1,0", "must be an even number of finite numbers above 0, with commas"),
     *((f"--fps {fps}", "must be a rate from 1 to 240: ") for fps in ("0", "241", "240.1", "-24", "1/0", "24/", "nan")),
     *((f"--fps {fps}", "must be a rate from 1 to 240: ") for fps in ("24,5", "1e2", "24fps", "30000/1001/1")),
+    ("--preview_every 0", "must be a whole number, at least 1"),
     ("--quality -1", "must be a finite number, at least 0 and at most 10"),
     ("--quality 10.1", "must be a finite number, at least 0 and at most 10"),
     ("--quality best", "must be a finite number, at least 0 and at most 10"),

@@ -483,6 +483,21 @@ class TestCalls:
         assert all(len(t) == 2 for _, t in seen)
         assert not done.any()
 
+    def test_a_look_sees_what_every_row_leads_to(self):
+        seen = []
+
+        def look(window, row, rows, estimate):
+            seen.append((window, row, rows, estimate()))
+
+        pipeline = DiffusionForcingPipeline.from_parts(*parts(), hooks=Hooks(look=look))
+        done = pipeline(**LONG, **embeds(), output_type="latent")
+        again = DiffusionForcingPipeline.from_parts(*parts())(**LONG, **embeds(), output_type="latent")
+        assert torch.equal(done, again)
+        assert [one[:3] for one in seen] == [(window, row, 2) for window in range(3) for row in range(2)]
+        # The last step ends at its estimate, and frames of the history stay as they are.
+        assert torch.allclose(seen[1][3], done[:, :, : seen[1][3].shape[2]], atol=1e-5)
+        assert not torch.allclose(seen[0][3], seen[1][3], atol=1e-2)
+
     def test_progress_counts_rows_and_frames(self):
         made = []
 
