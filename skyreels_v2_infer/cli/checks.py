@@ -84,7 +84,13 @@ def check_shared(args: argparse.Namespace, launch: Launch) -> Faults:
     faults.check(check_ranks, args, launch)
     for check in (check_enhancer, check_auto_prompt, check_sizes):
         faults.check(check, args)
+    faults.check(check_rate, args)
     return faults
+
+
+def check_rate(args: argparse.Namespace) -> None:
+    if args.rate is not None and args.dry_run is None:
+        raise InputError("rate", f"{args.rate.value:g}", "has no effect without --dry_run")
 
 
 def check_levels(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.rates import read_rate
 from skyreels_v2_infer.plan.cache_settings import read_cache
+from skyreels_v2_infer.plan.gpu_rates import GpuRate, read_gpu_rate
 from skyreels_v2_infer.plan.naming import check_pattern
 from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.scheduler.sigmas import check_sigmas
@@ -184,6 +185,14 @@ def some_path(text: str) -> Path:
     if path.startswith("~") and not os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{text}: no home folder of such a user is known (a name with ~: ./{text})")
     return Path(path)
+
+
+def gpu_rate(text: str) -> GpuRate:
+    """Converts TFLOP/s, or the name of a GPU."""
+    try:
+        return read_gpu_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def some_picture(text: str) -> Path | str:

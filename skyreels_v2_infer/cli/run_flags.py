@@ -11,6 +11,7 @@ from skyreels_v2_infer.cli.parser import Parser
 from skyreels_v2_infer.cli.reading import (
     cache,
     device_name,
+    gpu_rate,
     name_pattern,
     number,
     numbers,
@@ -23,6 +24,7 @@ from skyreels_v2_infer.cli.reading import (
 from skyreels_v2_infer.cli.sweep import shard, swept
 from skyreels_v2_infer.console import called
 from skyreels_v2_infer.media.ffmpeg import BEST, QUALITY, WORST
+from skyreels_v2_infer.plan.gpu_rates import MEASURED, PEAKS
 from skyreels_v2_infer.plan.kernels import KERNELS
 
 
@@ -111,8 +113,15 @@ def add_output(parser: Parser) -> None:
         nargs="?",
         const="table",
         type=one_of("table", "json"),
-        help="only print the plan: windows, steps, arithmetic, memory, legal numbers of GPUs; needs no weights "
-        "(--dry_run json: as JSON)",
+        help="only print the plan: windows, steps, arithmetic, memory, time, download, legal numbers of GPUs, file "
+        "name; needs no weights (--dry_run json: as JSON)",
+    )
+    group.add_argument(
+        "--rate",
+        metavar="TFLOPS",
+        type=gpu_rate,
+        help=f"--dry_run: speed of the GPU that the time is for, in TFLOP/s, or one of {', '.join(PEAKS)} (default: of "
+        f"this machine's GPU, else {MEASURED:g}, measured on an H200)",
     )
 
 

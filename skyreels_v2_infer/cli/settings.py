@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skyreels_v2_infer.plan.auto_prompt import wish_in
+from skyreels_v2_infer.plan.gpu_rates import GpuRate
 from skyreels_v2_infer.plan.plan import LoraPlan
 from skyreels_v2_infer.plan.story import Scene
 
@@ -54,6 +55,7 @@ class GenerateSettings:
     ulysses_degree, ring_degree: None: chosen by the plan. memory: GiB; None: what is free on the GPU. name: pattern of
     the file's name, see `plan.naming`; None: prompt and seed.
     captioner_model, fusion_model: for a prompt that is ``auto``, see `plan.auto_prompt`; fusion_model None: by rule.
+    rate: for --dry_run; None: that of this machine's GPU.
     by_default: names of the settings that were not given and come from the model's defaults.
     """
 
@@ -104,6 +106,7 @@ class GenerateSettings:
     captioner_model: str = field(metadata=PREPARED)
     fusion_model: str | None = field(metadata=PREPARED)
     dry_run: str | None = field(metadata=RUN)
+    rate: GpuRate | None = field(metadata=RUN)
     resume: bool = field(metadata=RUN)
     replay: Path | None = field(metadata=RUN)
     no_preview: bool = field(metadata=RUN)

@@ -3,12 +3,12 @@
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.cache_settings import CachePlan
+from skyreels_v2_infer.plan.gpu_rates import H200, GpuRate, amount, in_words
 from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import Wanted, legal_counts
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-RATE = 570  # TFLOP/s of the 14B on an H200, uncompiled, see docs/speed.md
 # Values that depend on the model.
 UNKNOWN = ("dtype", "tokens", "pflop", "weights_gib", "activations_gib", "memory_gib", "offload")
 UNKNOWN += ("encoders_by_layers", "vae_tiling", "memory", "gpus")
@@ -93,8 +93,10 @@ def described_cache(plan: Plan, cache: CachePlan) -> dict:
 
 
 def table(about: dict) -> str:
-    """The result of `describe`, and optionally `remarks` and `cut` (lines
-    about truncated prompts), as a table."""
+    """The result of `describe` as a table.
+
+    Optionally also the `seconds` at a rate, and the lines `download`, `machine`, `remarks`, `cut` (long prompts).
+    """
     seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
     frames = f"{about['num_frames']} frames"
     if about["prefix_frames"]:
@@ -126,12 +128,16 @@ def table(about: dict) -> str:
             f"{max(about['memory_gib'].values()):.3g} GiB in {about['dtype']} ({stages}); GPUs {gpus}"
         )
         lines += about["memory"]
+    if about.get("seconds") is not None:
+        rate = f"{about['tflop_per_second']:g} TFLOP/s ({about['rate']})"
+        lines.append(f"about {in_words(about['seconds'])} of denoising on one GPU at {rate}; --rate for another one")
+    lines += [line for line in (about.get("download"), about.get("machine")) if line]
     if about["cache"] is not None:
         lines.append(f"cache {about['cache']['settings']}: at least {about['cache']['fewest_rows']} rows are computed")
     return "\n".join([*lines, *about.get("remarks", ()), *about.get("cut", ()), f"-> {about['output']}"])
 
 
-def totals(videos: list[dict]) -> dict:
+def totals(videos: list[dict], rate: GpuRate = H200) -> dict:
     """The sum over many videos; pflop and hours are None if a model is not known."""
     pflop = [video["pflop"] for video in videos]
     known = None not in pflop
@@ -140,8 +146,9 @@ def totals(videos: list[dict]) -> dict:
         "frames": sum(video["num_frames"] for video in videos),
         "forwards": sum(video["forwards"] for video in videos),
         "pflop": sum(pflop) if known else None,
-        "tflop_per_second": RATE,
-        "hours": sum(pflop) / (RATE / 1000) / 3600 if known else None,
+        "tflop_per_second": rate.value,
+        "rate": rate.source,
+        "hours": sum(pflop) / (rate.value / 1000) / 3600 if known else None,
     }
 
 
@@ -160,12 +167,9 @@ def batch_table(videos: list[dict], total: dict) -> str:
     work = f"{count}, {total['frames']} frames, {total['forwards']} forwards"
     if total["pflop"] is None:
         return "\n".join([*lines, f"{work}; a model is not known here, so neither is the cost"])
-    hours = f"{amount(total['hours'])} hours of denoising on one GPU at {RATE} TFLOP/s (the 14B on an H200)"
+    rate = f"{total['tflop_per_second']:g} TFLOP/s ({total['rate']})"
+    hours = f"about {in_words(3600 * total['hours'])} of denoising on one GPU at {rate}"
     return "\n".join([*(line.rstrip() for line in lines), f"{work}, {amount(total['pflop'])} PFLOP; {hours}"])
-
-
-def amount(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def shortened(prompt: str) -> str:

@@ -70,6 +70,7 @@ PUBLISHED = dict(
     captioner_model="Skywork/SkyCaptioner-V1",
     fusion_model="Qwen/Qwen2.5-32B-Instruct",
     dry_run=None,
+    rate=None,
     resume=False,
     replay=None,
     no_preview=False,
@@ -158,7 +159,9 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     values |= dict(image="../inputs/wide.png", num_frames=33, inference_steps=7, guidance_scale=1.5, shift=3, fps=16)
     values |= dict(seed=9, device="cuda", dtype="float16", teacache_thresh=0.3)
     values |= dict(teacache_coefficients="-1e3,2,3,4,5.5", ulysses_degree=1, ring_degree=2)
-    values |= dict(prompt_enhancer_model="some/one", dry_run="json", dit_path="my/dit/a.gguf", vae_path="../inputs")
+    values |= dict(
+        prompt_enhancer_model="some/one", dry_run="json", rate=300, dit_path="my/dit/a.gguf", vae_path="../inputs"
+    )
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
     values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
     values |= dict(memory=7.5, vae_tiling="on", quality=6.5, preview_every=5)
@@ -219,6 +222,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         captioner_model="Skywork/SkyCaptioner-V1",
         fusion_model="Qwen/Qwen2.5-32B-Instruct",
         dry_run="json",
+        rate={"value": 300.0, "source": "--rate"},
         resume=True,
         replay=None,
         no_preview=True,

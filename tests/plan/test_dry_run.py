@@ -29,6 +29,7 @@ from skyreels_v2_infer.plan import cost, models
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.show import table
 from skyreels_v2_infer.progress import VideoProgress
+from skyreels_v2_infer.run import machine
 from skyreels_v2_infer.run.dry_run import described
 
 DF_14B = "Skywork/SkyReels-V2-DF-14B-540P"
@@ -48,6 +49,10 @@ def test_the_table(tmp_path):
         "90 rows, 180 forwards, 607 PFLOP; peak memory about 37.9 GiB in bfloat16 "
         "(texts 37.9, denoising 33.4, decoding 36.6); "
         "GPUs 1, 2, 3, 4, 5, 6, 8",
+        "about 17.7 minutes of denoising on one GPU at 570 TFLOP/s (measured with the 14B on an H200); "
+        "--rate for another one",
+        "downloads about 69 GB",
+        "this machine: cpu, float32; the estimates are for a GPU, in bfloat16 (--device cpu: for this machine)",
         "by default: 544x960, 24 fps, 30 steps, guidance 6, shift 8, windows of 97 frames",
         "-> video_out/a-graceful-white-swan-with-a-curved-neck_42.mp4",
     ]
@@ -95,6 +100,81 @@ def test_images_and_ends_are_shown(tmp_path):
     about = described(cli.parse_diffusion_forcing([*map(str, argv)]))
     assert table(about).splitlines()[2].split()[:6] == ["1", "0-24", "25", "image", "7+end", "30"]
     assert about["windows"][0]["latents"] == 8
+
+
+def test_the_time_is_arithmetic_over_a_rate(monkeypatch):
+    def about(*flags):
+        return described(cli.parse_generate(["--model_id", DF_14B, "--dry_run", *flags]))
+
+    usual, half, named = about(), about("--rate", "285"), about("--rate", "rtx-4090")
+    assert usual["seconds"] == pytest.approx(1000 * usual["pflop"] / 570) and usual["tflop_per_second"] == 570
+    assert half["seconds"] == pytest.approx(2 * usual["seconds"])
+    assert named["tflop_per_second"] == 95 and "RTX 4090" in table(named)
+    assert about("--device", "cpu")["seconds"] is None and "denoising on" not in table(about("--device", "cpu"))
+    assert about("--device", "cpu", "--rate", "1")["seconds"] == pytest.approx(1000 * usual["pflop"])
+    gpu = machine.Machine("cuda", "bfloat16", "NVIDIA A100-SXM4-80GB", 79.0)
+    monkeypatch.setattr(machine, "torch_is_for_cpu", lambda: False)
+    monkeypatch.setattr(machine, "gpu_here", lambda index: gpu)
+    here = about()
+    assert (
+        here["tflop_per_second"] == 180
+        and here["machine"] == "this machine: cuda (NVIDIA A100-SXM4-80GB, 79 GiB), bfloat16"
+    )
+    old = machine.Machine("cuda", "float16", "Tesla T4", 15.0)
+    monkeypatch.setattr(machine, "gpu_here", lambda index: old)
+    assert (about()["dtype"], about()["seconds"]) == ("float16", None)
+
+
+def test_device_and_precision_of_this_machine():
+    def line(*flags):
+        return described(cli.parse_generate(["--prompt", "fox", *flags]))["machine"]
+
+    large, small = line("--model_id", DF_14B), line("--model_id", "tiny")
+    assert small == "this machine: cpu, float32" and large.startswith(
+        f"{small}; the estimates are for a GPU, in bfloat16"
+    )
+    assert described(cli.parse_generate(["--model_id", "tiny"]))["dtype"] == "float32"
+    assert line("--model_id", "tiny", "--dtype", "bfloat16") == "this machine: cpu, bfloat16"
+
+
+def test_the_download_counts_what_is_here_and_what_comes_from_elsewhere(tmp_path, monkeypatch):
+    def line(model, *flags):
+        return described(cli.parse_generate(["--model_id", model, *flags]))["download"]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert line(DF_14B) == "downloads about 69 GB"
+    assert line(DF_14B, "--text_encoder_path", "some/body") == "downloads about 58 GB"
+    assert line("tiny") is line("some/body") is None
+    blobs = tmp_path / "models--Skywork--SkyReels-V2-DF-14B-540P" / "blobs"
+    blobs.mkdir(parents=True)
+    for size, said in (
+        (20, "downloads about 69 GB, of which 20 GB are here"),
+        (69, "nothing to download: the model is here"),
+    ):
+        with (blobs / "a").open("wb") as file:
+            file.truncate(size * 10**9)
+        assert line(DF_14B) == said
+
+
+def test_the_name_is_the_one_that_the_run_will_use(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = "--model_id", "tiny", "--prompt", "a fox", "--seed", "3", "--outdir", "out"
+
+    def name(*more):
+        return described(cli.parse_generate([*argv, *more]))["output"]
+
+    assert name() == "out/a-fox_3.mp4"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a-fox_3.mp4").touch()
+    (tmp_path / "out" / "a-fox_3-2.json").touch()
+    assert name() == "out/a-fox_3-3.mp4" and name("--name", "b") == "out/b.mp4"
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "nan", "1e6", "GTX 1"])
+def test_no_rate(value, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse_generate([f"--rate={value}", "--dry_run"])
+    assert f"--rate {value}: must be TFLOP/s" in capsys.readouterr().err
 
 
 def test_what_a_cpu_does_not_offload_is_there():
