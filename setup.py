@@ -57,6 +57,7 @@ setup(
         "captioner": ["json-repair>=0.30"],  # repairs damaged answers of a captioner
         "completion": ["argcomplete>=3"],  # flags in the shell
         "scenes": ["scenedetect>=0.7"],  # caption_video.py --scenes
+        "ray": ["ray>=2.52"],  # --ray
         "vllm": ["vllm>=0.8.4"],  # caption_video.py --backend vllm
         "dev": [
             *("accelerate", "diffusers>=0.41", "gguf>=0.10", "hypothesis", "json-repair>=0.30", "matplotlib"),

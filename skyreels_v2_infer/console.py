@@ -99,6 +99,21 @@ class Lenient:
         return getattr(self.stream, name)
 
 
+class OfMainThread:
+    """A stream like `stream` that drops what other threads write: some libraries print from threads of their own."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            return len(text)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 def give_up(stream) -> None:
     """Sends what a stream still holds, and all that follows, to nowhere: Python would fail with it at its exit."""
     with suppress(OSError, ValueError, AttributeError):

@@ -179,7 +179,7 @@ class VideoProgress:
             left += seconds / frames * max(0, sum(window.frames for window in self.work) - self.decoded)
         return left
 
-    def _counts(self) -> tuple[int, int]:
+    def counts(self) -> tuple[int, int]:
         """Rows that are done, and all rows."""
         lengths = [len(window.rows) for window in self.work]
         return sum(lengths[: self.window]) + self.row, sum(lengths)
@@ -195,7 +195,7 @@ class VideoProgress:
 
     def bar(self, width: int) -> str:
         """For a terminal of that many columns."""
-        done, total = self._counts()
+        done, total = self.counts()
         pace, left = self.seconds_a_row, self.seconds_left
         a_row = "" if pace is None else f", {pace:.3g} s a row"
         rest = "" if left is None else f"{clock(left)} left, "

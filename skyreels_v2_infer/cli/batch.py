@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from skyreels_v2_infer.cli.checks import check_own_devices
 from skyreels_v2_infer.cli.config_file import Config
+from skyreels_v2_infer.cli.groups import processes_of_a_job
 from skyreels_v2_infer.cli.job_files import MOST_ROWS, STDIN, RawRow, read_job_file
 from skyreels_v2_infer.cli.names import labels_of, name_fields, stem_of, tells_apart
 from skyreels_v2_infer.cli.parser import CommandError, Parser
@@ -27,7 +27,7 @@ from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media.images import download_image
 
 # Flags about the command as a whole, which no row can have.
-OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "resume", "dry_run", "use_usp")
+OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "ray", "resume", "dry_run", "use_usp")
 # These too, but they are part of the command of one video.
 ALSO_ALONE = ("outdir", "device", "trust_replay", "no_report", "config", "rate")
 ADDRESSES = ("image", "end_image")
@@ -71,6 +71,7 @@ class JobList:
         outdir, device, dry_run, keep_going: as on the command line.
         group: number of processes that share a video.
         shard: (I, N): only every N-th row from the I-th on is made; None: all.
+        ray: address of the cluster whose workers make the videos; None: this process, or torchrun's.
     """
 
     rows: tuple[JobRow, ...]
@@ -80,6 +81,7 @@ class JobList:
     keep_going: bool
     group: int
     shard: tuple[int, int] | None
+    ray: str | None = None
 
     def on_device(self, device: str | None) -> JobList:
         """The same list with another device, for all rows."""
@@ -117,20 +119,7 @@ def read_jobs(
     reader = RowReader(parser, argv, sweeps, settle, Launch(0, 0, group, group > 1), args.name, config)
     rows = refuse_repeated_names(reader.rows("--sweep" if args.jobs is None else args.jobs, raw))
     shard = slurm_shard() if args.shard is None else args.shard
-    return JobList(tuple(rows), args.outdir, args.device, args.dry_run, args.keep_going, group, shard)
-
-
-def processes_of_a_job(args: argparse.Namespace, launch: Launch) -> int:
-    """The number of processes that share a video."""
-    group = args.gpus_per_job or (launch.size if args.use_usp else 1)
-    if not launch.by_torchrun and (group > 1 or args.use_usp):
-        name = "use_usp" if args.use_usp else "gpus_per_job"
-        raise InputError(name, None, "needs torchrun: torchrun --nproc_per_node=GPUS SCRIPT ...")
-    if launch.size % group:
-        raise InputError("gpus_per_job", group, f"must divide the number of processes, {launch.size}")
-    if launch.size > 1:
-        check_own_devices(args)
-    return group
+    return JobList(tuple(rows), args.outdir, args.device, args.dry_run, args.keep_going, group, shard, args.ray)
 
 
 def check_sweeps(parser: Parser, sweeps: Sequence[Sweep]) -> None:

@@ -116,7 +116,7 @@ def check_parts(args: argparse.Namespace) -> None:
 
 def check_no_jobs(args: argparse.Namespace) -> None:
     """Raises an `InputError` for flags that only several videos need."""
-    for name in ("keep_going", "gpus_per_job", "shard"):
+    for name in ("keep_going", "gpus_per_job", "shard", "ray"):
         if getattr(args, name):
             raise InputError(name, None, "has no effect without --jobs or --sweep")
 

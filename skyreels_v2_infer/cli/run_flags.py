@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from skyreels_v2_infer.cli.defaults import TEACACHE_THRESHOLD
+from skyreels_v2_infer.cli.groups import LOCAL, cluster_address
 from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
 from skyreels_v2_infer.cli.parser import Parser
 from skyreels_v2_infer.cli.reading import (
@@ -282,8 +283,17 @@ def add_jobs(parser: Parser) -> None:
         "--gpus_per_job",
         metavar="N",
         type=whole(1),
-        help="--jobs, --sweep: under torchrun, groups of N processes share a video, and take the next one when they "
-        "have finished it (default: 1; with --use_usp all processes)",
+        help="--jobs, --sweep: under torchrun or with --ray, groups of N processes share a video, and take the next "
+        "one when they have finished it (default: 1; with --use_usp all processes)",
+    )
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const=LOCAL,
+        type=cluster_address,
+        help="--jobs, --sweep: the workers of a Ray cluster make the videos, one on each GPU or group of GPUs. ADDRESS "
+        "is HOST:PORT, or auto for the cluster that this machine belongs to (default: a cluster of this machine alone)",
     )
     group.add_argument(
         "--shard",

@@ -1,7 +1,7 @@
 """Many videos: all rows are checked, then made one after another with the model loaded once.
 
-`Maker` makes single videos of a batch; whoever distributes the rows (this process, the ranks of torchrun, a cluster)
-calls it.
+`Maker` makes single videos of a batch; whoever distributes the rows (this process, the ranks of torchrun, the workers
+of a cluster) calls it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +24,16 @@ from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.media.report import refresh_report
 from skyreels_v2_infer.progress import labelled
 from skyreels_v2_infer.run import summary
+from skyreels_v2_infer.run.dispatch import LOOKS_AHEAD, MOST_FAILURES, Dispatcher, Pool
 from skyreels_v2_infer.run.foreseen import is_foreseen
 from skyreels_v2_infer.run.jobs import Job, Shared, enhance_all
+from skyreels_v2_infer.run.journal import BusyError
 from skyreels_v2_infer.run.manifest import forget_peak_memory, peak_memory
 from skyreels_v2_infer.run.model_files import Models
 from skyreels_v2_infer.run.row_checks import CheckedRow, InvalidRowsError, check_rows
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.sessions import Sessions
 from skyreels_v2_infer.run.summary import Result
-
-MOST_FAILURES = 3  # in a row, after which a process makes no more videos: its device may be broken
-LOOKS_AHEAD = 64  # videos whose texts may be encoded with those of the current one
 
 
 class Maker:
@@ -48,6 +48,7 @@ class Maker:
 
     Attributes:
         failures: videos in a row that failed up to now, not counting invalid input.
+        is_busy: whether the last video failed because another process works on it.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Maker:
         self.shared = Shared(models or Models(), self._enhance)
         self.job: Job | None = None
         self.failures = 0
+        self.is_busy = False
         self._enhanced: dict[tuple[str, str], str] = {}
         self._coming: Sequence[CheckedRow] = ()
 
@@ -76,7 +78,7 @@ class Maker:
             Exception: an error while several ranks compute together, which ends all of them.
         """
         row, began = coming[0].row, time.perf_counter()
-        self._coming = coming
+        self._coming, self.is_busy = coming, False
         self.sessions.coming = texts_ahead(coming)
         settings = replace(row.settings, no_report=True)  # `Batch` writes the page
         self.job = Job(self.script, settings, self.check, self.shared)
@@ -89,7 +91,7 @@ class Maker:
             if not self.team.recovered:
                 raise
             error = self._error_of(problem)
-            is_input = isinstance(problem, InputError)
+            is_input, self.is_busy = isinstance(problem, InputError), isinstance(problem, BusyError)
             self.failures += not is_input
             if not is_input or self.team.size > 1:  # where only one rank may know the kind of error
                 self.sessions.close()  # the model may be in any state
@@ -172,6 +174,7 @@ class Batch:
         self.script, self.check, self.tell = script, check, tell
         self.models = Models()
         self.maker: Maker | None = None
+        self.dispatcher: Dispatcher | None = None
         self.untold = self.unrecorded = False
         self._done: set[str] = set()  # names, by this process
         valid, jobs = check_rows(jobs, self.models)
@@ -180,7 +183,7 @@ class Batch:
             raise InvalidRowsError(self.invalid)
         numbers = {row.number for row in jobs.mine}
         self.invalid = [row for row in self.invalid if row.number in numbers]
-        self.outdir = jobs.outdir
+        self.outdir, self.group = jobs.outdir, jobs.group
         self.with_report = not all(one.row.settings.no_report for one in valid)
         self._page_is_old, self._next_page = False, 0.0
         self.before = summary.read_summary(self.outdir)
@@ -220,6 +223,25 @@ class Batch:
                 break
         self.maker.sessions.close()
         self._page_is_old |= not team.rank and self.outdir.is_dir()
+
+    def distribute(self, connect: Callable[[], AbstractContextManager[Pool]]) -> None:
+        """As `run`, by the workers of a cluster.
+
+        Args:
+            connect: to the cluster, if there is anything to make.
+        """
+        if self.videos:
+            check_ffmpeg()
+        with connect() if self.videos else nullcontext() as pool:
+            for row in self.invalid:
+                self._add(record_of(self.script, row))
+            if pool is not None:
+                self.dispatcher = Dispatcher(pool, self.videos, self._add, self._failed, self.check)
+                self.dispatcher.run()
+        self._page_is_old |= self.outdir.is_dir()
+
+    def _failed(self, video: CheckedRow, error: str) -> Result:
+        return replace(record_of(self.script, video.row, self.group), status=summary.FAILED, error=error)
 
     def _made(self, coming: Sequence[CheckedRow]) -> list[Result]:
         """The record of the first of these videos; none on all ranks but the first."""
@@ -272,6 +294,8 @@ class Batch:
     def left(self) -> str:
         """For messages: what is there if the batch stops here."""
         kept = "" if self.maker is None else self.maker.kept().replace("; ", "; of the next one ")
+        if self.dispatcher is not None and self.dispatcher.kept:
+            kept = f"; of {self.dispatcher.kept} more some pieces are kept"
         return f"{self.done()}{kept}; the same command continues"
 
     def done(self) -> str:

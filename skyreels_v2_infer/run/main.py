@@ -100,6 +100,8 @@ class VideoWork:
         else:
             job = Job(self.prog, settings, interrupts.check)
         self.job = job
+        if many and settings.ray is not None:
+            return self._distributed(job, settings)
 
         def lost(reason: str) -> None:
             left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
@@ -115,6 +117,17 @@ class VideoWork:
             return path
         say(f"{job.done()}; {job.outdir / summary.NAME}")
         return DONE if launch.rank else job.code  # the first one ends last and knows of all
+
+    def _distributed(self, batch: Batch, jobs: JobList) -> int:
+        """Has the workers of a cluster make the videos -> exit code."""
+        from skyreels_v2_infer.run.cluster import Cluster
+
+        try:
+            batch.distribute(partial(Cluster, jobs.ray, self.prog, jobs.group, jobs.device))
+        finally:
+            batch.close()
+        say(f"{batch.done()}; {batch.outdir / summary.NAME}")
+        return batch.code
 
 
 def run_process(script: str, work: Work) -> int:

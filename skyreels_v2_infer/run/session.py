@@ -45,6 +45,7 @@ class Session:
         compiled: compile the transformer's blocks.
         quantize: round the blocks' weights to "fp8" or "int8". dequantize: expand stored quantised weights once.
         check: called regularly; raises once the process has to stop.
+        progress: of each video: (check, lines) -> a `VideoProgress`.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Session:
         quantize: str | None = None,
         dequantize: bool = False,
         check: Callable[[], object] = lambda: None,
+        progress: Callable[..., VideoProgress] = VideoProgress,
     ):
         self.checkpoint, self.place, self.team, self.check = checkpoint, place, team, check
+        self.progress = progress
         self.holding, self.vae_dtype, self.compiled = holding, vae_dtype, compiled
         self.loras, self.loras_change = loras, loras_change
         self.quantize, self.dequantize = quantize, dequantize
@@ -170,7 +173,7 @@ class Session:
         self._texts = self._texts or TextMemory()
         self._texts.coming = self.coming
         ranks = self._shared(plan.sharing or Layout())
-        return Hooks(partial(VideoProgress, self.check, lines=True), planned_cache(plan.cache), ranks, self._texts)
+        return Hooks(partial(self.progress, self.check, lines=True), planned_cache(plan.cache), ranks, self._texts)
 
     def _shared(self, layout: Layout) -> Ranks:
         """The callables with which ranks share a video; set up once per layout."""

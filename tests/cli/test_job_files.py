@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from skyreels_v2_infer.cli import arguments as cli
-from skyreels_v2_infer.cli import job_files
+from skyreels_v2_infer.cli import groups, job_files
 from skyreels_v2_infer.cli.sweep import Sweep, slurm_shard, swept
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import images
@@ -458,6 +458,12 @@ def test_the_shard_of_a_slurm_array(monkeypatch):
         ("--gpus_per_job 2", "has no effect without --jobs or --sweep"),
         ("--gpus_per_job 2 --sweep seed=1", "needs torchrun"),
         ("--use_usp --sweep seed=1", "needs torchrun"),
+        ("--ray", "has no effect without --jobs or --sweep"),
+        ("--ray --sweep seed=1 --use_usp", "not with --ray"),
+        ("--ray --sweep seed=1 --device cuda:1", "--device cuda:1"),
+        ("--ray here --sweep seed=1", "--ray here: must be HOST:PORT"),
+        ("--ray here:0 --sweep seed=1", "--ray here:0: must be HOST:PORT"),
+        ("--ray ray://here:10001 --sweep seed=1", "ray job submit"),
     ],
 )
 def test_flags_of_the_batch(argv, legal, capsys):
@@ -475,6 +481,22 @@ def test_groups_of_processes(monkeypatch, capsys):
     assert "must divide" in refusal(capsys, *TINY, "--sweep", "seed=1", "--gpus_per_job", "3")
     assert "--device cuda:1" in refusal(capsys, *TINY, "--sweep", "seed=1", "--device", "cuda:1")
     assert "stdin" in refusal(capsys, *TINY, "--jobs", "-")
+
+
+def test_groups_of_a_cluster(monkeypatch, capsys):
+    monkeypatch.setattr(groups, "find_spec", lambda name: name)
+    for argv, address, group in (((), "local", 1), (("10.0.0.1:6379", "--gpus_per_job", "2"), "10.0.0.1:6379", 2)):
+        jobs = of_rows({"prompt": "x", "seed": 1}, argv=["--ray", *argv])
+        assert (jobs.ray, jobs.group, jobs.rows[0].settings.use_usp) == (address, group, group > 1)
+        assert not any("ray" in word for word in jobs.rows[0].command)
+    assert errors(of_rows({"prompt": "x", "ray": "auto"}))[0].endswith("belongs on the command line, for all rows")
+    monkeypatch.setattr(groups, "find_spec", lambda name: None)
+    assert refusal(capsys, *TINY, "--sweep", "seed=1", "--ray").endswith(
+        "the extra ray of this package: pip install ray"
+    )
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "--ray local: not under torchrun" in refusal(capsys, *TINY, "--sweep", "seed=1", "--ray")
 
 
 def test_replay_gives_the_rest(monkeypatch):
