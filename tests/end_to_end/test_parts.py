@@ -106,6 +106,7 @@ def test_a_lora_changes_the_video_by_its_strength(folder, plain, tmp_path):
     assert resumed.path not in (made.path, twice.path), "strength is part of a run's identity"
 
 
+@pytest.mark.slow
 def test_a_lora_s_strength_changes_with_the_story(folder, tmp_path):
     def told(name: str, *strengths: float) -> np.ndarray:
         starts = (0, 33)
@@ -133,7 +134,7 @@ def test_what_is_no_lora_is_refused(folder, tmp_path):
     assert made.code == 2 and len(made.lines) == 1
 
 
-@pytest.mark.parametrize("solver", ["euler", "lcm"])
+@pytest.mark.parametrize("solver", [pytest.param("euler", marks=pytest.mark.slow), "lcm"])
 def test_every_solver_works_in_windows_and_asynchronously(solver, tmp_path):
     flags = (*SHORT, *LONG, "--solver", solver)
     made = run(FORCING, *flags, cwd=tmp_path)

@@ -405,7 +405,7 @@ def checkpoint(tmp_path_factory):
 class TestScripts:
     ASKED = ("--height=32", "--width=48", "--num_frames=5", "--inference_steps=6", "--seed=1")
 
-    @pytest.mark.parametrize("script", [GENERATE, FORCING])
+    @pytest.mark.parametrize("script", [pytest.param(GENERATE, marks=pytest.mark.slow), FORCING])
     def test_the_flags_reach_the_blocks(self, script, checkpoint, tmp_path):
         def made(*argv):
             return script_runs.run(script, "--model_id", checkpoint, *self.ASKED, *argv, cwd=tmp_path).frames

@@ -160,6 +160,7 @@ def test_the_plan_shows_where_scenes_begin():
     assert described(cli.parse_diffusion_forcing(alone))["forwards"] == about["forwards"] - 2 * 20
 
 
+@pytest.mark.slow
 def test_a_story_is_told_replayed_and_resumed(tmp_path):
     (tmp_path / "story.json").write_text(json.dumps(SCENES))
     told = run(FORCING, *TINY, "--story", "story.json", cwd=tmp_path)

@@ -94,6 +94,7 @@ def test_what_cannot_be_done_is_refused_before_the_work(folder, flags, line, tmp
     assert stop.value.code == 2 and line in error and "loaded" not in error
 
 
+@pytest.mark.slow
 def test_the_scripts_use_it_and_a_replay_needs_only_the_manifest(calibrated, tmp_path):
     argv = ("--model_id", calibrated, *SIZE, "--seed", 1, "--shift", 3)
     made = script_runs.run(FORCING, *argv, "--cache", "magcache:threshold=9,skips=2", cwd=tmp_path)

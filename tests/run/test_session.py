@@ -82,6 +82,7 @@ def test_of_several_ranks_the_first_decodes(folder):
     assert first == ONCE | {"images": 1} and second == ONCE
 
 
+@pytest.mark.slow
 def test_a_session_makes_the_files_that_processes_make(tmp_path, folder, monkeypatch):
     """Three videos of different shape, one of them with an image, after one loading of the model."""
     jobs = [

@@ -609,6 +609,7 @@ def test_products_in_bfloat16_are_for_cpus_that_have_them(monkeypatch):
     assert not products.worth_it(CPU)
 
 
+@pytest.mark.slow
 def test_the_command_trains_all_stages_in_order(monkeypatch, tmp_path):
     """``python -m training STAGE`` for each, at sizes of seconds, up to videos by the pipelines."""
     brief = loop.Recipe(steps=2, muon=1e-3, adamw=1e-3)
