@@ -216,6 +216,9 @@ def check_conditions(args: argparse.Namespace) -> None:
     """Images, video, story and attention that exclude each other."""
     if args.image is not None and args.video_path is not None:
         raise InputError("image", args.image, "give either --image or --video_path: each begins the video")
+    for name in ("keep_rate", "no_audio"):
+        if getattr(args, name) and args.video_path is None:
+            raise InputError(name, None, "has no effect without --video_path")
     if args.end_image is not None and args.causal_attention:
         raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would attend to it")
     if args.story is not None and args.prompt is not None:

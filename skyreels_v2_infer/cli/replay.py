@@ -20,6 +20,7 @@ FORMAT = 1  # of manifests
 APPROXIMATE = "attention"  # recorded where the kernel that was asked for is not exact
 _RATIOS = ("magcache_ratios",)  # recorded for the video's model, shift and number of steps
 _CHOSEN = ("teacache_coefficients", *_RATIOS)  # recorded for the video's model and size
+_EXTENDED = ("keep_rate", "no_audio")  # how a video that is continued is read
 # Flags given beside --replay -> other recorded settings that they override as well.
 REPLACED = {
     "--model_id": _CHOSEN,
@@ -31,7 +32,7 @@ REPLACED = {
     "--resolution": ("height", "width", *_CHOSEN),
     "--prompt": ("story",),
     "--story": ("prompt",),
-    "--image": ("video_path",),
+    "--image": ("video_path", *_EXTENDED),
     "--lora": ("lora",),
     "--dit_path": _CHOSEN,
     "--inference_steps": ("sigmas", *_RATIOS),
@@ -99,6 +100,8 @@ def replayed_flags(
     given = {word.partition("=")[0] for word in argv}
     replaced = FORMERLY | {name for one, names in REPLACED.items() if one in given for name in names}
     taken = {name: value for name, value in written["settings"].items() if name not in replaced}
+    if "video_path" in taken:  # versions that do not say so read frame for frame, without sound
+        taken = dict.fromkeys(_EXTENDED, True) | taken
     foreign = [
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in taken.items()

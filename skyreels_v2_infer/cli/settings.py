@@ -129,15 +129,18 @@ class GenerateSettings:
 class DiffusionForcingSettings(GenerateSettings):
     """Validated settings of `generate_video_df.py`.
 
-    With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1). base_num_frames and
-    overlap_history are video frames, 4n+1; overlap_history is None only for a single window. causal_block_size is in
-    latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise, 0 <= a < 1000. story:
-    scenes, the first with `prompt`; None: no story. prompts: one per window, the first is `prompt`, the last one holds
-    to the end; None: one prompt.
+    keep_rate: video_path is read frame for frame, not by timestamps. no_audio: without its sound, which no window
+    depends on. With video_path, num_frames counts the frames to add and is a multiple of 4 (else 4n+1).
+    base_num_frames and overlap_history are video frames, 4n+1; overlap_history is None only for a single window.
+    causal_block_size is in latent frames, ar_step in denoising steps, addnoise_condition in thousandths of full noise,
+    0 <= a < 1000. story: scenes, the first with `prompt`; None: no story. prompts: one per window, the first is
+    `prompt`, the last one holds to the end; None: one prompt.
     """
 
     end_image: Path | None = field(metadata=WINDOW)
     video_path: Path | None = field(metadata=FRAMES)
+    keep_rate: bool = field(metadata=FRAMES)
+    no_audio: bool = field(metadata=WINDOW)
     ar_step: int = field(metadata=FRAMES)
     causal_attention: bool = field(metadata=FRAMES)
     causal_block_size: int = field(metadata=FRAMES)

@@ -110,8 +110,16 @@ def add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
         "--video_path",
         metavar="FILE",
         type=some_path,
-        help="video to continue from its last --overlap_history frames; not with --image",
+        help="video to continue from its last --overlap_history frames, with its sound; it is read at --fps by its "
+        "timestamps; not with --image",
     )
+    group.add_argument(
+        "--keep_rate",
+        action="store_true",
+        help="--video_path: take every frame once, whatever its rate, so that the video plays at another speed if that "
+        "is not --fps",
+    )
+    group.add_argument("--no_audio", action="store_true", help="--video_path: leave out its sound")
 
 
 def add_shape(parser: Parser) -> None:

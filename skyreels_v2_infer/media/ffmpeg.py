@@ -88,12 +88,25 @@ def encode_arguments(height: int, width: int, fps: float, out: Path, quality: fl
     return [*arguments, "-f", "mp4", f"file:{out}"]
 
 
-def join_arguments(fps: float, out: Path, metadata: Path | None = None) -> list[str]:
-    """Videos listed on stdin (see `join_list`) -> `out`, without encoding again."""
-    arguments = ["-y", "-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe,fd"]
+def join_arguments(fps: float, out: Path, metadata: Path | None = None, sound: Path | None = None) -> list[str]:
+    """Videos listed on stdin (see `join_list`) -> `out`, without encoding again.
+
+    Args:
+        metadata: a file of metadata. sound: an mp4 with the sound.
+    """
+    arguments = ["-y", *(["-copyts"] if sound is not None else [])]  # the clock of a sound begins with the first frame
+    arguments += ["-f", "concat", "-safe", "0", "-protocol_whitelist", "file,pipe,fd"]
     arguments += ["-format_whitelist", f"concat,{OWN_FORMATS}", "-i", "-"]  # the list's files as well
     if metadata is not None:
-        arguments += ["-f", "ffmetadata", "-i", f"file:{metadata}", "-map", "0", "-map_metadata", "1"]
+        arguments += ["-f", "ffmetadata", "-i", f"file:{metadata}"]
+    if sound is not None:
+        arguments += ["-protocol_whitelist", "file", "-format_whitelist", OWN_FORMATS, "-i", f"file:{sound}"]
+    if metadata is not None or sound is not None:
+        arguments += ["-map", "0"]
+    if metadata is not None:
+        arguments += ["-map_metadata", "1"]
+    if sound is not None:
+        arguments += ["-map", f"{1 + (metadata is not None)}:a:0"]
     # x264 reorders over up to two frames, but not in a video of one frame. Without the same lead everywhere the
     # decoding timestamps would be uneven where two videos meet, and players would derive another frame rate from them.
     frame = f"{exact(fps).denominator}/({exact(fps).numerator}*TB)"  # in units of the timestamps

@@ -30,6 +30,7 @@ from skyreels_v2_infer.media.ffmpeg import (
 from skyreels_v2_infer.media.images import fit
 from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions
 from skyreels_v2_infer.media.probe import Probe, no_frame, probe_file, refused
+from skyreels_v2_infer.media.timing import time_filter
 from skyreels_v2_infer.media.video_filters import Chain, prepared
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class VideoInfo(NamedTuple):
     """``height`` and ``width`` in pixels as shown, the exact number of ``frames``, and their mean rate ``fps``.
 
     ``fps`` is computed from timestamps; 0.0 if the file has none. ``damage``: what is left out or damaged, in words.
+    ``read``: the number of frames at the rate that was asked for.
     """
 
     height: int
@@ -63,10 +65,12 @@ class VideoInfo(NamedTuple):
     frames: int
     fps: float
     damage: str = ""
+    read: int = 0
 
 
 class Decoded(NamedTuple):
-    """``frames``: exact number. ``fps``: mean rate from timestamps, 0.0 if the file has none.
+    """``frames``: exact number in the file. ``fps``: mean rate from timestamps, 0.0 if the file has none. ``read``: the
+    number of frames at the rate that was asked for.
 
     ``newest``: the last ones, uint8 ``[min(keep, frames), H, W, 3]``. ``probe``: the file's. ``damage``: what was left
     out or is damaged, in words.
@@ -77,6 +81,7 @@ class Decoded(NamedTuple):
     newest: np.ndarray
     probe: Probe
     damage: str = ""
+    read: int = 0
 
 
 def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
@@ -90,26 +95,45 @@ def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
     return VideoHeader(found.height, found.width, found.fps)
 
 
-def probe_video(path: Path | str, name: str = "video_path") -> VideoInfo:
+def probe_video(path: Path | str, name: str = "video_path", rate: float | None = None) -> VideoInfo:
     """Size, exact number of frames and mean rate of the video at `path`; decodes all of it.
+
+    Args:
+        rate: frames per second at which it would be read; None: frame for frame.
 
     Raises:
         InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
         OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
-    with _decoding(probe_file(path, name), path, name, *TIMESTAMPS) as running:
-        stamps = _parse_timestamps(running.output)
+    chain = Chain(AS_SHOWN if rate is None else f"{time_filter(rate)},{AS_SHOWN}")
+    with tempfile.TemporaryDirectory() as folder:
+        every = None if rate is None else Path(folder, "timestamps")
+        with _decoding(probe_file(path, name), path, name, *TIMESTAMPS, chain=chain, timestamps=every) as running:
+            stamps = read = _parse_timestamps(running.output)
+        if every is not None:
+            with every.open("rb") as lines:
+                stamps = _parse_timestamps(lines)
     if not stamps.times or stamps.size is None:
         raise no_frame(path, name)
-    return VideoInfo(*stamps.size, frames=len(stamps.times), fps=stamps.fps(), damage=running.damage)
+    _check_read(len(read.times), rate, path, name)
+    about = {"frames": len(stamps.times), "fps": stamps.fps(), "read": len(read.times)}
+    return VideoInfo(*(read.size or stamps.size), **about, damage=running.damage)
 
 
 def read_video(
-    path: Path | str, height: int, width: int, name: str = "video_path", options: InputOptions = DEFAULT
+    path: Path | str,
+    height: int,
+    width: int,
+    name: str = "video_path",
+    options: InputOptions = DEFAULT,
+    rate: float | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames of the video at `path`, one at a time, as uint8 ``[height, width, 3]``, fitted as `options` say.
 
     Holds one frame at a time; closing the iterator ends ffmpeg.
+
+    Args:
+        rate: frames per second at which it is read, by timestamps; None: frame for frame.
 
     Raises:
         InputError: for the flag `name`: at the first frame if the file is no video, later where it is damaged.
@@ -117,7 +141,7 @@ def read_video(
     """
     probe = probe_file(path, name)
     with (
-        prepared(probe, height, width, options) as chain,
+        prepared(probe, height, width, options, time_filter(rate)) as chain,
         _decoding(probe, path, name, *PIXELS, chain=chain) as running,
     ):
         yield from _fitted(running.output, height, width, options)
@@ -179,6 +203,7 @@ def decode_prefix(
     check: Callable[[], object] | None = None,
     name: str = "video_path",
     options: InputOptions = DEFAULT,
+    rate: float | None = None,
 ) -> Decoded:
     """Decode the video at `path` once, from start to end, for everything that continuing it needs.
 
@@ -189,6 +214,7 @@ def decode_prefix(
         spool: receives every frame. The caller closes or discards it.
         look: receives every frame.
         check: called after every frame; may raise, so that an interrupted run ends here.
+        rate: frames per second at which it is read, by timestamps; None: frame for frame.
 
     Raises:
         InputError: for the flag `name`: the file is missing, is no video, or is damaged or truncated anywhere.
@@ -197,8 +223,8 @@ def decode_prefix(
     import numpy as np
 
     kept: deque[np.ndarray] = deque(maxlen=keep)
-    frames, probe = 0, probe_file(path, name)
-    with tempfile.TemporaryDirectory() as folder, prepared(probe, height, width, options) as chain:
+    read, probe, time = 0, probe_file(path, name), time_filter(rate)
+    with tempfile.TemporaryDirectory() as folder, prepared(probe, height, width, options, time) as chain:
         timestamps = Path(folder, "timestamps")  # a file, since two pipes that are read in turn can block each other
         with _decoding(probe, path, name, *PIXELS, chain=chain, timestamps=timestamps) as running:
             for frame in _fitted(running.output, height, width, options):
@@ -207,17 +233,24 @@ def decode_prefix(
                 if look is not None:
                     look.add(frame[None])
                 kept.append(frame)
-                frames += 1
+                read += 1
                 if check is not None:
                     check()
-        if not frames:
-            raise no_frame(path, name)
         with timestamps.open("rb") as lines:
-            fps = _parse_timestamps(lines).fps()
+            stamps = _parse_timestamps(lines)
+        if not stamps.times:
+            raise no_frame(path, name)
+        _check_read(read, rate, path, name)
     newest = np.empty((len(kept), height, width, 3), np.uint8)
     for i in range(len(newest)):
         newest[i] = kept.popleft()  # releases the frame before the next one takes memory in `newest`
-    return Decoded(frames, fps, newest, probe, running.damage)
+    return Decoded(len(stamps.times), stamps.fps(), newest, probe, running.damage, read)
+
+
+def _check_read(read: int, rate: float | None, path: Path | str, name: str) -> None:
+    """Raises an `InputError` if a video is too short for a frame at a rate."""
+    if not read:
+        raise InputError(name, path, f"is shorter than one frame at {rate:g} fps; --keep_rate takes all its frames")
 
 
 class _Running:

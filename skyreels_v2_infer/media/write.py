@@ -172,18 +172,20 @@ def publish(
     raise AssertionError("unreachable")
 
 
-def join_videos(paths: Sequence[Path], out: Path, fps: float, metadata: Path | None = None) -> None:
+def join_videos(
+    paths: Sequence[Path], out: Path, fps: float, metadata: Path | None = None, sound: Path | None = None
+) -> None:
     """Concatenate videos of the same size and rate into `out`, without encoding again.
 
     Args:
-        metadata: a file of metadata for it, in ffmpeg's format.
+        metadata: a file of metadata for it, in ffmpeg's format. sound: an mp4 with its sound.
 
     Raises:
         OSError: ffmpeg is missing or failed (one line with the folder and the reason); `out` is not created.
     """
     part = out.with_name(f".{out.name}.part")
     try:
-        with Ffmpeg(join_arguments(fps, part, metadata), stdin=subprocess.PIPE, out=part) as ffmpeg:
+        with Ffmpeg(join_arguments(fps, part, metadata, sound), stdin=subprocess.PIPE, out=part) as ffmpeg:
             ffmpeg.communicate(join_list(paths))
             if not ffmpeg.succeeded() or not part.exists() or part.stat().st_size == 0:
                 raise unwritable(out, ffmpeg.reason())

@@ -134,6 +134,9 @@ def table(about: dict) -> str:
     lines += [line for line in (about.get("download"), about.get("machine")) if line]
     if about["cache"] is not None:
         lines.append(f"cache {about['cache']['settings']}: at least {about['cache']['fewest_rows']} rows are computed")
+    changes = about.get("source", {}).get("changes")
+    if changes:
+        lines.append(f"--video_path: {'; '.join(changes)}")
     return "\n".join([*lines, *about.get("remarks", ()), *about.get("cut", ()), f"-> {about['output']}"])
 
 

@@ -81,5 +81,8 @@ def shown_first(settings: GenerateSettings) -> np.ndarray:
         frame = np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
         return np.repeat(frame[None], COUNT, axis=0)
     info = probe_video(settings.video_path)
-    start = max(0, info.frames - settings.base_num_frames)
+    length = settings.base_num_frames  # of the frames in the file
+    if info.fps and not settings.keep_rate:
+        length = round(length * info.fps / settings.fps)
+    start = max(0, info.frames - length)
     return read_frames(settings.video_path, sampling_of(info, start=start), "video_path")

@@ -39,6 +39,8 @@ def dry_run(settings: GenerateSettings, ranks: int) -> str:
     read_images(settings)  # damaged ones are found here, too
     source = count_video(settings)
     about = described(settings, source.frames if source else 0, ranks)
+    if source is not None:
+        about["source"] = source.about
     return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
 
 

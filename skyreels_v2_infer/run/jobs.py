@@ -29,7 +29,7 @@ from skyreels_v2_infer.progress import doing
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.auto_prompt import automatic_prompt
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
-from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, read_images, source_frames
+from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, place_sound, read_images, source_frames
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.model_files import Models, cache_folder, check_prompts, known_folder
 from skyreels_v2_infer.run.record import RunInfo
@@ -135,6 +135,8 @@ class Job:
                 return found["path"] if first else None
             plan = plan.with_seed(found["seed"] if found else team.same(self._seed()))
             if found is not None and found["complete"]:  # joining needs no device
+                if first:
+                    self._add_sound(source, Path(spool))
                 return self.video.finish() if first else None
             place = self._place(plan, place, found and found["dtype"])
             free = team.same(self.shared.free_gib(place))
@@ -146,7 +148,7 @@ class Job:
                     check_prompts(settings, plan, tokenizer)
                 for line in cut_lines(plan, tokenizer, config):
                     say(line)
-                settled = settled_of(plan, place, chosen.holding)
+                settled = settled_of(plan, place, chosen.holding, source)
                 inputs = self._open(plan, identity, settled, source, inputs, Path(spool))
                 self.video.state()  # damaged files are found before weights are loaded
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
@@ -310,9 +312,20 @@ class Job:
                 source, newest = decode_video(self.settings, spool, self.check)
                 inputs = replace(inputs, prefix=newest)
             self.video.add_source(source, as_history(plan, inputs), lambda: source_frames(self.settings))
+        self._add_sound(source, spool)
         if inputs.prefix is not None:
             inputs = replace(inputs, prefix=inputs.prefix[-plan.longest_history :].copy())
         return inputs
+
+    def _add_sound(self, source: Source | None, spool: Path) -> None:
+        """Puts the sound of a video that is continued beside the pieces."""
+        if source is None:
+            return
+        path, line = place_sound(self.settings, source, spool)
+        if path is not None:
+            self.video.journal.place_sound(path)
+        if line:
+            say(f"--video_path {self.settings.video_path}: {line}")
 
     def _begin(self, plan: Plan, identity: dict, settled: dict) -> None:
         settings = self.settings
@@ -358,9 +371,8 @@ class Job:
         noise = getattr(settings, "addnoise_condition", 0)
         if noise > MUCH_NOISE:
             say(f"--addnoise_condition {noise:g}: high; windows may not fit together (20 is usual)")
-        if source is not None and source.fps and abs(source.fps / settings.fps - 1) > 0.01:
-            also = f"{settings.video_path} has {source.fps:g}; all of it will play at the new rate"
-            say(f"--fps {settings.fps:g}: {also}")
+        if source is not None and source.changes:
+            say(f"--video_path {settings.video_path}: {'; '.join(source.changes)}")
 
 
 def worth_compiling(settings: GenerateSettings, plan: Plan, config: dict) -> bool:
@@ -374,19 +386,20 @@ def check_packages(plan: Plan) -> None:
         raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
 
 
-def settled_of(plan: Plan, place: Placement, holding: Holding) -> dict:
+def settled_of(plan: Plan, place: Placement, holding: Holding, source: Source | None) -> dict:
     """What the run has chosen where settings were None, and what affects the last bits of the frames."""
     import torch
 
     dtype = str(place.dtype).removeprefix("torch.")
     prompt = plan.windows[0].prompt
-    return {
+    found = {
         "prompt": prompt,
         "device": place.device.type,
         "dtype": dtype,
         "vae_tiling": "on" if holding.tiled else "off",
         "threads": torch.get_num_threads(),
     }
+    return found if source is None else found | {"source": source.about}
 
 
 def as_history(plan: Plan, inputs: Inputs):

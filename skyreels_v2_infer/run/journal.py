@@ -9,6 +9,7 @@ folder, holds
 - ``history-0001.npy``: the history that the window of that piece starts from;
 - ``latents-0001.npy``: a window that is denoised but not decoded yet;
 - ``ends-0000.png``, ...: thumbnails of the first and the last frame of each piece, for the preview;
+- ``sound.mp4``: the sound of a video that is continued; extracted anew by every process that works on the run;
 - ``lock``: locked by the process that works on the run.
 
 Every file is written under another name first, then renamed. Imports no torch.
@@ -52,6 +53,7 @@ from skyreels_v2_infer.run.record import (
     JOINED,
     LOCK,
     NAME,
+    SOUND,
     SUFFIX,
     DamagedError,
     Record,
@@ -256,6 +258,10 @@ class Journal:
         move_whole(path, self._segment)
         return self._segment
 
+    def place_sound(self, path: Path) -> None:
+        """Moves the sound of the video here."""
+        move_whole(path, self._sound)
+
     def done(self, path: Path, history: np.ndarray | None, about: dict, ends: Image.Image) -> None:
         """Records the current piece as finished.
 
@@ -309,7 +315,7 @@ class Journal:
     def _known_names(self) -> set[str]:
         """Files that a resumed run uses; all others were being written or removed when it was interrupted."""
         done = range(self._number)
-        known = {NAME, LOCK, JOINED, self._latents.name, self._history.name}
+        known = {NAME, LOCK, JOINED, SOUND, self._latents.name, self._history.name}
         known |= {name(number) for number in done for name in (segment_name, ends_name)}
         return known | ({history_name(number) for number in done} if self.keep else set())
 
@@ -334,7 +340,8 @@ class Journal:
         if path is None:
             write_whole(self._metadata, lambda file: file.write(as_ffmetadata(text_of(lasting)).encode()))
             segments = [self.folder / piece["name"] for piece in self.pieces]
-            join_videos(segments, self._joined, self.info.fps, self._metadata)
+            sound = self._sound if is_regular(self._sound) else None
+            join_videos(segments, self._joined, self.info.fps, self._metadata, sound)
             path = publish(self._joined, self.folder.parent, self.info.stem, self._announce, (".json", ".png"))
         if not path.with_suffix(".json").exists():
             # Syncs the output folder as well, so that the video's name is on the disk before its pieces are removed.
@@ -343,7 +350,7 @@ class Journal:
             page = preview(self.ends)
             write_whole(path.with_suffix(".png"), lambda file: page.save(file, format="PNG"))
         if self.keep:
-            for extra in (self._joined, self._metadata):
+            for extra in (self._joined, self._metadata, self._sound):
                 extra.unlink(missing_ok=True)
             self.close()
         else:
@@ -354,6 +361,10 @@ class Journal:
     @property
     def _metadata(self) -> Path:
         return self.folder / "metadata.txt"
+
+    @property
+    def _sound(self) -> Path:
+        return self.folder / SOUND
 
     @property
     def _joined(self) -> Path:

@@ -27,15 +27,17 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
     """The part of a manifest that is the same for every run that makes the same video.
 
     Args:
-        settled: prompt, device, dtype, vae_tiling and threads as the run uses them.
+        settled: prompt, device, dtype, vae_tiling and threads as the run uses them, and the video that is continued.
         key: of the last piece.
     """
+    source = {"source": settled["source"]} if "source" in settled else {}
     return {
         "format": FORMAT,
         "script": script,
         "settings": settings_of(settings, plan, choices(plan, settled)),
         "weights": identity["model_id"],
         "inputs": {name: identity[name] for name in INPUTS if identity.get(name)},
+        **source,
         # Sums are rounded differently on another device or with another number of threads.
         "machine": {name: settled[name] for name in ("device", "threads") if name in settled},
         "versions": versions(),

@@ -19,7 +19,7 @@ from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.run.files import open_regular, write_whole
 
 FORMAT = 2  # of a run's files
-NAME, LOCK, JOINED = "run.json", "lock", "joined.mp4"
+NAME, LOCK, JOINED, SOUND = "run.json", "lock", "joined.mp4", "sound.mp4"
 SUFFIX = ".parts"  # of a run's folder
 # Fields of a piece that the manifest repeats.
 MEASURED = ("frames", "seconds", "brightness", "saturation", "seam")

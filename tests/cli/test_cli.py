@@ -82,6 +82,8 @@ PUBLISHED = dict(
 PUBLISHED_DF = dict(
     end_image=None,
     video_path=None,
+    keep_rate=False,
+    no_audio=False,
     story=None,
     prompts=None,
     history="pixel",
@@ -236,6 +238,8 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     assert dataclasses.asdict(cli.parse_diffusion_forcing(argv + forcing)) == common | dict(
         end_image=Path("../inputs/tall.png"),
         video_path=None,
+        keep_rate=False,
+        no_audio=False,
         story=None,
         prompts=None,
         history="latent",

@@ -483,8 +483,8 @@ def test_a_video_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch, capsys
 
     real = inputs.decode_prefix
 
-    def changing(*given):
-        found = real(*given)
+    def changing(*given, **more):
+        found = real(*given, **more)
         with writer.path.open("ab") as file:
             file.write(b"more")
         return found

@@ -1,0 +1,134 @@
+"""A video that is continued keeps its time and its sound, also where the run was interrupted."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from script_runs import FORCING, read_frames
+
+from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
+from skyreels_v2_infer.run.main import main
+from skyreels_v2_infer.run.session import Session
+
+EXTEND = ["--model_id", "tiny", "--device", "cpu", "--inference_steps", "1", "--guidance_scale", "1", "--seed", "3"]
+EXTEND += ["--num_frames", "8", "--base_num_frames", "9", "--overlap_history", "5", "--prompt", "a ball", "--no_report"]
+
+
+class Stopped(Session):
+    """Ends at the last window."""
+
+    def execute(self, plan, *given):
+        for part in super().execute(plan, *given):
+            if part.window == len(plan.windows) - 1:
+                raise KeyboardInterrupt
+            yield part
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch, capfd):
+    """Extends a video in this process -> (exit code, path, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(source: Path | str, *argv: object, kind: type = Session) -> tuple[int, Path, str]:
+        capfd.readouterr()
+        words = [*EXTEND, "--video_path", source, *argv]
+        try:
+            code = main(FORCING, parse_diffusion_forcing, list(map(str, words)), kind)
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return code, Path(out.strip()), err
+
+    return call
+
+
+def ffmpeg_of(*arguments: object) -> subprocess.CompletedProcess:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace")
+
+
+def streams(path: Path) -> dict[str, int]:
+    """Frames and packets of sound."""
+    counts = {}
+    for kind in ("v", "a"):
+        found = ffmpeg_of("-v", "error", "-i", path, "-map", f"0:{kind}", "-c", "copy", "-f", "framecrc", "-")
+        counts[kind] = sum(not line.startswith("#") for line in found.stdout.splitlines())
+    return counts
+
+
+def source_of(path: Path) -> dict:
+    return json.loads(path.with_suffix(".json").read_text())["source"]
+
+
+def recorded(name: str, *more: object) -> Path:
+    """A second at 60 fps, upright by rotation, with sound, as phones record it."""
+    pictures = ["-f", "lavfi", "-i", "testsrc=s=96x64:r=60:d=1", "-f", "lavfi", "-i", "sine=d=1"]
+    ffmpeg_of("-y", *pictures, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", *more, "flat.mov")
+    ffmpeg_of("-y", "-display_rotation:v:0", 90, "-i", "flat.mov", "-c", "copy", name)
+    return Path(name)
+
+
+def test_a_second_of_a_phone_stays_a_second_with_its_sound(make):
+    phone = recorded("phone.mov")
+    code, path, err = make(phone, "--outdir", "whole")
+    assert code == 0 and "60 fps read at 16; sound kept (aac)" in err
+    assert streams(path)["v"] == 16 + 8 and streams(path)["a"] in range(43, 46)  # of 1024 samples at 44.1 kHz
+    about = source_of(path)
+    assert (about["frames"], about["fps"], about["read_frames"], about["sound"]) == (60, 60, 16, "aac")
+    assert "60 fps read at 16" in about["changes"]
+    described = ffmpeg_of("-i", path).stderr
+    assert "Duration: 00:00:01.50, start: 0.000000" in described
+    assert make(phone, "--outdir", "parts", kind=Stopped)[0] == 130
+    code, resumed, _ = make(phone, "--outdir", "parts", "--resume")
+    assert code == 0 and resumed.read_bytes() == path.read_bytes() and source_of(resumed) == about
+    code, dry, _ = make(phone, "--dry_run")
+    assert code == 0 and "16 + 8 frames" in str(dry) and "60 fps read at 16; sound kept (aac)" in str(dry)
+
+
+@pytest.mark.slow
+def test_own_videos_are_not_encoded_again_and_keep_their_sound(make):
+    _, first, _ = make(recorded("phone.mov"), "--outdir", "first")
+    code, second, err = make(first, "--outdir", "second")
+    assert code == 0 and "fps" not in err.partition("--video_path")[2].splitlines()[0]
+    assert np.array_equal(read_frames(second)[:24], read_frames(first))
+    assert streams(second) == {"v": 32, "a": streams(first)["a"]}
+    code, replayed, _ = make(first, "--replay", second, "--trust_replay", "--outdir", "replayed")
+    assert code == 0 and replayed.read_bytes() == second.read_bytes()
+    code, silent, err = make(first, "--outdir", "silent", "--no_audio")
+    assert code == 0 and streams(silent) == {"v": 32, "a": 0} and "sound left out (--no_audio)" in err
+    assert np.array_equal(read_frames(silent), read_frames(second))
+
+
+@pytest.mark.slow
+def test_frame_for_frame(make):
+    code, path, err = make(recorded("phone.mov"), "--outdir", "kept", "--keep_rate")
+    assert code == 0 and streams(path) == {"v": 60 + 8, "a": 0}
+    assert "60 fps kept frame for frame, plays at 16; sound left out" in err
+    assert source_of(path)["read_by"] == "number"
+    code, path, err = make("phone.mov", "--outdir", "same", "--keep_rate", "--fps", 60)
+    assert code == 0 and streams(path)["v"] == 68 and streams(path)["a"] > 40
+
+
+@pytest.mark.parametrize("kind", ["sound", "nothing", "cover"])
+def test_files_without_pictures_are_refused_in_one_line(make, kind):
+    Path("x.mp4").write_bytes(b"")
+    if kind != "nothing":
+        ffmpeg_of("-y", "-f", "lavfi", "-i", "sine=d=1", "-c:a", "aac", "x.mp4")
+    if kind == "cover":
+        ffmpeg_of("-y", "-f", "lavfi", "-i", "color=red:s=64x64:d=0.04:r=25", "-frames:v", 1, "cover.jpg")
+        both = ["-i", "x.mp4", "-i", "cover.jpg", "-map", 0, "-map", 1, "-c", "copy"]
+        ffmpeg_of("-y", *both, "-disposition:v:0", "attached_pic", "y.mp4")
+        Path("y.mp4").rename("x.mp4")
+    code, _, err = make("x.mp4", "--outdir", "out")
+    assert code == 2 and err.count("\n") == 1 and re.search(r"--video_path x\.mp4: ", err)
+
+
+def test_flags_of_a_video_need_one(capsys):
+    for flag in ("--keep_rate", "--no_audio"):
+        with pytest.raises(SystemExit):
+            parse_diffusion_forcing([flag])
+        assert f"{flag}: has no effect without --video_path" in capsys.readouterr().err
