@@ -12,7 +12,9 @@ from torch import nn
 from skyreels_v2_infer.modules import WanVAE
 from skyreels_v2_infer.modules.image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
 from skyreels_v2_infer.modules.transformer import WanModel
+from skyreels_v2_infer.plan import trained_on
 from skyreels_v2_infer.weights import key_tables
+from training import clips, grammar
 
 DIFFUSERS_VERSION = "0.42.1"  # the release that reads what is written here in the tests
 
@@ -61,6 +63,12 @@ def write_part(folder: Path, config: dict, tensors: dict[str, torch.Tensor], ste
     path = folder / f"{stem}.safetensors"
     save_file(tensors, path.with_suffix(".part"), metadata={"format": "pt"})
     os.replace(path.with_suffix(".part"), path)  # a stage may replace what it has gone on from
+
+
+def write_trained_on(folder: Path) -> None:
+    """What `plan.trained_on` names before a run: all words of prompts, and the size."""
+    about = {"words": grammar.vocabulary(), "height": clips.SIDE, "width": clips.SIDE}
+    (folder / trained_on.FILE).write_text(json.dumps(about | {"see": "docs/world.md"}) + "\n")
 
 
 def write_transformer(folder: Path, model: WanModel) -> None:
@@ -171,6 +179,7 @@ def write_index(folder: Path, pipeline: str, shift: float, image_size: int | Non
         }
         (folder / "image_processor").mkdir(exist_ok=True)
         (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    write_trained_on(folder)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

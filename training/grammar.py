@@ -197,6 +197,19 @@ def _any_wording(facts: dict[str, str], rng, split: str | None) -> tuple[str, di
     return _finish(text, capital=rng.random() < 0.3, stop=rng.random() < 0.3), named, form_of(frame, words)
 
 
+# Articles and other words in the functions below; a test compares all of them with drawn prompts.
+LITTLE_WORDS = "a an the one in on against over with and as while"
+
+
+def vocabulary() -> list[str]:
+    """All words that prompts are made of, sorted."""
+    tables = (COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, TONE_WORDS, DIRECTION_WORDS, SPEED_WORDS, CAMERA_WORDS)
+    texts = [text for table in tables for forms in table.values() for text in forms]
+    verbs = (*VERBS, *STILL_VERBS, *itertools.chain(*CHANGE_VERBS.values()))
+    texts += [*itertools.chain(*verbs), *(re.sub("{.*?}", " ", frame) for frame in FRAMES), LITTLE_WORDS]
+    return sorted(set(re.findall("[a-z]+", " ".join([*texts, "it is they are"]))))
+
+
 def _thing(pick, colour, shape, size, adjective) -> str:
     noun = pick(SHAPE_WORDS[shape])
     before = " ".join(word for word in (adjective, pick(SIZE_WORDS[size])) if word)

@@ -23,6 +23,7 @@ from skyreels_v2_infer.plan.models import PUBLISHED
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines, long_texts
 from skyreels_v2_infer.plan.show import batch_table, describe, table, totals
+from skyreels_v2_infer.plan.trained_on import outside
 from skyreels_v2_infer.run.inputs import count_video, read_images
 from skyreels_v2_infer.run.machine import Machine, this_machine
 from skyreels_v2_infer.run.model_files import Models, check_prompts, known_config
@@ -116,7 +117,7 @@ def described(settings: GenerateSettings, video_frames: int = 0, ranks: int = 1)
     about["machine"] = f"this machine: {replace(here, dtype=settings.dtype or here.dtype).words()}"
     if elsewhere and config is not None:
         about["machine"] += f"; the estimates are for a GPU, in {dtype} (--device cpu: for this machine)"
-    about["remarks"] = remarks_on(settings)
+    about["remarks"] = [*remarks_on(settings), *(outside(plan, folder) if folder is not None else ())]
     about["cut"] = []
     local = settings.text_encoder_path is None and folder is not None and local_folder(settings.model_id) is not None
     if local and config is not None and long_texts(plan, config):

@@ -25,6 +25,7 @@ from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import cut_lines
+from skyreels_v2_infer.plan.trained_on import outside
 from skyreels_v2_infer.progress import doing
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.auto_prompt import automatic_prompt
@@ -146,7 +147,7 @@ class Job:
             if first:
                 if settings.prepares_prompt:
                     check_prompts(settings, plan, tokenizer)
-                for line in cut_lines(plan, tokenizer, config):
+                for line in (*outside(plan, tokenizer.parent), *cut_lines(plan, tokenizer, config)):
                     say(line)
                 settled = settled_of(plan, place, chosen.holding, source)
                 inputs = self._open(plan, identity, settled, source, inputs, Path(spool))
