@@ -114,12 +114,13 @@ def measure(part: str, run, report) -> None:
     import torch
 
     from benchmarks.measure import attempt, clear
+    from skyreels_v2_infer.progress import doing, speaking
 
     began = time.monotonic()
     torch._dynamo.reset()  # the code of other parts counts against the limit of each function
     print(f"--- {part}, {PARTS[part][2]}", file=sys.stderr, flush=True)
     module = importlib.import_module(f"benchmarks.{PARTS[part][0]}")
-    with torch.no_grad():
+    with torch.no_grad(), speaking(), doing(part):
         for found in attempt(part, lambda: module.rows(run), run.device):
             report.add(part, found)
     report.seconds[part] = time.monotonic() - began

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,10 +143,33 @@ def peak(device: torch.device) -> Iterator[Callable[[], float | None]]:
 
 
 def check_space(folder: Path, gib: float) -> None:
-    """Raises an `InputError` if a folder's disk has less than `gib` free."""
+    """Raises an `InputError` if a folder has less than `gib` free: on its disk, and if that is memory, there."""
     free = shutil.disk_usage(folder).free / GIB
+    if is_in_memory(folder):  # where writing more than that ends the process
+        free = min(free, free_memory() / GIB)
     if free < gib:
         raise InputError("folder", folder, f"has {free:.1f} GiB free, {gib:.1f} are needed")
+
+
+def is_in_memory(folder: Path, mounts: Path = Path("/proc/mounts")) -> bool:
+    """Whether a folder's file system is in memory, as /dev/shm is on Linux."""
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return False
+    found = max((len(line[1]), line[2]) for line in lines if folder.resolve().is_relative_to(line[1]))
+    return found[1] in ("tmpfs", "ramfs")
+
+
+def free_memory(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes of memory that this machine has available, or this container; infinity if it does not say."""
+    found = float("inf")
+    with suppress(OSError, IndexError, ValueError):
+        found = 1024.0 * int(proc.read_text().partition("MemAvailable:")[2].split()[0])
+    with suppress(OSError, ValueError):  # "max": no limit
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        found = min(found, limit)
+    return found
 
 
 def check_memory(device: torch.device, gib: float) -> None:

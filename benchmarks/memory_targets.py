@@ -222,9 +222,10 @@ def main() -> None:
     if args.device == "cuda":
         device = torch.device("cuda", 0)  # a limit on memory needs the number
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error(f"--device {args.device}: there is no such GPU; --size tiny --device cpu shows whether it runs")
+        reason = "there is no such GPU; --size tiny --device cpu shows whether it runs"
+        parser.exit(2, f"{parser.prog}: --device {args.device}: {reason}\n")
     if device.type != "cuda" and args.size != "tiny":
-        parser.error(f"--size {args.size}: needs a GPU")
+        parser.exit(2, f"{parser.prog}: --size {args.size}: needs a GPU\n")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     print(f"torch {torch.__version__}, {name}", flush=True)
     tiny, failed = args.size == "tiny", 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
@@ -47,8 +49,39 @@ FILES = frozenset(name for name in REPLAYED if name.endswith("_path") or name in
 FORMERLY = {"device"}  # recorded in manifests of version 0.1.0; ignored, since it does not change the frames
 
 
+def in_files(name: str) -> bool:
+    """Whether a setting names files or folders."""
+    return name in FILES or name == "model_id"
+
+
+def named(value: object) -> object:
+    """A path, or a list of them, without folders; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [named(item) for item in value]
+    if isinstance(value, str) and os.path.isabs(value):
+        return os.path.basename(value.rstrip("/\\")) or value
+    return value
+
+
 def read_manifest(path: Path, flag: str = "replay") -> dict:
-    """The manifest in a file: a video, or the JSON beside one.
+    """The manifest in a file, see `read_one`: a video, or the JSON beside one.
+
+    That in a video names files without their folders; of a video beside its JSON, that has the folders as well.
+    """
+    found = read_one(path, flag)
+    beside = path.with_suffix(".json")
+    if beside == path or not beside.is_file():
+        return found
+    with suppress(InputError):
+        other = read_one(beside)
+        whole = {name: named(value) if in_files(name) else value for name, value in other["settings"].items()}
+        if whole == found["settings"] and other.get("inputs") == found.get("inputs"):
+            return found | {"settings": other["settings"]}
+    return found
+
+
+def read_one(path: Path, flag: str = "replay") -> dict:
+    """The manifest in a file, as it is there.
 
     Args:
         flag: that names the file, for messages.

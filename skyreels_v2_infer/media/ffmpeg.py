@@ -111,7 +111,8 @@ def join_arguments(fps: float, out: Path, metadata: Path | None = None, sound: P
     # decoding timestamps would be uneven where two videos meet, and players would derive another frame rate from them.
     frame = f"{exact(fps).denominator}/({exact(fps).numerator}*TB)"  # in units of the timestamps
     arguments += ["-bsf:v", f"setts=pts=PTS:dts=(N-2)*{frame}:duration={frame}"]
-    return [*arguments, "-c", "copy", "-f", "mp4", f"file:{out}"]
+    # The index first, so that a player can begin before it has the whole file.
+    return [*arguments, "-c", "copy", "-movflags", "+faststart", "-f", "mp4", f"file:{out}"]
 
 
 def join_list(paths: Sequence[Path]) -> bytes:

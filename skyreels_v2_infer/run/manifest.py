@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from skyreels_v2_infer import __version__, embedded
-from skyreels_v2_infer.cli.replay import APPROXIMATE, FORMAT, read_manifest
+from skyreels_v2_infer.cli.replay import APPROXIMATE, FORMAT, in_files, named, read_manifest
 from skyreels_v2_infer.cli.settings import PARTS, GenerateSettings, fields_that
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.kernels import APPROXIMATE_KERNELS
@@ -70,6 +70,12 @@ def settings_of(settings: GenerateSettings, plan: Plan, chosen: dict | None = No
     if model != embedded.NAME and Path(model).is_dir():
         values["model_id"] = Path(model)
     return {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def shared(about: dict) -> dict:
+    """The manifest for the inside of the video, which is passed on: files are named without their folders."""
+    settings = {name: named(value) if in_files(name) else value for name, value in about["settings"].items()}
+    return about | {"settings": settings}
 
 
 def choices(plan: Plan, settled: dict) -> dict:
@@ -128,9 +134,11 @@ def changed_since(path: Path, settings: GenerateSettings, plan: Plan, identity: 
     """
     written, now = read_manifest(path), settings_of(settings, plan)
     for name, was in written.get("inputs", {}).items():
-        if name in now and now[name] == written["settings"].get(name) and identity[name] != was:
+        if name in now and named(now[name]) == named(written["settings"].get(name)) and identity[name] != was:
             yield f"--replay {path}: {now[name]} has changed since"
-    if now["model_id"] == written["settings"].get("model_id") and identity["model_id"] != written.get("weights"):
+    if named(now["model_id"]) == named(written["settings"].get("model_id")) and identity["model_id"] != written.get(
+        "weights"
+    ):
         yield f"--replay {path}: the weights of {now['model_id']} have changed since"
 
 

@@ -20,7 +20,7 @@ from skyreels_v2_infer.run.inputs import Source
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.latent_pictures import SUFFIX as PICTURE
 from skyreels_v2_infer.run.latent_pictures import LatentPictures
-from skyreels_v2_infer.run.manifest import peak_memory, rounded
+from skyreels_v2_infer.run.manifest import peak_memory, rounded, shared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,7 +196,9 @@ class Video:
         """
         journal = self.journal
         pieces = [{name: piece[name] for name in OF_A_PIECE} for piece in journal.pieces]
-        lasting = self.about | {"pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]}
+        lasting = shared(self.about) | {
+            "pieces": [{k: v for k, v in piece.items() if k != "seconds"} for piece in pieces]
+        }
         seconds = {"loading": loading, "total": time.perf_counter() - self._began}
         manifest = self.about | {"pieces": pieces, "asked": asked_for(journal.identity), "details": self._details}
         manifest |= {"seconds": rounded(seconds), "peak_memory_gib": peak_memory()}

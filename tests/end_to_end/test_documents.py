@@ -83,7 +83,7 @@ def test_commands_that_need_a_gpu_are_refused_in_one_line(block):
             [sys.executable, *words[1:]], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
         )
         said = done.stderr.strip().splitlines()
-        assert done.returncode == 2 and len(said) <= 2 and "GPU" in said[-1] + said[0], done.stderr
+        assert done.returncode == 2 and len(said) == 1 and re.search("GPU|cuda", said[0]), done.stderr
 
 
 # ---- commands for a CPU ----------------------------------------------------------------------------------------------
@@ -146,6 +146,8 @@ def test_documented_videos_show_what_they_say(folder):
         if not path.with_suffix(".json").exists():
             continue
         about = json.loads(path.with_suffix(".json").read_text())
+        if about["settings"]["seed"] > 999:  # drawn anew each time
+            continue
         frames = read_frames(path)
         first = len(frames) - about["settings"]["num_frames"] if "video_path" in about["settings"] else 0
         for prompt, shown in parts(about["settings"], frames, first):

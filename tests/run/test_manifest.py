@@ -48,7 +48,13 @@ def test_beside_a_video_lies_what_made_it(made):
     inside = json.loads(comment_of(made.path))
     # What differs from run to run stays outside, so that the same run gives the same file.
     assert set(about) - set(inside) == {"asked", "seconds", "peak_memory_gib", "details"}
-    assert inside["settings"] == settings
+    # The video is passed on: it names files without their folders, and says nothing of this machine's.
+    assert inside["settings"] == settings | {"image": "first.png"} and str(made.folder) not in comment_of(made.path)
+
+
+def test_a_player_can_begin_before_it_has_all(made):
+    written = made.path.read_bytes()
+    assert 0 < written.index(b"moov") < written.index(b"mdat")
 
 
 def test_the_preview_shows_the_ends_of_the_windows(made):
@@ -82,6 +88,30 @@ def test_a_page_is_updated_where_it_exists_and_made_only_for_several_windows(tmp
 def test_a_replay_makes_the_same_video(made, tmp_path, suffix):
     again = run(FORCING, "--trust_replay", "--replay", made.path.with_suffix(suffix), cwd=tmp_path)
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_a_video_alone_can_be_made_again_with_its_files_given(made, tmp_path):
+    alone = tmp_path / "alone.mp4"
+    alone.write_bytes(made.path.read_bytes())
+    assert read_manifest(alone)["settings"]["image"] == "first.png"
+    assert read_manifest(made.path)["settings"]["image"] == str(made.folder / "first.png")  # from the .json beside it
+    image = ["--image", str(made.folder / "first.png")]
+    assert cli.parse_diffusion_forcing(["--replay", str(alone), *image]).image == made.folder / "first.png"
+    settings = cli.parse_diffusion_forcing(["--replay", str(alone), *image])
+    identity = read_manifest(alone)["inputs"] | {"model_id": read_manifest(alone)["weights"]}
+    plan = plan_of(settings, None)
+    assert list(manifest.changed_since(alone, settings, plan, identity)) == []
+    (line,) = manifest.changed_since(alone, settings, plan, identity | {"image": "0-0"})
+    assert "first.png has changed since" in line
+
+
+def test_a_json_of_another_video_is_not_taken_for_a_video_s_own(made, tmp_path):
+    alone = tmp_path / "alone.mp4"
+    alone.write_bytes(made.path.read_bytes())
+    other = json.loads(made.path.with_suffix(".json").read_text())
+    other["settings"] |= {"image": "/etc/passwd"}
+    alone.with_suffix(".json").write_text(json.dumps(other))
+    assert read_manifest(alone)["settings"]["image"] == "first.png"
 
 
 def test_a_replay_says_what_has_changed(made, tmp_path):
