@@ -10,6 +10,7 @@ from skyreels_v2_infer.errors import InputError
 
 LONGEST = 120  # bytes of a file name without extension; a run's folder adds up to 30, and file systems allow 255
 SLUG = 40  # characters of a prompt, unless the pattern says more or less
+TAIL = 16  # of these for its last words, if it is longer
 FIELD = re.compile(r"\{([a-z_]+)(?::(\.[0-9]{1,3}|0[0-9]{1,2}))?\}")
 LITERAL = re.compile(r"[\w .,=+()-]*")
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names of devices on Windows
@@ -19,10 +20,20 @@ TEXTS = ("prompt", "negative_prompt")
 def output_stem(prompt: str, seed: int | str) -> str:
     """A file name without extension, from prompt and seed: at most 60 characters of ``a-z 0-9 - _``.
 
-    A prompt without such letters is represented by its checksum. The name ends in ``_seed``, so it is neither reserved
-    on Windows nor does it end in a dot.
+    Of a long prompt there are the first and the last words, with ``--`` between them. A prompt without such letters is
+    represented by its checksum. The name ends in ``_seed``, so it is neither reserved on Windows nor does it end in a
+    dot.
     """
-    return f"{slug(prompt)}_{seed}"
+    whole = slug(prompt, len(prompt) + SLUG)
+    last = whole.rpartition("-")[2]
+    if len(whole) <= SLUG or last == whole:
+        return f"{slug(prompt)}_{seed}"
+    end = last[-TAIL:]
+    for word in reversed(whole.split("-")[1:-1]):
+        if len(word) + 1 + len(end) > TAIL:
+            break
+        end = f"{word}-{end}"
+    return f"{slug(prompt, SLUG - 2 - len(end))}--{end}_{seed}"
 
 
 def slug(text: str, limit: int = SLUG) -> str:

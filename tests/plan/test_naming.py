@@ -8,7 +8,10 @@ from skyreels_v2_infer.plan.naming import output_stem
 @pytest.mark.parametrize(
     ("prompt", "stem"),
     [
-        ("A graceful white swan with a curved neck, on a lake", "a-graceful-white-swan-with-a-curved-neck_42"),
+        ("A graceful white swan with a curved neck", "a-graceful-white-swan-with-a-curved-neck_42"),
+        ("A graceful white swan with a curved neck, on a lake", "a-graceful-white-swan--neck-on-a-lake_42"),
+        ("A graceful white swan with a curved neck, on a pond", "a-graceful-white-swan--neck-on-a-pond_42"),
+        ("a swan and a " + "y" * 60, f"a-swan-and-a--{'y' * 16}_42"),
         ("The swan's nest / ..\\..\\ <b>?*|", "the-swans-nest-b_42"),
         ("Crème brûlée—on fire", "creme-brulee-on-fire_42"),
         ("一只白天鹅在湖面上游动", "video-096396d5_42"),
@@ -17,6 +20,7 @@ from skyreels_v2_infer.plan.naming import output_stem
         ("CON", "con_42"),
         ("...", "video-1a43b61b_42"),
         ("x" * 300, "x" * 40 + "_42"),
+        ("x" * 300 + " and y", "x" * 33 + "--and-y_42"),
     ],
 )
 def test_names_are_short_and_safe(prompt, stem):
