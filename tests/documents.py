@@ -27,6 +27,7 @@ class Block:
 # model; the tests of its own wing run it on less. The first that is found counts.
 KINDS = {
     "sbatch": "parsed",
+    "ray start": "parsed",
     "pytest": "parsed",
     "coverage": "parsed",
     "-m training": "parsed",

@@ -30,8 +30,14 @@ def of(kind: str):
 
 def commands(block: Block) -> list[list[str]]:
     """The words of each line that starts Python or torchrun, comments removed."""
-    lines = [shlex.split(line, comments=True) for line in block.text.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line and line[0] in ("python", "torchrun")]
+    found = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = [] if "$" in line else shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # environment variables
+            del words[0]
+        if words and words[0] in ("python", "torchrun"):
+            found.append(words)
+    return found
 
 
 def test_every_command_is_tested_somehow():
