@@ -105,8 +105,8 @@ class Cluster:
             if sys.stdout is not None:  # on which Ray prints errors
                 opened.enter_context(redirect_stdout(OfMainThread(sys.stdout)))
             with doing("starting a Ray cluster" if self.address == LOCAL else f"connecting to Ray at {self.address}"):
+                opened.callback(disconnect)
                 self.ray = connected(self.address)
-            opened.callback(disconnect, self.ray)
             self._look_around()
             self._opened = opened.pop_all()
         return self
@@ -268,6 +268,9 @@ class ActorGroup:
 
 def reason_in(text: str) -> str:
     """Ray's message about a lost actor in one line, without the actor's identifiers."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and "its creation task" in lines[0]:  # above the error of the worker itself
+        return lines[-1][:200]
     text = in_one_line(text)
     for mark in ("Worker exit detail: ", "The actor is dead because "):
         text = text.rpartition(mark)[2]
@@ -292,8 +295,7 @@ def connected(address: str):
     import ray
 
     ours = {"include_dashboard": False, "object_store_memory": STORE} if address == LOCAL else {}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with tempfile.TemporaryFile() as printed:
+    with own_handlers(), tempfile.TemporaryFile() as printed:
         try:
             with nullcontext() if address == LOCAL else standard_error_to(printed):
                 ray.init(address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **ours)
@@ -306,16 +308,26 @@ def connected(address: str):
             raise InputError(
                 "ray", address, hint if refused else f"cannot be used: {in_one_line(error)[:300]}"
             ) from None
-        finally:
-            for number, handler in handlers.items():  # which Ray replaces
-                signal.signal(number, handler)
     return ray
 
 
-def disconnect(ray) -> None:
+def disconnect() -> None:
     """Ends the connection, and a local cluster; what Ray still had to say goes to nowhere."""
-    with open(os.devnull, "w") as nowhere, standard_error_to(nowhere), redirect_stdout(nowhere):
-        ray.shutdown()
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        with open(os.devnull, "w") as nowhere, standard_error_to(nowhere), redirect_stdout(nowhere):
+            ray.shutdown()
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Context manager after which SIGINT and SIGTERM have the handlers that they had, of which Ray replaces some."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -91,6 +91,9 @@ def test_why_an_actor_was_lost_in_one_line():
         "its process was killed or crashed"
     )
     assert reason_in(f"{died}The actor is dead because its node has died. Node Id: 5eff") == "its node has died"
+    begun = "The actor died because of an error raised in its creation task, \x1b[36mray::RayWorker.__init__()\x1b[39m"
+    missing = "ModuleNotFoundError: No module named 'skyreels_v2_infer'"
+    assert reason_in(f"{begun} (pid=1)\nRuntimeError: failed to import\n{missing}\n") == missing
     assert reason_in("something\nelse") == "something else"
 
 
