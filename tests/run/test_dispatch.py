@@ -125,6 +125,18 @@ def test_workers_that_cannot_start_end_the_run():
         run(Script(1, starts=[failed] * 3), 1)
 
 
+def test_a_cluster_that_has_no_room_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "PATIENCE", -1.0)
+    pool, looks = Script(0), []
+
+    def check() -> None:
+        looks.append(len(pool.groups))
+        pool.room = int(len(looks) > 5)
+
+    assert run(pool, 1, check)[0] == ["1 done"] and looks[:6] == [0] * 6
+    assert capsys.readouterr().err.count("waiting for a worker to start") == 1
+
+
 def test_the_lock_of_a_lost_worker_is_waited_for(monkeypatch):
     busy = Outcome("1 busy", is_busy=True)
     monkeypatch.setattr(dispatch, "LOOK_AT_LOCK", 0.0)
