@@ -140,7 +140,8 @@ def decode_arguments(
     # 0:V:0: the cover picture of an audio file is no video. passthrough: every frame once, whatever its timestamp.
     # file: names may contain a colon.
     every_frame = ["-map", "0:V:0", "-fps_mode", "passthrough"]
-    arguments = ["-nostdin", *(["-xerror"] if strict else []), "-protocol_whitelist", "file"]
+    # copyts: of a stream that is cut in the middle, the first frame that can be decoded is not at its beginning.
+    arguments = ["-nostdin", "-xerror" if strict else "-copyts", "-protocol_whitelist", "file"]
     arguments += ["-format_whitelist", VIDEO_FORMATS, *decoder, "-i", f"file:{path}"]
     arguments += [*every_frame, "-vf", filters, *output, "-"]
     if timestamps is not None:
@@ -371,7 +372,7 @@ def check_ffmpeg(reading: bool = False) -> None:
         if reading:
             times = Path(folder, "timestamps")
             _try("read videos", probe_arguments(joined))
-            _try("read videos", decode_arguments(joined, *PIXELS, timestamps=times))
+            _try("read videos", decode_arguments(joined, *PIXELS, timestamps=times, filters=f"fps=24,{AS_SHOWN}"))
 
 
 def _try(what: str, arguments: list[str], sent: bytes = b"") -> None:

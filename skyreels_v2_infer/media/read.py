@@ -57,7 +57,8 @@ class VideoInfo(NamedTuple):
     """``height`` and ``width`` in pixels as shown, the exact number of ``frames``, and their mean rate ``fps``.
 
     ``fps`` is computed from timestamps; 0.0 if the file has none. ``damage``: what is left out or damaged, in words.
-    ``read``: the number of frames at the rate that was asked for.
+    ``read``: the number of frames at the rate that was asked for. ``start``: when the first one is shown, in seconds;
+    absolute for formats that may be cut.
     """
 
     height: int
@@ -66,11 +67,12 @@ class VideoInfo(NamedTuple):
     fps: float
     damage: str = ""
     read: int = 0
+    start: float = 0.0
 
 
 class Decoded(NamedTuple):
     """``frames``: exact number in the file. ``fps``: mean rate from timestamps, 0.0 if the file has none. ``read``: the
-    number of frames at the rate that was asked for.
+    number of frames at the rate that was asked for. ``start``: as of `VideoInfo`.
 
     ``newest``: the last ones, uint8 ``[min(keep, frames), H, W, 3]``. ``probe``: the file's. ``damage``: what was left
     out or is damaged, in words.
@@ -82,6 +84,7 @@ class Decoded(NamedTuple):
     probe: Probe
     damage: str = ""
     read: int = 0
+    start: float = 0.0
 
 
 def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
@@ -117,7 +120,7 @@ def probe_video(path: Path | str, name: str = "video_path", rate: float | None =
         raise no_frame(path, name)
     _check_read(len(read.times), rate, path, name)
     about = {"frames": len(stamps.times), "fps": stamps.fps(), "read": len(read.times)}
-    return VideoInfo(*(read.size or stamps.size), **about, damage=running.damage)
+    return VideoInfo(*(read.size or stamps.size), **about, damage=running.damage, start=stamps.start())
 
 
 def read_video(
@@ -244,7 +247,7 @@ def decode_prefix(
     newest = np.empty((len(kept), height, width, 3), np.uint8)
     for i in range(len(newest)):
         newest[i] = kept.popleft()  # releases the frame before the next one takes memory in `newest`
-    return Decoded(len(stamps.times), stamps.fps(), newest, probe, running.damage, read)
+    return Decoded(len(stamps.times), stamps.fps(), newest, probe, running.damage, read, stamps.start())
 
 
 def _check_read(read: int, rate: float | None, path: Path | str, name: str) -> None:
@@ -313,6 +316,10 @@ class _Timestamps(NamedTuple):
     size: tuple[int, int] | None  # height, width of the first frame
     tick: Fraction | None  # seconds per unit of `times`
     times: list[tuple[int, int]]  # start and duration of each frame
+
+    def start(self) -> float:
+        """When the first frame is shown, in seconds; 0.0 without timestamps."""
+        return float(self.times[0][0] * self.tick) if self.times and self.tick else 0.0
 
     def fps(self) -> float:
         """Mean rate; 0.0 without timestamps."""

@@ -183,10 +183,17 @@ class _Opened:
             return [f"uneven frame rate ({fps:.4g} fps on average) read at {rate:g}"]
         return [] if same else [f"{fps:.5g} fps read at {rate:g}"]
 
+    def _start(self, found: VideoInfo | Decoded) -> Fraction:
+        """When the first frame that is read is shown, in seconds of the file's clock."""
+        if self.packets is None:
+            return Fraction(0)
+        if not self.probe.may_be_cut:
+            return self.packets.start
+        return min((start * self.packets.tick for start in self.packets.starts), key=lambda at: abs(at - found.start))
+
     def _sound(self, found: VideoInfo | Decoded) -> tuple[Sound | None, str]:
         """The sound that is kept, and what becomes of it in words."""
-        start = Fraction(0) if self.packets is None else self.packets.start
-        sound = sound_of(self.probe, start, found.read / exact(self.settings.fps))
+        sound = sound_of(self.probe, self._start(found), found.read / exact(self.settings.fps))
         if sound is None:
             return None, ""
         if self.settings.no_audio:

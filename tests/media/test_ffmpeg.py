@@ -29,7 +29,11 @@ READING = [
     ("showinfo", "[AVFilterGraph @ 0x1] No such filter: 'showinfo'"),
     ("iw\\*sar", "[AVFilterGraph @ 0x1] No such filter: 'scale'"),
 ]
-PIXELS_ONLY = [("ppm", "Unknown encoder 'ppm'"), ("image2pipe", "Requested output format 'image2pipe' is not known.")]
+PIXELS_ONLY = [
+    ("fps=24", "No such filter: 'fps'"),
+    ("ppm", "Unknown encoder 'ppm'"),
+    ("image2pipe", "Requested output format 'image2pipe' is not known."),
+]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from script_runs import FORCING, read_frames
 
 from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
+from skyreels_v2_infer.run.inputs import decode_video, place_sound
 from skyreels_v2_infer.run.main import main
 from skyreels_v2_infer.run.session import Session
 
@@ -132,3 +133,27 @@ def test_flags_of_a_video_need_one(capsys):
         with pytest.raises(SystemExit):
             parse_diffusion_forcing([flag])
         assert f"{flag}: has no effect without --video_path" in capsys.readouterr().err
+
+
+def test_the_sound_of_a_cut_stream_begins_with_its_first_whole_picture(tmp_path):
+    """A beep while the pictures are white, at 1.5 to 1.7 s; the first pictures cannot be decoded."""
+    beep = "aevalsrc='0.5*sin(880*2*PI*t)*between(t,1.5,1.7)':s=44100:d=3"
+    light = "color=black:s=64x64:r=16:d=3,geq=lum='255*between(T,1.5,1.69)':cb=128:cr=128"
+    codec = ["-c:v", "libx264", "-g", 16, "-keyint_min", 16, "-sc_threshold", 0, "-bf", 3, "-c:a", "aac"]
+    codec += ["-x264-params", "open-gop=1:b-adapt=0"]  # frames in front of a key frame need the one before it
+    pictures = tmp_path / "whole.ts"
+    ffmpeg_of("-y", "-f", "lavfi", "-i", light, "-f", "lavfi", "-i", beep, *codec, "-muxdelay", 0, pictures)
+    cut = tmp_path / "cut.ts"
+    content = pictures.read_bytes()
+    cut.write_bytes(content[188 * (len(content) // 188 // 8) :])
+    settings = parse_diffusion_forcing([*EXTEND, "--video_path", str(cut), "--outdir", str(tmp_path)])
+    source, _ = decode_video(settings, tmp_path, lambda: None)
+    path, _ = place_sound(settings, source, tmp_path)
+    frames = read_frames(source.segment)
+    assert source.frames < 40 and "left out" in source.changes[0]
+    lit = np.flatnonzero(frames.mean((1, 2, 3)) > 128) / 16
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-copyts", "-i", path, "-ac", "1", "-ar", "8000"]
+    command += ["-af", "atrim=start=0,aresample=async=1:first_pts=0", "-f", "f32le", "-"]
+    samples = np.frombuffer(subprocess.run(list(map(str, command)), capture_output=True).stdout, np.float32)
+    loud = np.flatnonzero(np.abs(samples) > 0.1) / 8000
+    assert abs(loud[0] - lit[0]) < 0.05 and abs(loud[-1] - lit[-1] - 1 / 16) < 0.1
