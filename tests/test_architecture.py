@@ -23,7 +23,7 @@ DOCUMENTS += [ROOT / PACKAGE / "assets" / "tiny" / "README.md"]
 
 # Imports
 
-GROUND = {"errors", "console", "launch", "runtime", "embedded", "progress"}
+GROUND = {"errors", "console", "launch", "runtime", "embedded", "progress", "hub"}
 # What each room may import beside itself. `media` is ground as well: the other ground modules do without it.
 ALLOWED = {"ground": set(), "media": {"ground"}, "scheduler": {"ground", "media"}}
 ALLOWED["plan"] = ALLOWED["scheduler"] | {"scheduler"}

@@ -17,6 +17,7 @@ from skyreels_v2_infer.chat.local import (
 )
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.hub import only_local
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,12 +58,12 @@ class QwenCaptioner:
         self.name, self.flag = model, flag
         self._asked: dict[str, list[int]] = {}  # tokens of a conversation with one token for the video, by question
         with loading(flag, model):
-            self.config, self.tokenizer = config_and_tokenizer(model, flag)
+            local = only_local(model, flag)
+            self.config, self.tokenizer = config_and_tokenizer(model, flag, local)
             if self.config.model_type != "qwen2_5_vl":
                 raise InputError(flag, model, f"must be a Qwen2.5-VL (this is {self.config.model_type})")
-            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                model, config=self.config, dtype="auto", device_map=device_map, trust_remote_code=False
-            ).eval()
+            kinds = {"dtype": "auto", "device_map": device_map, "trust_remote_code": False, "local_files_only": local}
+            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, config=self.config, **kinds).eval()
             self.vocabulary = self.config.get_text_config().vocab_size
             # The model's own could ask for other ways of decoding, packages and any amount of memory.
             self.model.generation_config = bounded_generation(self.model.generation_config, self.vocabulary)

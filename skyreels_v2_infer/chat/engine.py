@@ -10,6 +10,7 @@ from skyreels_v2_infer.chat.foreign import conversation
 from skyreels_v2_infer.chat.local import check_file_of, config_and_tokenizer, empty_memory, loading
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.hub import only_local
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,7 @@ class Engine:
 
         self.name, self.flag, self.settings, self._checked = model, flag, settings, ""
         with loading(flag, model):
-            _, self.tokenizer = config_and_tokenizer(model, flag)
+            _, self.tokenizer = config_and_tokenizer(model, flag, only_local(model, flag))
             self.llm = LLM(
                 model=model,
                 tensor_parallel_size=parallel,

@@ -53,8 +53,11 @@ json.dump(found[0][0][: asked["most"] + 1], sys.stdout)
 """
 
 
-def check_model(model: str, flag: str) -> None:
+def check_model(model: str, flag: str, local: bool = False) -> None:
     """Checks files of a chat model, a hub id or a folder, before transformers reads them.
+
+    Args:
+        local: the hub is not asked.
 
     Raises:
         InputError: one is too large to be read, the tokenizer has another form, or it is an adapter, whose
@@ -63,7 +66,7 @@ def check_model(model: str, flag: str) -> None:
     from transformers.utils import cached_file
 
     def place(name: str) -> Path | None:
-        file = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        file = cached_file(model, name, local_files_only=local, _raise_exceptions_for_missing_entries=False)
         return None if file is None else Path(file)
 
     if place("adapter_config.json") is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from skyreels_v2_infer.chat.foreign import bounded_generation, check_model, conversation, without_remarks
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.hub import UnreachableError, only_local
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 
@@ -32,10 +33,10 @@ class Chat:
 
         self.name, self.flag = model, flag
         with loading(flag, model), without_remarks():
-            config, self.tokenizer = config_and_tokenizer(model, flag)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                model, config=config, dtype="auto", device_map=device_map, trust_remote_code=False
-            ).eval()
+            local = only_local(model, flag)
+            config, self.tokenizer = config_and_tokenizer(model, flag, local)
+            kinds = {"dtype": "auto", "device_map": device_map, "trust_remote_code": False, "local_files_only": local}
+            self.model = AutoModelForCausalLM.from_pretrained(model, config=config, **kinds).eval()
             # The model's own could ask for other ways of decoding, packages and any amount of memory.
             self.model.generation_config = bounded_generation(self.model.generation_config, config.vocab_size)
         if self.tokenizer.chat_template is None:
@@ -79,7 +80,7 @@ def loading(flag: str, model: str) -> Iterator[None]:
     """Context manager: any error of loading a model becomes an InputError for its flag."""
     try:
         yield
-    except InputError:
+    except (InputError, UnreachableError):
         raise
     except Exception as error:  # missing, damaged or unknown models raise exceptions of many types
         reason = first_line(error, 150)
@@ -100,16 +101,20 @@ def answering(flag: str, model: str) -> Iterator[None]:
         raise InputError(flag, model, f"cannot answer ({first_line(error, 150)})") from error
 
 
-def config_and_tokenizer(model: str, flag: str) -> tuple:
-    """(config, tokenizer) of a model; neither runs code of the model, nor asks whether it may."""
+def config_and_tokenizer(model: str, flag: str, local: bool = False) -> tuple:
+    """(config, tokenizer) of a model; neither runs code of the model, nor asks whether it may.
+
+    Args:
+        local: the hub is not asked, see `hub.only_local`.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
-    check_model(model, flag)
+    check_model(model, flag, local)
     # Unset, transformers asks on stdin whether it may run the code that comes with a model.
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=local)
     config._attn_implementation = None  # or a config could name a kernel to be fetched from the hub
     check_file_of(model, [], flag)
-    return config, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    return config, AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=local)
 
 
 def check_file_of(model: str, texts: list[str], flag: str) -> None:
@@ -121,7 +126,9 @@ def check_file_of(model: str, texts: list[str], flag: str) -> None:
 
     if model in (CAPTIONER, ENHANCER) and not os.path.exists(model):
         return
-    file = cached_file(model, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    # It was downloaded by `check_model`.
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(model, "tokenizer.json", local_files_only=True, **missing)
     if file is not None:
         check_tokenizer(Path(file), texts, flag, model)
 

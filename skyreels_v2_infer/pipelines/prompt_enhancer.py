@@ -15,7 +15,7 @@ if not __package__:  # run as a script; the package may not be installed
     sys.path[0] = str(Path(__file__).parents[2])
 
 from skyreels_v2_infer.chat.local import Chat
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.errors import InputError, first_line
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-32B-Instruct"
 MOST_TOKENS = 400  # of an answer; together with MOST_WORDS it stays within the video models' 512 tokens
@@ -101,7 +101,10 @@ def is_text(text: str) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Expand a short prompt, as --prompt_enhancer does.")
+    parser = argparse.ArgumentParser(
+        prog="python -m skyreels_v2_infer.pipelines.prompt_enhancer",
+        description="Expand a short prompt, as --prompt_enhancer does.",
+    )
     parser.add_argument("--prompt", required=True, help="short description, in any language")
     parser.add_argument(
         "--prompt_enhancer_model", metavar="ID", default=DEFAULT_MODEL, help="chat model (default: %(default)s)"
@@ -112,6 +115,9 @@ def main() -> int:
     except InputError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{parser.prog}: failed: {first_line(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

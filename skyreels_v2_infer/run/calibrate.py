@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         record(recording, checkpoint, settings, [plan.with_prompt(prompt) for prompt in args.prompt])
     except ValueError as error:
         parser.error(first_line(error))
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: failed: {first_line(error)}; nothing was written\n")
     if args.cache == "teacache":
         found = teacache.fit([change for window in recording.windows for change in window])
     else:

@@ -5,6 +5,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from skyreels_v2_infer import hub
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.plan.models import HUB_ID
@@ -99,10 +100,12 @@ def fetch(name: str, patterns: list[str], model_id: object) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
+    reason = None if constants.HF_HUB_OFFLINE else hub.silence(constants.ENDPOINT)
+    local = {"local_files_only": True} if reason else {}
     try:
         with doing(f"downloading {name}") as stage:
             counter = counting_bytes(stage)
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, tqdm_class=counter))
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, tqdm_class=counter, **local))
     except errors.GatedRepoError as error:
         reason = "its authors grant access on request: ask at its page on the hub, then log in with `hf auth login`"
         raise refusal(model_id, f"cannot be downloaded: {reason}") from error
@@ -113,7 +116,8 @@ def fetch(name: str, patterns: list[str], model_id: object) -> Path:
         if constants.HF_HUB_OFFLINE:
             reason = "neither a folder here nor downloaded before, and HF_HUB_OFFLINE keeps it from being downloaded"
             raise refusal(model_id, reason) from error
-        reason = "no such folder, and the Hugging Face hub cannot be reached"
-        raise OSError(f"--{argument_of(model_id)} {model_id}: {reason} ({first_line(error)})") from error
+        raise hub.UnreachableError(
+            hub.unreachable(argument_of(model_id), model_id, reason or first_line(error))
+        ) from error
     except Exception as error:  # network and disk errors of any type
         raise OSError(f"--{argument_of(model_id)} {model_id} cannot be downloaded: {first_line(error)}") from error

@@ -352,7 +352,7 @@ def test_a_ring_that_has_no_kernel_is_refused_before_weights_are_loaded(monkeypa
 )
 def test_what_this_machine_cannot_do_is_refused_before_a_download(checkpoints, monkeypatch, flags, named):
     asked = []
-    stub = lambda *_, allow_patterns: asked.append(allow_patterns) or str(checkpoints / "df")  # noqa: E731
+    stub = lambda *_, allow_patterns, **__: asked.append(allow_patterns) or str(checkpoints / "df")  # noqa: E731
     monkeypatch.setattr("huggingface_hub.snapshot_download", stub)
     if flags == ["--offload"]:
         monkeypatch.setattr(runtime, "version", lambda name: OLD[name])

@@ -575,7 +575,7 @@ def hub(stock, tmp_path, monkeypatch):
     fetched = []
     junk = ("README.md", "assets/demo.mp4", "xlm-roberta-large/tokenizer.json", "text_encoder/pytorch_model.bin")
 
-    def snapshot_download(repo_id, *, allow_patterns):
+    def snapshot_download(repo_id, *, allow_patterns, **_):
         layout, task = repo_id.split("/")[1].split("-")
         source, target = stock[layout, task], tmp_path / "cache" / repo_id.replace("/", "--")
         files = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
@@ -606,7 +606,7 @@ def test_download_fetches_what_is_needed_and_no_more(stock, hub, layout, task):
 
 def test_a_hub_model_that_is_a_transformer_alone(stock, monkeypatch):
     folder, asked = stock["diffusers", "df"] / "transformer", []
-    stub = lambda *_, allow_patterns: asked.append(allow_patterns) or str(folder)  # noqa: E731
+    stub = lambda *_, allow_patterns, **__: asked.append(allow_patterns) or str(folder)  # noqa: E731
     monkeypatch.setattr("huggingface_hub.snapshot_download", stub)
     load("transformer", "owner/name")
     assert "diffusion_pytorch_model*.safetensors*" in asked[-1]

@@ -165,7 +165,7 @@ def test_a_folder_of_the_hubs_cache(tmp_path, expected):
 
 def test_a_file_on_the_hub(tmp_path, folder, expected, monkeypatch):
     asked = []
-    stub = lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(folder)  # noqa: E731
+    stub = lambda name, allow_patterns, **_: asked.append((name, allow_patterns)) or str(folder)  # noqa: E731
     monkeypatch.setattr("huggingface_hub.snapshot_download", stub)
     assert torch.equal(forms.velocity(load("owner/name/model.safetensors")), expected)
     assert asked == [("owner/name", ["model.safetensors"])]
