@@ -75,14 +75,20 @@ def crf_of(quality: float) -> int:
     return max(1, int((BEST - quality) * 5.1))
 
 
-def encode_arguments(height: int, width: int, fps: float, out: Path, quality: float = QUALITY) -> list[str]:
+def encode_arguments(
+    height: int, width: int, fps: float, out: Path, quality: float = QUALITY, least: float = WORST
+) -> list[str]:
     """Raw RGB frames from stdin -> H.264 in `out`.
 
     Videos of the usual quality can be joined without encoding again, and so can those of all other ones.
+
+    Args:
+        least: a better quality than this where `quality` is lower; the video is still joined as one of `quality`.
     """
     arguments = ["-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
     arguments += ["-r", rate_text(fps), "-i", "-"]
-    arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{crf_of(quality)}"]
+    arguments += ["-an", "-vf", _TO_BT709, "-c:v", "libx264", "-pix_fmt", "yuv420p"]
+    arguments += ["-crf", f"{crf_of(max(quality, least))}"]
     if quality != QUALITY:  # the headers, of which a joined video has one set, would depend on it
         arguments += ["-x264-params", "stitchable=1"]
     return [*arguments, "-f", "mp4", f"file:{out}"]

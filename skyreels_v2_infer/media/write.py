@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skyreels_v2_infer.media.ffmpeg import QUALITY, Ffmpeg, encode_arguments, join_arguments, join_list
+from skyreels_v2_infer.media.ffmpeg import QUALITY, WORST, Ffmpeg, encode_arguments, join_arguments, join_list
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class VideoWriter:
         stem: file name without extension.
         height, width: in pixels, even.
         fps: frames per second.
-        quality: from 0 to 10, see `ffmpeg.crf_of`.
+        quality: from 0 to 10, see `ffmpeg.crf_of`. least: see `ffmpeg.encode_arguments`.
 
     Attributes:
         path: the finished file; None before `close`.
@@ -40,7 +40,16 @@ class VideoWriter:
         OSError: the folder cannot be written, ffmpeg is missing or failed (one line with the folder and the reason).
     """
 
-    def __init__(self, outdir: Path | str, stem: str, height: int, width: int, fps: float, quality: float = QUALITY):
+    def __init__(
+        self,
+        outdir: Path | str,
+        stem: str,
+        height: int,
+        width: int,
+        fps: float,
+        quality: float = QUALITY,
+        least: float = WORST,
+    ):
         self.path: Path | None = None
         self._outdir, self._stem, self._frame_shape = Path(outdir), stem, (height, width, 3)
         self._frames = 0
@@ -52,7 +61,7 @@ class VideoWriter:
         except OSError as error:
             raise self._unwritable(error.strerror) from None
         try:
-            command = encode_arguments(height, width, fps, self._part, quality)
+            command = encode_arguments(height, width, fps, self._part, quality, least)
             self._ffmpeg = Ffmpeg(command, stdin=subprocess.PIPE, out=self._part)
         except BaseException:
             self._end(discard=True)

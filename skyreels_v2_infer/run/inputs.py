@@ -105,8 +105,8 @@ def decode_video(
             segment, look = None, Look()
             (spool / "copied.mp4").unlink()
     if segment is None:
-        size, quality = (settings.height, settings.width), max(settings.quality, QUALITY)
-        with VideoWriter(spool, "prefix", *size, settings.fps, quality) as writer:
+        form = settings.height, settings.width, settings.fps, settings.quality
+        with VideoWriter(spool, "prefix", *form, least=QUALITY) as writer:
             found = opened.decode(look, check, writer)
         segment = writer.path
     if fingerprint(path) != before:

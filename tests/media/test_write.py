@@ -231,10 +231,11 @@ def test_quality_is_that_of_the_encoder(tmp_path):
 def test_videos_of_two_qualities_are_joined_without_damage(tmp_path):
     """A joined video has one set of headers."""
     paths = []
-    for quality in (1, 9):
-        with VideoWriter(tmp_path, f"{quality}", 64, 96, FPS, quality) as writer:
+    for quality, least in ((1, 0), (9, 0), (1, 8)):
+        with VideoWriter(tmp_path, f"{quality}", 64, 96, FPS, quality, least) as writer:
             writer.write(clip(5))
         paths.append(writer.path)
     join_videos(paths, tmp_path / "joined.mp4", FPS)
     apart = [frame for path in paths for frame in read_video(path, 64, 96)]
+    assert b"crf=10.0" in paths[2].read_bytes()  # better than its own
     assert np.array_equal(apart, list(read_video(tmp_path / "joined.mp4", 64, 96)))
