@@ -20,9 +20,7 @@ def cluster_address(text: str) -> str:
         return text
     legal = "must be HOST:PORT, the address that ray start prints (as 10.0.0.1:6379), auto, or local"
     if text.startswith("ray://"):
-        legal += (
-            "; start the script on a machine of the cluster, or with: ray job submit -- python SCRIPT ... --ray auto"
-        )
+        legal += "; start the script on a machine of the cluster"
     raise argparse.ArgumentTypeError(f"{text}: {legal}")
 
 

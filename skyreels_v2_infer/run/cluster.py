@@ -260,9 +260,10 @@ class ActorGroup:
         return getattr(self._actors[0], method).options(concurrency_group="control").remote()
 
     def close(self) -> None:
-        with suppress(self.ray.exceptions.RayError, ValueError):
-            for actor in self._actors:
+        for actor in self._actors:
+            with suppress(self.ray.exceptions.RayError, ValueError):
                 self.ray.kill(actor)
+        with suppress(self.ray.exceptions.RayError, ValueError):
             self.ray.util.remove_placement_group(self._room)
 
 

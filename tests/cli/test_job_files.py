@@ -463,7 +463,7 @@ def test_the_shard_of_a_slurm_array(monkeypatch):
         ("--ray --sweep seed=1 --device cuda:1", "--device cuda:1"),
         ("--ray here --sweep seed=1", "--ray here: must be HOST:PORT"),
         ("--ray here:0 --sweep seed=1", "--ray here:0: must be HOST:PORT"),
-        ("--ray ray://here:10001 --sweep seed=1", "ray job submit"),
+        ("--ray ray://here:10001 --sweep seed=1", "start the script on a machine of the cluster"),
     ],
 )
 def test_flags_of_the_batch(argv, legal, capsys):
