@@ -69,8 +69,18 @@ def sheet(videos: list[tuple[str, np.ndarray]], out: Path, columns: int = 4, fps
             draw.multiline_text((left + 1, top + 1), wrapped(prompt, cell[0]), fill="black", font_size=8, spacing=0)
             frame = Image.fromarray(video[t]).resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST)
             page.paste(frame, (left, top + CAPTION))
-        pages.append(page.quantize(128))
+        pages.append(page)
+    pages = in_one_palette(pages)
     pages[0].save(out, save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0, optimize=True)
+
+
+def in_one_palette(pages: list[Image.Image], colours: int = 128) -> list[Image.Image]:
+    """The pages in the same colours; a palette for each would make what stands still flicker."""
+    strip = Image.new("RGB", (pages[0].width, len(pages) * pages[0].height))
+    for place, page in enumerate(pages):
+        strip.paste(page, (0, place * page.height))
+    palette = strip.quantize(colours)
+    return [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
 
 
 def wrapped(text: str, width: int) -> str:

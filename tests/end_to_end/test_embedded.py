@@ -170,7 +170,7 @@ class TestAgainstDiffusers:
 
 
 def test_it_follows_prompts_that_training_never_saw():
-    """A few of those that the figures in docs/embedded_model.md are measured on. A fault in an outline is a matter of a
+    """A few of those that the figures in docs/training.md are measured on. A fault in an outline is a matter of a
     tenth of it: half a pixel in the small objects that are among these."""
     clips = world.core_prompts(40, 17)
     found = evaluate.rates(evaluate.in_batches(models()(Text2VideoPipeline), clips, **evaluate.settings(num_frames=17)))
