@@ -65,7 +65,16 @@ SHIFTED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "shift"), [*((name, {}) for name in CASES), *SHIFTED])
+QUICK = [("aac.mp4", {}), ("pcm.mov", {}), ("aac.ts", {"early": 0.3}), ("aac.mp4", {"sound": 2})]
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in (*((name, {}) for name in CASES), *SHIFTED)
+    ],
+)
 def test_sound_stays_in_step(tmp_path, name, shift):
     codec, copied = CASES[name]
     path, sound = extended(source(tmp_path, name, *codec, **shift), tmp_path)

@@ -75,7 +75,7 @@ def recorded(name: str, *more: object) -> Path:
 
 def test_a_second_of_a_phone_stays_a_second_with_its_sound(make):
     phone = recorded("phone.mov")
-    code, path, err = make(phone, "--outdir", "whole")
+    code, path, err = make(phone, "--outdir", "whole", "--frames_dir", "frames")
     assert code == 0 and "60 fps read at 16; sound kept (aac)" in err
     assert streams(path)["v"] == 16 + 8 and streams(path)["a"] in range(43, 46)  # of 1024 samples at 44.1 kHz
     about = source_of(path)
@@ -83,9 +83,11 @@ def test_a_second_of_a_phone_stays_a_second_with_its_sound(make):
     assert "60 fps read at 16" in about["changes"]
     described = ffmpeg_of("-i", path).stderr
     assert "Duration: 00:00:01.50, start: 0.000000" in described
-    assert make(phone, "--outdir", "parts", kind=Stopped)[0] == 130
-    code, resumed, _ = make(phone, "--outdir", "parts", "--resume")
+    assert make(phone, "--outdir", "parts", "--frames_dir", "again", kind=Stopped)[0] == 130
+    code, resumed, _ = make(phone, "--outdir", "parts", "--frames_dir", "again", "--resume")
     assert code == 0 and resumed.read_bytes() == path.read_bytes() and source_of(resumed) == about
+    frames = [sorted((one.name, one.read_bytes()) for one in Path(folder).iterdir()) for folder in ("frames", "again")]
+    assert frames[0] == frames[1] and len(frames[0]) == 24
     code, dry, _ = make(phone, "--dry_run")
     assert code == 0 and "16 + 8 frames" in str(dry) and "60 fps read at 16; sound kept (aac)" in str(dry)
 

@@ -151,6 +151,7 @@ def made(*argv: object, kind: type = Session) -> int:
     return main(FORCING, parse_diffusion_forcing, list(map(str, argv)), kind)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_frames_of_an_uninterrupted_one(capfd):
     write_clip(Path("clip.mp4"), [np.full((64, 64, 3), 9 * i, np.uint8) for i in range(9)], fps=16)
     extends = [*SHORT, "--video_path", "clip.mp4", "--num_frames", "8", "--base_num_frames", "9", "--seed", "3"]
