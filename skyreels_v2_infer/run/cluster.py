@@ -11,12 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass
 
 from skyreels_v2_infer.cli.groups import LOCAL, RUNNING
 from skyreels_v2_infer.console import OfMainThread, say
 from skyreels_v2_infer.errors import InputError, first_line, in_one_line
 from skyreels_v2_infer.progress import doing
+from skyreels_v2_infer.run.cluster_room import described, needs_of, room_for, threads_of
 from skyreels_v2_infer.run.cluster_worker import PASSED_ON, Place, RankWorker
 from skyreels_v2_infer.run.dispatch import Outcome, counted
 from skyreels_v2_infer.run.row_checks import CheckedRow
@@ -28,58 +28,6 @@ LOOK_AT_NODES = 10.0  # seconds between two looks at the machines of the cluster
 AFTERMATH = 10.0
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame of HTTP/2, with which both sides begin (RFC 9113, 3.4)
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS
-
-
-# What fits where
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a worker takes of its machine's resources."""
-
-    cpus: float
-    gpus: float = 0.0
-
-    def fits(self, machine: Mapping[str, float]) -> int:
-        """How many workers a machine has room for."""
-        counts = [machine.get("CPU", 0.0) // self.cpus]
-        if self.gpus:
-            counts.append(machine.get("GPU", 0.0) // self.gpus)
-        return int(min(counts))
-
-
-def threads_of(environ: Mapping[str, str], size: int) -> str | None:
-    """OMP_NUM_THREADS of each worker; None: it is not set, and torch takes all cores.
-
-    As for the command that makes the same video by itself: torchrun, which starts groups, sets it to 1.
-    """
-    return environ.get("OMP_NUM_THREADS") or ("1" if size > 1 else None)
-
-
-def needs_of(machines: Sequence[Mapping[str, float]], device: str | None, threads: str | None) -> Needs:
-    """A GPU and a CPU; in a cluster without GPUs, or with --device cpu, as many CPUs as a worker has threads, but not
-    more than a machine has; where OMP_NUM_THREADS is not set, all CPUs of the smallest machine.
-
-    Raises:
-        InputError: --device cuda in a cluster without GPUs.
-    """
-    if any(machine.get("GPU", 0.0) >= 1 for machine in machines) and device != "cpu":
-        return Needs(1.0, 1.0)
-    if device == "cuda":
-        raise InputError("device", device, "no machine of the cluster has a GPU that Ray knows of")
-    sizes = [machine["CPU"] for machine in machines if machine.get("CPU", 0.0) >= 1] or [1.0]
-    count = (threads or "").partition(",")[0]
-    return Needs(min(float(count), max(sizes)) if count.isdecimal() and int(count) else min(sizes))
-
-
-def room_for(machines: Sequence[Mapping[str, float]], needs: Needs, size: int) -> tuple[int, bool]:
-    """(the number of groups that a cluster has room for, whether each fits into one machine)."""
-    fitting = [needs.fits(machine) for machine in machines]
-    within = sum(count // size for count in fitting)
-    return (within, True) if within else (sum(fitting) // size, False)
-
-
-# Ray
 
 
 class Cluster:
@@ -121,10 +69,7 @@ class Cluster:
         room, self.packed = room_for(machines, self.needs, self.size)
         if not room:
             raise InputError("ray", self.address, self._too_small(machines))
-        count = counted(room, "worker") if self.size == 1 else f"{counted(room, 'group')} of {self.size} workers"
-        many = sum(self.needs.fits(machine) > 0 for machine in machines)
-        each = counted(self.needs.gpus, "GPU") if self.needs.gpus else counted(self.needs.cpus, "CPU")
-        say(f"Ray ({self.address}): room for {count} on {counted(many, 'machine')}, {each} each")
+        say(f"Ray ({self.address}): {described(machines, self.needs, self.size, threads)}")
         self.actor = self.ray.remote(concurrency_groups={"control": 1})(RayWorker)
 
     def __exit__(self, *error) -> None:

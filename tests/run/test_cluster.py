@@ -20,7 +20,8 @@ from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.run import cluster, cluster_worker, summary
-from skyreels_v2_infer.run.cluster import Needs, check_answers, needs_of, reason_in, room_for, threads_of
+from skyreels_v2_infer.run.cluster import check_answers, reason_in
+from skyreels_v2_infer.run.cluster_room import Needs, described, needs_of, room_for, threads_of
 from skyreels_v2_infer.run.cluster_worker import Place, RankWorker, with_images
 from skyreels_v2_infer.run.model_files import Models
 from skyreels_v2_infer.run.row_checks import check_rows
@@ -72,6 +73,14 @@ def test_a_gpu_that_no_machine_has():
 )
 def test_how_many_groups_there_is_room_for(machines, needs, size, room):
     assert room_for(machines, needs, size) == room
+
+
+def test_the_room_in_words():
+    line = "room for 1 worker on 1 machine, 4 CPUs each"
+    assert described([HEAD], Needs(4), 1, None) == f"{line}; with OMP_NUM_THREADS=1 for 4 workers"
+    assert described([HEAD], Needs(4), 1, "4") == line
+    assert described([GPUS, GPUS], Needs(1, 1), 4, "1") == "room for 4 groups of 4 workers on 2 machines, 1 GPU each"
+    assert described([GPUS], Needs(1, 1), 1, None) == "room for 8 workers on 1 machine, 1 GPU each"
 
 
 def test_threads_are_those_of_the_command_for_one_video():
