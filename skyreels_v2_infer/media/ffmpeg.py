@@ -146,8 +146,8 @@ def decode_arguments(
     # 0:V:0: the cover picture of an audio file is no video. passthrough: every frame once, whatever its timestamp.
     # file: names may contain a colon.
     every_frame = ["-map", "0:V:0", "-fps_mode", "passthrough"]
-    # copyts: of a stream that is cut in the middle, the first frame that can be decoded is not at its beginning.
-    arguments = ["-nostdin", "-xerror" if strict else "-copyts", "-protocol_whitelist", "file"]
+    # copyts: timestamps as the file has them, which its sound has as well.
+    arguments = ["-nostdin", *(["-xerror"] if strict else []), "-copyts", "-protocol_whitelist", "file"]
     arguments += ["-format_whitelist", VIDEO_FORMATS, *decoder, "-i", f"file:{path}"]
     arguments += [*every_frame, "-vf", filters, *output, "-"]
     if timestamps is not None:

@@ -57,8 +57,8 @@ class VideoInfo(NamedTuple):
     """``height`` and ``width`` in pixels as shown, the exact number of ``frames``, and their mean rate ``fps``.
 
     ``fps`` is computed from timestamps; 0.0 if the file has none. ``damage``: what is left out or damaged, in words.
-    ``read``: the number of frames at the rate that was asked for. ``start``: when the first one is shown, in seconds;
-    absolute for formats that may be cut.
+    ``read``: the number of frames at the rate that was asked for. ``start``: when the first one is shown, in seconds
+    of the file's clock, rounded to frames.
     """
 
     height: int

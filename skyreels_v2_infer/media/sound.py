@@ -66,5 +66,6 @@ def sound_arguments(path: Path | str, sound: Sound, out: Path) -> list[str]:
     if sound.copied:
         arguments += ["-c:a", "copy", "-t", end]
     else:
-        arguments += ["-af", f"atrim=start=0:end={end}", "-c:a", "aac", "-b:a", BITRATE]
+        from_zero = f"atrim=start=0:end={end},aresample=async=1:first_pts=0"  # silence before a late beginning
+        arguments += ["-af", from_zero, "-c:a", "aac", "-b:a", BITRATE]
     return [*arguments, "-f", "mp4", f"file:{out}"]

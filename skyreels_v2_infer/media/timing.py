@@ -20,6 +20,7 @@ from skyreels_v2_infer.media.rates import exact, rate_text
 WITHOUT_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "mjpeg", "vc1", "obu", "av1")
 LONGEST = 300  # seconds that one frame may be shown; a damaged timestamp would fill hours with one
 KEY, DISCARDED = 1, 4  # flags of a packet
+UNSET = -(2**63)  # a timestamp
 
 
 class Packets(NamedTuple):
@@ -74,26 +75,27 @@ def read_packets(path: Path | str, probe: Probe) -> Packets | None:
 def parse_packets(lines: Iterable[bytes]) -> Packets | None:
     """ffmpeg's framecrc output of one stream -> its packets; None: there are none."""
     tick, headers, begins_with_key = None, "", False
-    starts: list[int] = []
+    starts: list[tuple[int, int]] = []
     for line in lines:
         if match := re.match(rb"#tb 0: (\d+)/(\d+)", line):
             tick = Fraction(int(match[1]), int(match[2]))
         elif match := re.match(rb"#extradata 0: +(\d+), (0x\w+)", line):
             headers = f"{match[1].decode()} {match[2].decode()}"
         elif not line.startswith(b"#"):
-            start = int(line.split(b",")[2])
-            if start <= -(2**63):  # none
-                return None
+            decoded, start = map(int, line.split(b",")[1:3])
             flags = re.search(rb"F=0x([0-9A-Fa-f]+)", line)
             flags = int(flags[1], 16) if flags else KEY
             if flags & DISCARDED:
                 continue
             if not starts:
                 begins_with_key = bool(flags & KEY)
-            starts.append(start)
-    if not starts or not tick:
+            starts.append((start, decoded))
+    shown, decoded = ([pair[place] for pair in starts if pair[place] != UNSET] for place in (0, 1))
+    # AVI says only when each is decoded, MPEG program streams of some: the same times, possibly some frames earlier.
+    times = shown if len(shown) == len(starts) else decoded
+    if not times or not tick:
         return None
-    return Packets(tick, tuple(sorted(starts)), begins_with_key, headers)
+    return Packets(tick, tuple(sorted(times)), begins_with_key, headers)
 
 
 def check_gaps(packets: Packets, path: Path | str, name: str) -> None:

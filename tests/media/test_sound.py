@@ -49,6 +49,7 @@ CASES = {
     "opus.mkv": (["-c:a", "libopus"], True),
     "alac.mov": (["-c:a", "alac"], True),
     "flac.mkv": (["-c:a", "flac"], True),
+    "mp3.avi": (["-c:a", "libmp3lame"], True),
     "pcm.mov": (["-c:a", "pcm_s16le"], False),
     "vorbis.mkv": (["-c:a", "libvorbis"], False),
     "aac.ts": (["-c:a", "aac"], True),
@@ -62,6 +63,8 @@ SHIFTED = [
     ("pcm.mov", {"early": 0.3}),
     ("aac.ts", {"early": 0.3}),
     ("aac.ts", {"late": 0.3}),
+    ("mp3.avi", {}),
+    ("mp3.avi", {"sound": 2}),
 ]
 
 

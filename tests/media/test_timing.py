@@ -79,6 +79,15 @@ def test_a_timestamp_that_is_far_off_is_refused():
     assert parse_packets([head, b"0, -9223372036854775808, -9223372036854775808, 40, 9, 0x1\n"]) is None
 
 
+@pytest.mark.parametrize("name", ["x.avi", "x.mpg"])
+def test_files_that_say_only_when_frames_are_decoded(tmp_path, name):
+    codec = ["-c:v", "mpeg4" if name == "x.avi" else "mpeg2video", "-bf", 2]
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x64:r=30:d=1", *codec, tmp_path / name)
+    packets = read_packets(tmp_path / name, probe_file(tmp_path / name))
+    assert packets.is_even() and len(packets.starts) == 30
+    assert decode_prefix(tmp_path / name, 64, 64, 1, rate=16).read == 16
+
+
 # ---- without encoding again ------------------------------------------------------------------------------------------
 
 
