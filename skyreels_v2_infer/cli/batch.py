@@ -29,7 +29,7 @@ from skyreels_v2_infer.media.images import download_image
 # Flags about the command as a whole, which no row can have.
 OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "ray", "resume", "dry_run", "use_usp")
 # These too, but they are part of the command of one video.
-ALSO_ALONE = ("outdir", "device", "trust_replay", "no_report", "config", "rate")
+ALSO_ALONE = ("outdir", "frames_dir", "device", "trust_replay", "no_report", "config", "rate")
 ADDRESSES = ("image", "end_image")
 # What the prompts of a video depend on, and whether it needs a seed.
 TEXTUAL = ("prompt", "story", "fps", "model_id", "replay", "trust_replay", "seed")

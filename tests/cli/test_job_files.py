@@ -135,6 +135,7 @@ def test_every_bad_row_is_named_in_one_line():
         '{"lora": "none.safetensors"}',
         '{"name": "../up"}',
         '{"video_path": "none.mp4"}',
+        '{"frames_dir": "elsewhere"}',
     ]
     found = errors(parsed("\n".join(rows)))
     lines = dict(line.removeprefix("jobs.jsonl:").split(": ", 1) for line in found)
@@ -160,6 +161,7 @@ def test_every_bad_row_is_named_in_one_line():
         20: "--lora none.safetensors: must be an existing file",
         21: "--name ../up: must be letters",
         22: "--video_path none.mp4: must be an existing file",
+        23: "--frames_dir elsewhere: belongs on the command line",
     }
     for line, start in expected.items():
         assert lines[str(line)].startswith(start), lines[str(line)]
