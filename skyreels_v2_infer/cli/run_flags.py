@@ -162,7 +162,8 @@ def add_machine(parser: Parser) -> None:
         "--offload",
         action="store_true",
         help="keep weights in host memory, and on the GPU only the module that computes, of the transformer one block "
-        "and the next one in transfer; the same video with less GPU memory, possibly slower (no effect on a cpu)",
+        "and the next one in transfer; the same video with less GPU memory; a step takes as long on an H200, longer "
+        "where transfers are slow (no effect on a cpu)",
     )
     group.add_argument(
         "--memory",

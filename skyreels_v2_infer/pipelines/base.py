@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from skyreels_v2_infer import embedded
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules.caches.base import CONDITIONAL, UNCONDITIONAL, WindowCache, WindowRows
@@ -53,7 +54,7 @@ class VideoPipeline:
     """Holds a model's parts and executes plans; subclasses make plans from the published arguments.
 
     Args:
-        model_path: folder or hub id with all parts.
+        model_path: folder or hub id with all parts; ``tiny``: the embedded model.
         dit_path: folder or hub id of the transformer, if it is elsewhere; `model_path` then needs none.
         device: None: CUDA if available, else the CPU. A `Placement` decides both device and dtype.
         weight_dtype: of the transformer and the encoders; None: see `usual_dtype`.
@@ -96,6 +97,9 @@ class VideoPipeline:
         from skyreels_v2_infer.weights.layouts import PARTS
         from skyreels_v2_infer.weights.locate import Checkpoint
 
+        if model_path == embedded.NAME:
+            model_path = embedded.folder(self.takes_image_channels)
+        dit_path = None if dit_path == embedded.NAME else dit_path
         place = device if isinstance(device, Placement) else Placement.choose(device, weight_dtype)
         host = torch.device("cpu")
         holding = holding_of(offload)

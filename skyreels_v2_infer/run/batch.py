@@ -295,7 +295,7 @@ class Batch:
         """For messages: what is there if the batch stops here."""
         kept = "" if self.maker is None else self.maker.kept().replace("; ", "; of the next one ")
         if self.dispatcher is not None and self.dispatcher.kept:
-            kept = f"; of {self.dispatcher.kept} more some pieces are kept"
+            kept = f"; of {self.dispatcher.kept} more some windows are kept"
         return f"{self.done()}{kept}; the same command continues"
 
     def done(self) -> str:

@@ -273,7 +273,7 @@ class Job:
             plan = plan.with_seed(journal.identity["seed"])
             self._watch(journal, plan, journal.identity, settled)
             denoised = ", and the next one is denoised" * journal.is_denoised
-            say(f"--resume: {len(journal.pieces)} of {self.video.pieces} pieces are there{denoised}")
+            say(f"--resume: {self.video.counted(len(journal.pieces))} are there{denoised}")
             found = {"seed": plan.seed, **{name: settled.get(name) for name in ("prompt", "dtype", "vae_tiling")}}
             return found | {"complete": self.video.is_complete}
         path = manifest.finished(settings.outdir, stem, asked_for(identity), settings.seed)
@@ -356,7 +356,7 @@ class Job:
         history = [w.history_latents if by_latents and w.index else w.history_frames for w in windows]
         count = adopt_pieces(self.video.journal, [0] * self.video.prefix + history)
         if count:
-            say(f"--keep_parts: {count} of {self.video.pieces} pieces are reused from a kept run")
+            say(f"--keep_parts: {self.video.counted(count)} are reused from a kept run")
 
     def _remark(self, plan: Plan, source: Source | None) -> None:
         settings = self.settings

@@ -345,7 +345,7 @@ class Journal:
             path = publish(self._joined, self.folder.parent, self.info.stem, self._announce, (".json", ".png"))
         if not path.with_suffix(".json").exists():
             # Syncs the output folder as well, so that the video's name is on the disk before its pieces are removed.
-            write_whole(path.with_suffix(".json"), lambda file: file.write(text_of(manifest).encode()))
+            write_whole(path.with_suffix(".json"), lambda file: file.write(f"{text_of(manifest)}\n".encode()))
         if preview is not None and not path.with_suffix(".png").exists():
             page = preview(self.ends)
             write_whole(path.with_suffix(".png"), lambda file: page.save(file, format="PNG"))

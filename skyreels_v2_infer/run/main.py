@@ -104,7 +104,7 @@ class VideoWork:
             return self._distributed(job, settings)
 
         def lost(reason: str) -> None:
-            left = "--resume continues after the last piece that was kept" if launch.rank else job.left()
+            left = "--resume continues after the last window that was kept" if launch.rank else job.left()
             say(f"{called(self.prog)}: failed: {reason}; {left}", from_any_rank=True)
 
         with assembled(launch, settings.device, lost, settings.group if many else None) as team:

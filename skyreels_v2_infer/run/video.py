@@ -217,7 +217,9 @@ class Video:
         if self.pictures is not None:
             self.pictures.name_after(self.path)
         if self._frames:
-            count = f"{self._frames} frame{'s' * (self._frames != 1)}"
+            count = f"{total} frame{'s' * (total != 1)}"
+            if total != self._frames:
+                count += f" ({self._frames} of them made now)"
             say(f"{count}, seed {journal.identity['seed']}, {seconds['total']:.1f} s")
         if self.with_report:
             refresh_report(self.path.parent, create=self.pieces > 1)
@@ -229,9 +231,14 @@ class Video:
             return f"the video is complete: {self.path}"
         if not self.journal.worth_keeping:
             return "no video was written"
-        done = len(self.journal.pieces)
+        kept = self.counted(len(self.journal.pieces))
         also = ", and the next one is denoised" if self.journal.is_denoised else ""
-        return f"{done} of {self.pieces} pieces are kept{also}; the same command with --resume continues"
+        return f"{kept} are kept{also}; the same command with --resume continues"
+
+    def counted(self, pieces: int) -> str:
+        """How many windows so many pieces are, of all; the video that is continued is none."""
+        windows = self.pieces - self.prefix
+        return f"{max(pieces - self.prefix, 0)} of {windows} windows"
 
 
 class GivenUp(Exception):

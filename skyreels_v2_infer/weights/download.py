@@ -5,7 +5,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from skyreels_v2_infer import hub
+from skyreels_v2_infer import embedded, hub
 from skyreels_v2_infer.errors import first_line
 from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.plan.models import HUB_ID
@@ -73,6 +73,8 @@ def local_folder(model_id: str | Path) -> Path | None:
 def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
     """Returns the folder of a model; a hub id (``owner/name``) is downloaded into the hub's cache first.
 
+    Of the embedded model, ``tiny``, it is the one for diffusion forcing.
+
     The configuration is downloaded first: it decides which of `parts` are needed. huggingface_hub
     resumes interrupted downloads.
 
@@ -80,6 +82,8 @@ def download_model(model_id: str | Path, parts: tuple[str, ...] = PARTS) -> str:
         InputError: no such folder or model.
         OSError: the download failed; calling again resumes it.
     """
+    if model_id == embedded.NAME:
+        return str(embedded.folder(image_to_video=False))
     folder = local_folder(model_id)
     if folder is None:
         folder = fetch(str(model_id), CONFIG_FILES, model_id)

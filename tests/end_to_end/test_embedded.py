@@ -13,9 +13,10 @@ from peers import PeerScheduler, apart
 from PIL import Image
 from script_runs import FORCING, GENERATE, ROOT, Scripts, psnr, run
 
-from skyreels_v2_infer import DiffusionForcingPipeline, Text2VideoPipeline, embedded
+from skyreels_v2_infer import DiffusionForcingPipeline, Image2VideoPipeline, Text2VideoPipeline, embedded
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.cli.defaults import TINY
+from skyreels_v2_infer.weights.download import download_model
 from skyreels_v2_infer.weights.locate import Checkpoint
 from skyreels_v2_infer.weights.verify import check_files
 from training import evaluate, judge, world
@@ -195,3 +196,10 @@ def test_every_section_of_the_figures_can_be_measured(tmp_path):
         assert evaluate.markdown(found[name]).count("\n") == 1 + len(found[name])
     assert found["end"]["with the end image"]["median, pixels"] < 10
     assert found["image"]["df"]["first frame, least dB"] > 28
+
+
+def test_its_name_works_in_python():
+    assert download_model("tiny") == str(embedded.FOLDER / "df")
+    for kind in (DiffusionForcingPipeline, Image2VideoPipeline):
+        pipe = kind(model_path="tiny", dit_path="tiny", device="cpu", weight_dtype=torch.float32)
+        assert pipe.transformer.model_type == ("i2v" if kind is Image2VideoPipeline else "t2v")

@@ -522,9 +522,9 @@ def gave_up(made: Run, script: str, kept: str | None = None) -> None:
     assert made.out == "" and "Traceback" not in made.err
     left = "no video was written"
     if kept is not None:
-        left = f"{kept} pieces are kept(, and the next one is denoised)?; the same command with --resume continues"
+        left = f"{kept} windows are kept(, and the next one is denoised)?; the same command with --resume continues"
     assert last.startswith(f"{script}: ") and re.search(f"{left}$", last)
-    assert all(line.startswith(("loaded ", "window ")) for line in before), made.err
+    assert all(line.startswith(("loaded ", "window ", "by default: ")) for line in before), made.err
     folders = list((made.folder / "video_out").iterdir()) if kept is not None else list(made.folder.iterdir())
     assert [folder.suffix for folder in folders] == ([] if kept is None else [".parts"])
     assert not list(made.folder.glob("**/*.part*.mp4"))

@@ -186,18 +186,18 @@ def test_after_a_change_only_windows_from_there_on_are_made(tmp_path, history):
     assert first.err.count(" rows, ") == 3
     assert tell(a, a, b, outdir="plain", keep=()).path.read_bytes() == first.path.read_bytes()
     changed = tell(a, a, c)
-    assert "--keep_parts: 2 of 3 pieces " in changed.err
+    assert "--keep_parts: 2 of 3 windows " in changed.err
     assert changed.err.count(" rows, ") == 1
     assert changed.path.read_bytes() == tell(a, a, c, outdir="plain", keep=()).path.read_bytes()
     longer = tell(a, a, b, b, frames=81)
-    assert "3 of 4 pieces" in longer.err and longer.err.count(" rows, ") == 1
+    assert "3 of 4 windows" in longer.err and longer.err.count(" rows, ") == 1
     assert longer.path.read_bytes() == tell(a, a, b, b, frames=81, outdir="plain", keep=()).path.read_bytes()
     short, grown = tell(a, frames=33, outdir="grown"), tell(a, frames=49, outdir="grown")
-    assert len(short.frames) == 33 and "1 of 2 pieces" in grown.err
+    assert len(short.frames) == 33 and "1 of 2 windows" in grown.err
     again = tell(a, a, b)
     assert "loaded" not in again.err and again.path.read_bytes() == first.path.read_bytes()
     assert len({run.path for run in (first, changed, longer, again)}) == 4
-    assert "pieces" not in tell(b, a).err  # the first window is another
+    assert "of 3 windows" not in tell(b, a).err  # the first window is another
     suffixes = {path.suffix for path in (tmp_path / "kept").iterdir()}
     assert suffixes == {".mp4", ".json", ".png", ".parts", ".html"}
     assert {path.suffix for path in (tmp_path / "plain").iterdir()} == {".mp4", ".json", ".png", ".html"}

@@ -230,10 +230,10 @@ def test_an_interrupted_batch_continues_inside_the_video(make):
     assert (code, paths) == (130, ["out/a-red-circle_1.mp4"])
     videos = data_of(Path("out", "report.html"))["videos"]  # written while the batch goes on
     assert [video["name"] for video in videos] == ["a-red-circle_1"]
-    said = "interrupted; 1 of 3 videos are done; of the next one 2 of 3 pieces are kept"
+    said = "interrupted; 1 of 3 videos are done; of the next one 2 of 3 windows are kept"
     assert lines[-1] == f"{FORCING}: {said}; the same command continues"
     code, again, lines, _ = make(*QUICK, *LONG, "--jobs", "jobs.jsonl", kind=Session_)
-    assert code == 0 and "--resume: 2 of 3 pieces are there" in lines
+    assert code == 0 and "--resume: 2 of 3 windows are there" in lines
     make(*QUICK, *LONG, *("--prompt", "a stops circle", "--seed", 1, "--outdir", "alone"), kind=Session_)
     assert Path(again[1]).read_bytes() == Path("alone", "a-stops-circle_1.mp4").read_bytes()
 

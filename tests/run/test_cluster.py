@@ -277,7 +277,7 @@ def test_groups_of_two_and_an_interrupt(tmp_path):
 
     stopped = on_cluster(*argv, "--gpus_per_job", 2, cwd=tmp_path, during=interrupt)
     assert stopped.code == 130, stopped.err
-    said = "interrupted; 0 of 2 videos are done; of 1 more some pieces are kept; the same command continues"
+    said = "interrupted; 0 of 2 videos are done; of 1 more some windows are kept; the same command continues"
     assert stopped.lines[-1] == f"{FORCING}: {said}" and len(stopped.lines) == 2
     [parts] = (tmp_path / "out").glob("*.parts")
     assert parts.name.startswith("circle-0_0-")

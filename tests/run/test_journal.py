@@ -370,7 +370,12 @@ def test_a_killed_run_by_latents_goes_on_to_the_same_video(tmp_path):
     here.mkdir()
     killed_when(here, "latents-0002.npy", flags=flags)
     result = run(FORCING, *LONG, *flags, "--resume", cwd=here)
-    assert "2 of 3 pieces are there" in result.err and result.path.read_bytes() == whole
+    assert "2 of 3 windows are there" in result.err and result.path.read_bytes() == whole
+    made, new = (
+        int(number) for number in re.match(r"(\d+) frames \((\d+) of them made now\)", result.lines[-1]).groups()
+    )
+    assert made == len(read_frames(result.path)) > new > 0
+    assert result.path.with_suffix(".json").read_bytes().endswith(b"}\n")
 
 
 def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path):
@@ -385,7 +390,7 @@ def test_a_run_that_is_killed_while_it_joins_goes_on_to_the_same_video(tmp_path)
     killed = killed_when(here, "ends-0002.png", wait=2, flags=("--teacache",), IMAGEIO_FFMPEG_EXE=str(stub))
     assert killed.returncode == -signal.SIGKILL
     err = resumed(here, whole, ("--teacache",))
-    assert "3 of 3 pieces are there" in err and "loaded" not in err
+    assert "3 of 3 windows are there" in err and "loaded" not in err
 
 
 @pytest.mark.parametrize(
@@ -396,7 +401,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, whole, number, code):
     assert result.returncode == code
     last = result.stderr.splitlines()[-1]
     assert last.startswith("generate_video_df.py: interrupted; ")
-    kept = r"[0-3] of 3 pieces are kept(, and the next one is denoised)?; the same command with --resume continues"
+    kept = r"[0-3] of 3 windows are kept(, and the next one is denoised)?; the same command with --resume continues"
     assert re.search(f"{kept}$", last)
     changed = run(FORCING, *LONG, "--resume", "--shift", 2, cwd=tmp_path)
     assert changed.code == 2
@@ -473,7 +478,7 @@ def test_decoded_frames_that_are_no_numbers_are_no_video(tmp_path, monkeypatch, 
     flags += ["--num_frames", "49", "--device", "cpu", "--history", history]
     assert conductor.main(FORCING, cli.parse_diffusion_forcing, flags) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "window 2: decoded frames contain NaN" in last and "1 of 2 pieces" in last
+    assert "window 2: decoded frames contain NaN" in last and "1 of 2 windows" in last
     assert not list(tmp_path.glob("*.mp4")) and len(list(tmp_path.glob("*.parts/*.mp4"))) == 1
 
 

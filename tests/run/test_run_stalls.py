@@ -14,7 +14,7 @@ from script_runs import FORCING, ROOT, environment, read_frames, run, scene, wri
 IMPATIENT = Path(__file__).with_name("impatient.py")
 SHORT = ("--model_id", "tiny", "--device", "cpu", "--inference_steps", 2, "--seed", 3, "--prompt", "a red circle")
 TWO_WINDOWS = (*SHORT, "--num_frames", 49)
-LEFT = "pieces are kept, and the next one is denoised; the same command with --resume continues"
+LEFT = "windows are kept, and the next one is denoised; the same command with --resume continues"
 
 
 def stub(folder: Path, what: str, pattern: str, first: int = 1) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_an_encoder_that_stalls_ends_the_run_which_is_resumable(tmp_path, what):
 def test_a_join_that_stalls_keeps_all_pieces(tmp_path):
     stalled = stub(tmp_path, "kill -STOP $$", "concat", first=2)  # the first is the check before the run
     code, line = ends(start(tmp_path, 3, *TWO_WINDOWS, **stalled))
-    assert code == 1 and "no progress for 3 s" in line and "2 of 2 pieces are kept" in line, line
+    assert code == 1 and "no progress for 3 s" in line and "2 of 2 windows are kept" in line, line
     assert len(read_frames(run(FORCING, *TWO_WINDOWS, "--resume", cwd=tmp_path).path)) == 49
 
 

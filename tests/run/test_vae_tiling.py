@@ -26,6 +26,6 @@ def test_resumed_and_replayed_runs_use_tiles_where_the_first_one_did(tmp_path):
     )
     assert begun.code == 130 and "--memory 0.4: the VAE in tiles; planned peak 0.3 GiB instead of 0.4" in begun.err
     resumed = run(FORCING, *LARGE, "--resume", cwd=tmp_path)
-    assert "pieces are there" in resumed.err and tiling(resumed) == "on"
+    assert "windows are there" in resumed.err and tiling(resumed) == "on"
     replayed = run(FORCING, "--replay", resumed.path, "--outdir", "again", cwd=tmp_path)
     assert replayed.path.read_bytes() == resumed.path.read_bytes()
