@@ -47,6 +47,7 @@ setup(
         "huggingface-hub>=1.0,<3",
         "imageio-ffmpeg>=0.6.0",
         "pillow>=11.0",
+        "pillow-heif>=1.0",  # pictures of phones
         "tqdm>=4.66",
         "ftfy>=6.2",
     ],
@@ -56,6 +57,7 @@ setup(
         "enhancer": ["accelerate"],  # --prompt_enhancer
         "captioner": ["json-repair>=0.30"],  # repairs damaged answers of a captioner
         "completion": ["argcomplete>=3"],  # flags in the shell
+        "jxl": ["pillow-jxl-plugin>=1.3"],  # JPEG XL pictures
         "scenes": ["scenedetect>=0.7"],  # caption_video.py --scenes
         "ray": ["ray>=2.52"],  # --ray
         "vllm": ["vllm>=0.8.4"],  # caption_video.py --backend vllm

@@ -24,13 +24,14 @@ from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.cli.sweep import Sweep, combinations, slurm_shard
 from skyreels_v2_infer.errors import InputError, first_line, printable
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.media.download import download_video
 from skyreels_v2_infer.media.images import download_image
 
 # Flags about the command as a whole, which no row can have.
 OF_THE_COMMAND = ("jobs", "sweep", "keep_going", "gpus_per_job", "shard", "ray", "resume", "dry_run", "use_usp")
 # These too, but they are part of the command of one video.
 ALSO_ALONE = ("outdir", "frames_dir", "device", "trust_replay", "no_report", "config", "rate")
-ADDRESSES = ("image", "end_image")
+ADDRESSES = ("image", "end_image", "video_path")
 # What the prompts of a video depend on, and whether it needs a seed.
 TEXTUAL = ("prompt", "story", "fps", "model_id", "replay", "trust_replay", "seed")
 SEEDS = 2**32  # derived seeds are below this, as drawn ones
@@ -265,7 +266,8 @@ class RowReader:
     def _download(self, name: str, address: str) -> Path:
         if address not in self._downloaded:
             try:
-                self._downloaded[address] = download_image(address, name)
+                download = download_video if name == "video_path" else download_image
+                self._downloaded[address] = download(address, name)
             except (InputError, OSError) as error:
                 self._downloaded[address] = error
         found = self._downloaded[address]

@@ -22,7 +22,9 @@ from skyreels_v2_infer.console import called
 from skyreels_v2_infer.errors import Faults, InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.media import images, read
+from skyreels_v2_infer.media.download import download_video
 from skyreels_v2_infer.media.files import check_file
+from skyreels_v2_infer.media.picture_video import is_pictures
 from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_FILE, HUB_ID, MODELS_720P, NO_MODEL
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
@@ -61,10 +63,10 @@ def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForci
     faults.check(check_outdir, args.outdir)
     faults.check(check_frames_dir, args)
     prompts = faults.check(prompts_of, values)
-    pictures = located(args, ("image", "end_image"), faults)
-    source = faults.check(source_size, pictures["image"], args.video_path, pictures["end_image"])
+    inputs = located(args, ("image", "end_image", "video_path"), faults)
+    source = faults.check(source_size, inputs["image"], inputs["video_path"], inputs["end_image"])
     faults.raise_all()
-    values |= pictures
+    values |= inputs
     values["height"], values["width"] = size_of(args, source)
     values |= prompts
     values["model_id"] = placed_model(args.model_id, image_to_video=False)
@@ -223,6 +225,10 @@ def check_conditions(args: argparse.Namespace) -> None:
         raise InputError("end_image", args.end_image, "not with --causal_attention: no frame would attend to it")
     if args.story is not None and args.prompt is not None:
         raise InputError("story", args.story, "give either --prompt or --story")
+    if args.input_color is not None and args.video_path is None:
+        raise InputError("input_color", args.input_color, "has no effect without --video_path")
+    if args.input_color is not None and not isinstance(args.video_path, str) and is_pictures(args.video_path):
+        raise InputError("input_color", args.input_color, "is for videos; pictures state their colours in profiles")
 
 
 def filled(args: argparse.Namespace) -> dict:
@@ -291,12 +297,13 @@ def prompts_of(values: dict) -> dict:
 
 
 def located(args: argparse.Namespace, names: Sequence[str], faults: Faults) -> dict[str, Path | None]:
-    """The files of image flags; what is at an address is downloaded, unless the command is refused anyway."""
+    """The files of image and video flags; what is at an address is downloaded, unless the command is refused anyway."""
     found: dict[str, Path | None] = {}
     for name in names:
         given = getattr(args, name)
         if isinstance(given, str):
-            given = None if faults.errors else faults.check(images.download_image, given, name)
+            download = download_video if name == "video_path" else images.download_image
+            given = None if faults.errors else faults.check(download, given, name)
         found[name] = given
     return found
 

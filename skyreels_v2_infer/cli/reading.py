@@ -14,6 +14,7 @@ from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.rates import read_rate
+from skyreels_v2_infer.media.video_filters import check_color
 from skyreels_v2_infer.plan.cache_settings import read_cache
 from skyreels_v2_infer.plan.gpu_rates import GpuRate, read_gpu_rate
 from skyreels_v2_infer.plan.naming import check_pattern
@@ -180,7 +181,9 @@ def some_path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a path")
     if re.match("[a-z][a-z0-9+.-]*://", text, re.IGNORECASE):  # of which Path would drop a slash
-        raise argparse.ArgumentTypeError(f"{text}: must be a path; only images may be addresses (http or https)")
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be a path; only images and videos may be addresses (http or https)"
+        )
     path = os.path.expanduser(text)  # which no shell does for --outdir=~/videos
     if path.startswith("~") and not os.path.lexists(path):
         raise argparse.ArgumentTypeError(f"{text}: no home folder of such a user is known (a name with ~: ./{text})")
@@ -196,8 +199,29 @@ def gpu_rate(text: str) -> GpuRate:
 
 
 def some_picture(text: str) -> Path | str:
-    """A path, or the URL of an image as text."""
+    """A path, or the URL of an image or a video as text."""
     return text if re.match("https?://", text, re.IGNORECASE) else some_path(text)
+
+
+def color(text: str) -> str:
+    """Converts a colour by name or number into ``#rrggbb``."""
+    from PIL import ImageColor
+
+    try:
+        found = ImageColor.getrgb(text)
+        if len(found) > 3 and found[3] != 255:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: must be an opaque colour: white, #ffcc00, ...") from None
+    return "#{:02x}{:02x}{:02x}".format(*found)
+
+
+def input_color(text: str) -> str:
+    """Colours of a video, see `check_color`."""
+    try:
+        return check_color(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def device_name(text: str) -> str:

@@ -34,7 +34,7 @@ REPLACED = {
     "--resolution": ("height", "width", *_CHOSEN),
     "--prompt": ("story",),
     "--story": ("prompt",),
-    "--image": ("video_path", *_EXTENDED),
+    "--image": ("video_path", "input_color", *_EXTENDED),
     "--lora": ("lora",),
     "--dit_path": _CHOSEN,
     "--inference_steps": ("sigmas", *_RATIOS),

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from skyreels_v2_infer.media.input_options import InputOptions
 from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.gpu_rates import GpuRate
 from skyreels_v2_infer.plan.plan import LoraPlan
@@ -47,8 +48,8 @@ class GenerateSettings:
     """Validated settings of `generate_video.py`.
 
     height, width: pixels, multiples of 16, portrait already applied. num_frames: 4n+1. fps: frames per second, see
-    `media.rates`. quality: of the mp4, 0..10, see `media.ffmpeg.crf_of`. seed: 0..2**63-1; None: drawn by the run.
-    device, dtype: None: chosen by the run. teacache_thresh: at least 0.
+    `media.rates`. quality: of the mp4, 0..10, see `media.ffmpeg.crf_of`. fit: crop or pad. background: #rrggbb.
+    seed: 0..2**63-1; None: drawn by the run. device, dtype: None: chosen by the run. teacache_thresh: at least 0.
     teacache_coefficients: five, highest degree first; None: the model's. cache: as for `read_cache`, with all keys.
     magcache_ratios: of the conditional, then of the unconditional pass; None: the model's. sigmas: noise levels,
     falling, in place of those of inference_steps and shift; None: those. lora: files and strengths. cfg_parallel,
@@ -65,6 +66,8 @@ class GenerateSettings:
     prompt: str = field(metadata=WINDOW)
     negative_prompt: str = field(metadata=FRAMES)
     image: Path | None = field(metadata=FRAMES)
+    fit: str = field(metadata=FRAMES)
+    background: str = field(metadata=FRAMES)
     height: int = field(metadata=FRAMES)
     width: int = field(metadata=FRAMES)
     num_frames: int = field(metadata=WINDOW)
@@ -117,6 +120,12 @@ class GenerateSettings:
     frames_dir: Path | None = field(metadata=RUN)
 
     @property
+    def input_options(self) -> InputOptions:
+        """How images and videos are read."""
+        background = tuple(bytes.fromhex(self.background.removeprefix("#")))
+        return InputOptions(background, self.fit, getattr(self, "input_color", None))
+
+    @property
     def prepares_prompt(self) -> bool:
         """Whether a language model makes the prompt before the video is made."""
         return self.prompt_enhancer or wish_in(self.prompt) is not None
@@ -141,6 +150,7 @@ class DiffusionForcingSettings(GenerateSettings):
     video_path: Path | None = field(metadata=FRAMES)
     keep_rate: bool = field(metadata=FRAMES)
     no_audio: bool = field(metadata=WINDOW)
+    input_color: str | None = field(metadata=FRAMES)
     ar_step: int = field(metadata=FRAMES)
     causal_attention: bool = field(metadata=FRAMES)
     causal_block_size: int = field(metadata=FRAMES)

@@ -10,12 +10,13 @@ from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
 from skyreels_v2_infer.cli.parser import Parser
 from skyreels_v2_infer.cli.reading import (
     any_text,
+    color,
+    input_color,
     levels,
     lora_file,
     number,
     one_of,
     rate,
-    some_path,
     some_picture,
     some_text,
     whole,
@@ -54,8 +55,22 @@ def add_content(parser: Parser, forcing: bool = False) -> argparse._ArgumentGrou
         "--image",
         metavar="FILE",
         type=some_picture,
-        help="first frame of the video, a file or a URL; scaled to cover the video's size, then cropped at the centre"
-        + "; needs an image-to-video model" * (not forcing),
+        help="first frame of the video, a file or a URL, see --fit" + "; needs an image-to-video model" * (not forcing),
+    )
+    group.add_argument(
+        "--fit",
+        metavar="{crop,pad}",
+        type=one_of("crop", "pad"),
+        default="crop",
+        help="inputs of another shape than the video: crop scales them to cover it and cuts off what is beyond it, pad "
+        "scales them into it, on --background (default: %(default)s)",
+    )
+    group.add_argument(
+        "--background",
+        metavar="COLOR",
+        type=color,
+        default="#ffffff",
+        help="what is behind transparent inputs, and around those of --fit pad: black, #ffcc00, ... (default: white)",
     )
     group.add_argument(
         "--negative_prompt",
@@ -109,9 +124,17 @@ def add_diffusion_forcing_content(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--video_path",
         metavar="FILE",
-        type=some_path,
+        type=some_picture,
         help="video to continue from its last --overlap_history frames, with its sound; it is read at --fps by its "
-        "timestamps; not with --image",
+        "timestamps: a file, a URL, a folder of pictures, frames/%%04d.png, 'frames/*.png', an animated picture; not "
+        "with --image",
+    )
+    group.add_argument(
+        "--input_color",
+        metavar="NAME[:RANGE]",
+        type=input_color,
+        help="--video_path: its colours, where tags are wrong or missing: bt709, bt601, bt2020, p3, hlg or pq, with "
+        ":full or :limited or without, or full or limited alone (default: as tagged; untagged HD is bt709, SD bt601)",
     )
     group.add_argument(
         "--keep_rate",

@@ -30,7 +30,10 @@ def check_damage(messages: Sequence[str], probe: Probe, path: Path | str, name: 
     if probe.interlaced and packets >= 1.5 * frames:  # a field each
         packets = (packets + 1) // 2
     left_out = max(packets - frames, 0)
-    damaged = min(sum("corrupt decoded frame" in line for line in messages), frames)
+    # Of a picture that is lost as a whole only the packets around it say so.
+    concealed = sum("corrupt decoded frame" in line for line in messages)
+    torn = sum(f"corrupt input packet in stream {probe.index}" in line for line in messages)
+    damaged = min(max(concealed, torn), frames)
     total = max(packets, frames, 1)
     if left_out + damaged > WORST * total:
         legal = f"must have at most {WORST:.0%} of its pictures missing or damaged, but {left_out} of {total} cannot be"
@@ -39,7 +42,7 @@ def check_damage(messages: Sequence[str], probe: Probe, path: Path | str, name: 
     if left_out:
         said.append(f"{left_out} of {total} pictures left out, which cannot be decoded")
     if damaged:
-        said.append(f"{damaged} of {total} pictures are damaged")
+        said.append(f"{damaged} of {total} pictures are damaged or follow a gap")
     return "; ".join(said)
 
 

@@ -29,6 +29,7 @@ from skyreels_v2_infer.media.ffmpeg import (
 )
 from skyreels_v2_infer.media.images import fit
 from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions
+from skyreels_v2_infer.media.picture_video import is_pictures, pictures_size
 from skyreels_v2_infer.media.probe import Probe, no_frame, probe_file, refused
 from skyreels_v2_infer.media.timing import time_filter
 from skyreels_v2_infer.media.video_filters import Chain, prepared
@@ -94,6 +95,8 @@ def video_header(path: Path | str, name: str = "video_path") -> VideoHeader:
         InputError: for the flag `name`: the file is missing, is no video, or its first frame cannot be decoded.
         OSError: ffmpeg is missing, lacks what is needed, or makes no progress for too long.
     """
+    if is_pictures(path):
+        return VideoHeader(*pictures_size(path, name), 0.0)
     found = probe_file(path, name)
     return VideoHeader(found.height, found.width, found.fps)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from skyreels_v2_infer.media.colour import HDR, WIDE_NAMES, is_foreign, write_table
+from skyreels_v2_infer.media.colour import HDR, WIDE_NAMES, is_foreign, write_tables
 from skyreels_v2_infer.media.ffmpeg import ACCURATE, AS_SHOWN
-from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions
+from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions, color_name, fitting
 from skyreels_v2_infer.media.probe import Probe
 
 # Frames of more pixels are reduced by a whole factor before they become RGB: four fifths of the time for 4K.
@@ -92,7 +92,7 @@ def colours_of(probe: Probe, color: str | None = None) -> Colours:
 def prepared(
     probe: Probe, height: int, width: int, options: InputOptions = DEFAULT, time: str = "", then: str = ""
 ) -> Iterator[Chain]:
-    """Context manager: the chain for frames that are to cover or fill ``height`` x ``width``; it owns the colour table.
+    """Context manager: the chain for frames that are to become ``height`` x ``width``; it owns the colour tables.
 
     Args:
         time: filters that choose frames by timestamp or number, before they cost much.
@@ -101,26 +101,24 @@ def prepared(
     taken = colours_of(probe, options.color)
     decoder = ("-c:v", "libvpx" if probe.codec == "vp8" else "libvpx-vp9") if probe.coded_alpha else ()
     with TemporaryDirectory() as folder:
-        table = None
-        if is_foreign(taken.primaries, taken.transfer):
-            table = Path(folder, "colours.cube")
-            write_table(table, taken.primaries, taken.transfer, probe.peak)
         steps = [_tags(probe, taken)]
         if probe.interlaced:
             steps.append("bwdif=mode=send_frame:deint=interlaced")
         steps += [time, _reduction(probe, height, width), AS_SHOWN]
-        deep = "16le" if table is not None else ""
-        if table is not None:
-            steps += [f"format=gbr{'a' * probe.alpha}p{deep}", f"lut3d=file={_quoted(table)}:interp=tetrahedral"]
+        foreign = is_foreign(taken.primaries, taken.transfer)
+        if foreign:
+            even, mix, encode = write_tables(Path(folder), taken.primaries, taken.transfer, probe.peak)
+            steps += ["format=gbrap16le" if probe.alpha else "format=gbrp16le", f"lut1d=file={_quoted(even)}"]
+            steps += [f"lut3d=file={_quoted(mix)}:interp=tetrahedral", f"lut1d=file={_quoted(encode)}"]
         if probe.alpha:
             steps += ["format=gbrap", _over(options.background)]
-        elif table is not None:
+        elif foreign:
             steps.append(f"scale={ACCURATE},format=rgb24")
         yield Chain(",".join(step for step in [*steps, then] if step), decoder)
 
 
-def changes(probe: Probe, options: InputOptions = DEFAULT) -> list[str]:
-    """What the chain changes about a video's frames, in words, for messages and the manifest."""
+def changes(probe: Probe, options: InputOptions = DEFAULT, size: tuple[int, int] | None = None) -> list[str]:
+    """What is changed about a video's frames, in words; with fitting them to a `size` (height, width)."""
     taken = colours_of(probe, options.color)
     lines = []
     if options.color is not None:
@@ -137,11 +135,9 @@ def changes(probe: Probe, options: InputOptions = DEFAULT) -> list[str]:
         lines.append(f"pixels of {probe.aspect.numerator}:{probe.aspect.denominator} made square")
     if probe.alpha and probe.codec != "gif":
         lines.append(f"transparency shown on {color_name(options.background)}")
+    if size is not None and (said := fitting(probe.height, probe.width, *size, options.fit)):
+        lines.append(said)
     return lines
-
-
-def color_name(color: tuple[int, int, int]) -> str:
-    return {(255, 255, 255): "white", (0, 0, 0): "black"}.get(color, "#{:02x}{:02x}{:02x}".format(*color))
 
 
 def _tags(probe: Probe, taken: Colours) -> str:

@@ -137,6 +137,7 @@ def table(about: dict) -> str:
     changes = about.get("source", {}).get("changes")
     if changes:
         lines.append(f"--video_path: {'; '.join(changes)}")
+    lines += [f"--{name}: {'; '.join(changed)}" for name, changed in about.get("changes", {}).items()]
     return "\n".join([*lines, *about.get("remarks", ()), *about.get("cut", ()), f"-> {about['output']}"])
 
 

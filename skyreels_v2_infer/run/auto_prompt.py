@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.captioner.caption import structural_captions
@@ -14,6 +16,7 @@ from skyreels_v2_infer.media.images import read_image
 from skyreels_v2_infer.media.read import probe_video
 from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.progress import doing
+from skyreels_v2_infer.run.inputs import file_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,12 +80,20 @@ def shown_first(settings: GenerateSettings) -> np.ndarray:
     from PIL import Image
 
     if settings.image is not None:
-        picture = Image.fromarray(read_image(settings.image, settings.height, settings.width))
+        size = settings.height, settings.width
+        picture = Image.fromarray(read_image(settings.image, *size, options=settings.input_options))
         frame = np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
         return np.repeat(frame[None], COUNT, axis=0)
-    info = probe_video(settings.video_path)
+    with TemporaryDirectory() as folder:
+        path, _ = file_of(settings, Path(folder))
+        return last_shown(settings, path)
+
+
+def last_shown(settings: GenerateSettings, path: Path) -> np.ndarray:
+    """The last frames of the video at `path`, as many as a window has, as the captioner sees them."""
+    info = probe_video(path)
     length = settings.base_num_frames  # of the frames in the file
     if info.fps and not settings.keep_rate:
         length = round(length * info.fps / settings.fps)
     start = max(0, info.frames - length)
-    return read_frames(settings.video_path, sampling_of(info, start=start), "video_path")
+    return read_frames(path, sampling_of(info, start=start), "video_path")

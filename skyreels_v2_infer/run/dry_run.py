@@ -37,11 +37,13 @@ COMPLETE = 0.98  # of the bytes of a model, whose number is an estimate
 
 def dry_run(settings: GenerateSettings, ranks: int) -> str:
     """The output of --dry_run: the plan that would be executed, and its cost. Needs no weights and no torch."""
-    read_images(settings)  # damaged ones are found here, too
+    changes: dict[str, list[str]] = {}
+    read_images(settings, changes)  # damaged ones are found here, too
     source = count_video(settings)
     about = described(settings, source.frames if source else 0, ranks)
     if source is not None:
         about["source"] = source.about
+    about["changes"] = changes
     return json.dumps(about, indent=2) if settings.dry_run == "json" else table(about)
 
 

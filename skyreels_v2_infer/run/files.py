@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skyreels_v2_infer.media.picture_video import is_pictures, list_pictures
+
 if TYPE_CHECKING:
     from typing import BinaryIO
 
@@ -26,7 +28,13 @@ NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | get
 
 
 def fingerprint(path: Path) -> str:
-    """Size and checksum of samples of a file: fast, and different for files that are likely to be confused."""
+    """Size and checksum of samples of a file: fast, and different for files that are likely to be confused.
+
+    Of a folder or a pattern of pictures those of all of them.
+    """
+    if not path.is_file() and is_pictures(path):
+        files = list_pictures(path)
+        return f"{len(files)}x{zlib.crc32(''.join(map(fingerprint, files)).encode()):08x}"
     size = path.stat().st_size
     value = 0
     with path.open("rb") as file:

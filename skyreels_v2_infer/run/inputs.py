@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import QUALITY
 from skyreels_v2_infer.media.images import read_image
+from skyreels_v2_infer.media.picture_video import as_video, is_pictures
 from skyreels_v2_infer.media.probe import Probe, probe_file
 from skyreels_v2_infer.media.rates import exact
 from skyreels_v2_infer.media.read import Decoded, VideoInfo, decode_prefix, probe_video, read_video
@@ -51,18 +53,24 @@ class Source:
     segment: Path | None = None
 
 
-def read_images(settings: GenerateSettings) -> Inputs:
+def read_images(settings: GenerateSettings, changed: dict[str, list[str]] | None = None) -> Inputs:
     """The pictures that the settings name, decoded and fitted to the video's size.
+
+    Args:
+        changed: receives for each of them by flag what was changed on the way in, in words.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    size = settings.height, settings.width
-    images = {
-        name: read_image(path, *size, name)
-        for name in ("image", "end_image")
-        if (path := getattr(settings, name, None)) is not None
-    }
+    images = {}
+    for name in ("image", "end_image"):
+        path = getattr(settings, name, None)
+        if path is not None:
+            said: list[str] = []
+            form = settings.height, settings.width, name, settings.input_options
+            images[name] = read_image(path, *form, said)
+            if said and changed is not None:
+                changed[name] = said
     return Inputs(**images)
 
 
@@ -75,8 +83,9 @@ def count_video(settings: GenerateSettings) -> Source | None:
     path = getattr(settings, "video_path", None)
     if path is None:
         return None
-    opened = _Opened(settings, path)
-    return opened.source(probe_video(path, rate=opened.rate))
+    with TemporaryDirectory() as folder:
+        opened = _Opened(settings, Path(folder))
+        return opened.source(probe_video(opened.path, rate=opened.rate))
 
 
 def decode_video(
@@ -97,7 +106,7 @@ def decode_video(
     path = getattr(settings, "video_path", None)
     if path is None:
         return None
-    before, opened = fingerprint(path), _Opened(settings, path)
+    before, opened = fingerprint(path), _Opened(settings, spool, check)
     segment, found, look = opened.copy(spool), None, Look()
     if segment is not None:
         found = opened.decode(look, check)
@@ -116,8 +125,9 @@ def decode_video(
 
 def source_frames(settings: GenerateSettings) -> Iterator[np.ndarray]:
     """The frames of the video that is continued, as `decode_video` reads them, uint8 ``[H, W, 3]``."""
-    path = settings.video_path
-    return read_video(path, settings.height, settings.width, rate=_Opened(settings, path).rate)
+    with TemporaryDirectory() as folder:
+        opened, form = _Opened(settings, Path(folder)), (settings.height, settings.width)
+        yield from read_video(opened.path, *form, options=settings.input_options, rate=opened.rate)
 
 
 def place_sound(settings: GenerateSettings, source: Source, spool: Path) -> tuple[Path | None, str]:
@@ -133,15 +143,33 @@ def place_sound(settings: GenerateSettings, source: Source, spool: Path) -> tupl
     return out, ""
 
 
+def file_of(
+    settings: GenerateSettings, folder: Path, check: Callable[[], object] = lambda: None
+) -> tuple[Path, list[str]]:
+    """The file of the video that is continued, and what was changed to make it: of pictures a video in `folder`."""
+    path = settings.video_path
+    if not is_pictures(path):
+        return path, []
+    made = folder / "pictures.mkv"
+    form = settings.height, settings.width, settings.fps
+    return made, as_video(path, *form, made, settings.input_options, check)
+
+
 class _Opened:
     """A video that is to be continued, before it is decoded.
 
+    Args:
+        folder: for the video that is made of pictures.
+        check: called meanwhile.
+
     Attributes:
+        path: of its file. notes: what was changed to make it, in words.
         packets: None where the file has no timestamps.
         rate: at which it is read by timestamps; None: frame for frame.
     """
 
-    def __init__(self, settings: GenerateSettings, path: Path):
+    def __init__(self, settings: GenerateSettings, folder: Path, check: Callable[[], object] = lambda: None):
+        path, self.notes = file_of(settings, folder, check)
         self.settings, self.path = settings, path
         self.probe: Probe = probe_file(path)
         self.packets: Packets | None = read_packets(path, self.probe)
@@ -153,6 +181,8 @@ class _Opened:
         """Its stream in a file of its own, without encoding it again; None where that is not possible."""
         settings, out = self.settings, spool / "copied.mp4"
         form = settings.height, settings.width, settings.fps, settings.quality
+        if settings.input_color is not None:
+            return None
         if self.packets is None or not can_follow(self.probe, self.packets, *form, spool):
             return None
         return out if copy_stream(self.path, self.probe, out) else None
@@ -160,14 +190,16 @@ class _Opened:
     def decode(self, look: Look, check: Callable[[], object], writer: VideoWriter | None = None) -> Decoded:
         settings = self.settings
         form = self.path, settings.height, settings.width, settings.base_num_frames
-        return decode_prefix(*form, writer, look, check, rate=self.rate)
+        return decode_prefix(*form, writer, look, check, options=settings.input_options, rate=self.rate)
 
     def source(self, found: VideoInfo | Decoded, look: Look | None = None, segment: Path | None = None) -> Source:
         sound, about_sound = self._sound(found)
         about = {"frames": found.frames, "fps": round(found.fps, 3), "read_frames": found.read}
         about["read_by"] = "number" if self.rate is None else "timestamps"
         about["sound"] = sound.codec if sound is not None else None
-        changes = [*changed_frames(self.probe), *([found.damage] if found.damage else []), *self._time(found)]
+        size = self.settings.height, self.settings.width
+        changes = [*self.notes, *changed_frames(self.probe, self.settings.input_options, size)]
+        changes += [*([found.damage] if found.damage else []), *self._time(found)]
         changes += [about_sound] if about_sound else []
         return Source(found.read, about | {"changes": changes}, tuple(changes), sound, look, segment)
 

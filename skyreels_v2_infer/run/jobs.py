@@ -90,6 +90,7 @@ class Job:
         self.in_batch = shared is not None
         self.shared = shared or Shared(Models(), enhanced)
         self.video: Video | None = None
+        self.changes: dict[str, list[str]] = {}  # of images, on the way in
         self._made: list[Path] = []  # folders that this run created, the innermost first
 
     def left(self) -> str:
@@ -150,6 +151,8 @@ class Job:
                 for line in (*outside(plan, tokenizer.parent), *cut_lines(plan, tokenizer, config)):
                     say(line)
                 settled = settled_of(plan, place, chosen.holding, source)
+                if self.changes:
+                    settled["changes"] = self.changes
                 inputs = self._open(plan, identity, settled, source, inputs, Path(spool))
                 self.video.state()  # damaged files are found before weights are loaded
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
@@ -167,7 +170,9 @@ class Job:
 
     def _read(self, spool: Path) -> tuple[Inputs, Source | None]:
         """Inputs and the video that is continued; with --resume its frames are only counted, they may be there."""
-        inputs = read_images(self.settings)
+        inputs = read_images(self.settings, self.changes)
+        for name, changed in self.changes.items():
+            say(f"--{name} {getattr(self.settings, name)}: {'; '.join(changed)}")
         if self.settings.resume:
             return inputs, count_video(self.settings)
         decoded = decode_video(self.settings, spool, self.check)

@@ -27,7 +27,8 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
     """The part of a manifest that is the same for every run that makes the same video.
 
     Args:
-        settled: prompt, device, dtype, vae_tiling and threads as the run uses them, and the video that is continued.
+        settled: prompt, device, dtype, vae_tiling and threads as the run uses them, the video that is continued, and
+            what was changed about images on the way in.
         key: of the last piece.
     """
     source = {"source": settled["source"]} if "source" in settled else {}
@@ -42,6 +43,7 @@ def describe(script: str, settings: GenerateSettings, plan: Plan, identity: dict
         "machine": {name: settled[name] for name in ("device", "threads") if name in settled},
         "versions": versions(),
         "plan": key,
+        **({"changes": settled["changes"]} if "changes" in settled else {}),
     }
 
 

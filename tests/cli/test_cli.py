@@ -35,6 +35,8 @@ PUBLISHED = dict(
     inference_steps=30,
     fps=24,
     quality=8,
+    fit="crop",
+    background="#ffffff",
     seed=None,
     height=544,
     width=960,
@@ -84,6 +86,7 @@ PUBLISHED_DF = dict(
     video_path=None,
     keep_rate=False,
     no_audio=False,
+    input_color=None,
     story=None,
     prompts=None,
     history="pixel",
@@ -166,7 +169,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
     )
     values |= dict(text_encoder_path="my/text", image_encoder_path="my/image", weights="dequantize", quantize="fp8")
     values |= dict(solver="lcm", vae_dtype="bfloat16", attention="flash", compile="on", name="{seed}")
-    values |= dict(memory=7.5, vae_tiling="on", quality=6.5, preview_every=5)
+    values |= dict(memory=7.5, vae_tiling="on", quality=6.5, preview_every=5, fit="pad", background="Red")
     switches = ["--teacache", "--use_ret_steps", "--use_usp", "--cfg_parallel", "--offload", "--prompt_enhancer"]
     switches += ["--resume", "--no_preview", "--no_report", "--keep_parts"]
     switches += ["--lora=../inputs/wide.png:0.5", "--lora=../inputs/tall.png"]
@@ -189,6 +192,8 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         shift=3.0,
         fps=16,
         quality=6.5,
+        fit="pad",
+        background="#ff0000",
         seed=9,
         device="cuda",
         dtype="float16",
@@ -240,6 +245,7 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
         video_path=None,
         keep_rate=False,
         no_audio=False,
+        input_color=None,
         story=None,
         prompts=None,
         history="latent",
@@ -525,7 +531,7 @@ REFUSED_EXTENSIONS = [
     ("--video_path ../inputs/missing.mp4", "--video_path ../inputs/missing.mp4", "must be an existing file"),
     ("--video_path ../inputs/cut.mp4", "--video_path ../inputs/cut.mp4", "must be a complete video"),
     ("--video_path ../inputs/text.mp4", "--video_path ../inputs/text.mp4", "must be a complete video"),
-    ("--video_path ../inputs", "--video_path ../inputs", "must be a file, not a folder"),
+    ("--video_path ../inputs", "--video_path ../inputs", "must be a file, or a folder of pictures"),
 ]
 
 
@@ -550,7 +556,7 @@ def test_bad_address(parse, name, legal, folder, address, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "argv",
     [
-        "--video_path https://host/a.mp4",
+        "--video_path ftp://host/a.mp4",
         "--outdir s3://bucket/a",
         "--replay HTTPS://host/a.mp4",
         "--image ftp://h/a.png",

@@ -47,7 +47,7 @@ def test_large_pictures_are_no_noise_on_stderr(tmp_path, monkeypatch):
         warnings.simplefilter("error")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 96 - 1)
         assert images.image_size(tmp_path / "a.png") == (64, 96)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "MOST_PIXELS", 1000)
     with pytest.raises(InputError, match="pixels"):
         images.image_size(tmp_path / "a.png")
 

@@ -1,0 +1,58 @@
+"""Files at addresses: kept once, within limits, and only if they are what they should be."""
+
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from clips import clip, write
+
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media import download
+from skyreels_v2_infer.media.probe import probe_file
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *about):
+        pass
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """The address of a folder ``tmp_path / "there"``."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    (tmp_path / "there").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(tmp_path / "there")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_video_is_downloaded_once(tmp_path, address):
+    content = write(tmp_path / "there", clip(3)).read_bytes()
+    path = download.download_video(f"{address}/clip.mp4")
+    assert path.read_bytes() == content and probe_file(path).stored == (64, 96)
+    assert download.download_video(f"{address}/clip.mp4") == path
+    assert list((tmp_path / "cache").rglob("*.*")) == []  # nothing partial
+
+
+def test_what_is_refused_leaves_nothing(tmp_path, address, monkeypatch):
+    write(tmp_path / "there", clip(3))
+    (tmp_path / "there" / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nfile:/etc/passwd\n#EXT-X-ENDLIST\n")
+    with pytest.raises(InputError, match=f"--video_path {address}/list.m3u8: must be a (complete )?video"):
+        download.download_video(f"{address}/list.m3u8")
+    with pytest.raises(InputError, match="404"):
+        download.download_video(f"{address}/none.mp4")
+    monkeypatch.setattr(download, "VIDEO_BYTES", 2**10)
+    with pytest.raises(InputError, match="must be a video of at most 0 MB"):
+        download.download_video(f"{address}/clip.mp4")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_disk_that_is_full_is_not_the_networks_fault(tmp_path, address, monkeypatch):
+    write(tmp_path / "there", clip(1))
+    (tmp_path / "cache").write_text("")  # a file where the folder would be
+    with pytest.raises(OSError, match="cannot be saved in"):
+        download.download_video(f"{address}/clip.mp4")
