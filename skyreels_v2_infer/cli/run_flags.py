@@ -69,7 +69,7 @@ def add_output(parser: Parser) -> None:
     group.add_argument(
         "--no_preview",
         action="store_true",
-        help="do not write the preview, an image of each window's first and last frame, beside the video",
+        help="do not write the preview, an image with frames spread over the video, beside it",
     )
     group.add_argument(
         "--preview_every",

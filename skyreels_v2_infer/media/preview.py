@@ -1,8 +1,8 @@
-"""A contact sheet of a video: the first and the last frame of every piece (what one window made), each numbered."""
+"""A contact sheet of a video: frames spread over every piece (what one window made), numbered, with seams marked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 WIDTH = 320  # largest width of a thumbnail, in pixels
 ROW = 1600  # largest width of a sheet, in pixels
+EACH, SHOWN = 8, 24  # thumbnails of a piece at most, and of all pieces unless there are many
 GAP, LABEL = 4, 14  # pixels between thumbnails, and above each for its frame number
 MOST = 16_000_000  # pixels of all thumbnails in a sheet
 
@@ -24,21 +25,47 @@ def thumbnail(frame: np.ndarray) -> Image.Image:
     return image
 
 
-def pair(first: np.ndarray, last: np.ndarray) -> Image.Image:
-    """Thumbnails of the first and the last frame of a piece, side by side in one image."""
+def spots(frames: int, pieces: int) -> list[int]:
+    """Which frames of a piece are shown: the first, the last and some between, fewer if the video has many pieces."""
+    count = max(2, min(EACH, SHOWN // pieces))
+    return sorted({round(i * (frames - 1) / (count - 1)) for i in range(count)})
+
+
+def counts(frames: Sequence[int]) -> list[int]:
+    """How many thumbnails the sheet of a video may have, whose pieces have so many frames.
+
+    Of a video that is continued only two frames are shown; so were of every piece in earlier versions.
+    """
+    ends = [min(2, count) for count in frames]
+    spread = [len(spots(count, len(frames))) for count in frames]
+    return list(dict.fromkeys([sum(spread), ends[0] + sum(spread[1:]), sum(ends)]))
+
+
+def strip(thumbnails: Sequence[Image.Image]) -> Image.Image:
+    """Thumbnails of the same size side by side in one image."""
     from PIL import Image
 
-    ends = [thumbnail(first), thumbnail(last)]
-    both = Image.new("RGB", (2 * ends[0].width, ends[0].height))
-    both.paste(ends[0], (0, 0))
-    both.paste(ends[1], (ends[0].width, 0))
-    return both
+    width, height = thumbnails[0].size
+    page = Image.new("RGB", (len(thumbnails) * width, height))
+    for place, picture in enumerate(thumbnails):
+        page.paste(picture, (place * width, 0))
+    return page
 
 
-def parted(both: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """The two thumbnails of a `pair`."""
-    width = both.width // 2
-    return both.crop((0, 0, width, both.height)), both.crop((width, 0, 2 * width, both.height))
+def pair(first: np.ndarray, last: np.ndarray) -> Image.Image:
+    """A `strip` of the first and the last frame of a piece."""
+    return strip([thumbnail(first), thumbnail(last)])
+
+
+def parted(page: Image.Image, width: int | None = None) -> list[Image.Image]:
+    """The thumbnails of a `strip`.
+
+    Args:
+        width: of each; None: there are two.
+    """
+    count = 2 if width is None else max(1, round(page.width / width))
+    width = page.width // count
+    return [page.crop((i * width, 0, (i + 1) * width, page.height)) for i in range(count)]
 
 
 def difference(last: Image.Image, first: Image.Image) -> float:
@@ -76,24 +103,37 @@ def first_frame(height: int, width: int, count: int) -> tuple[tuple[int, int], t
     return size, (GAP, GAP + LABEL, width, height)
 
 
-def sheet(ends: Callable[[int], Image.Image], first_frames: list[int], frames: int) -> Image.Image:
+def sheet(
+    strips: Callable[[int], Image.Image], first_frames: list[int], frames: int, width: int | None = None
+) -> Image.Image:
     """The contact sheet; thumbnails of very long videos shrink so that all together have at most `MOST` pixels.
 
+    A frame with which a piece begins, but for the first, has a red number and a red line on its left.
+
     Args:
-        ends: index of a piece -> its `pair`.
+        strips: index of a piece -> its `strip`, of the frames that `spots` names, or of its first and last frame.
         first_frames: frame number at which each piece begins.
         frames: number of frames in the video.
+        width: of a thumbnail; None: half of the strip.
     """
     from PIL import Image, ImageDraw
 
-    numbers = [(i, end) for i, begin in enumerate(first_frames) for end in (begin, (*first_frames, frames)[i + 1] - 1)]
-    numbers = list(dict.fromkeys(numbers))  # a piece of one frame is shown once
-    (width, height), across, size = layout(*parted(ends(0))[0].size, len(numbers))
+    numbers = []
+    for piece, begin in enumerate(first_frames):
+        length = (*first_frames, frames)[piece + 1] - begin
+        count = len(parted(strips(piece), width))
+        places = [0, length - 1] if count == 2 else spots(length, len(first_frames))
+        places = places if len(places) == count else [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]
+        numbers += [(piece, i, begin + place) for i, place in enumerate(places[: 1 if length == 1 else None])]
+    (small, high), across, size = layout(*parted(strips(0), width)[0].size, len(numbers))
     page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
-    for place, (piece, number) in enumerate(numbers):
-        picture = parted(ends(piece))[number != first_frames[piece]]
-        x, y = GAP + place % across * (width + GAP), GAP + place // across * (height + LABEL + GAP)
-        draw.text((x, y), str(number), fill="black")
-        page.paste(picture if picture.size == (width, height) else picture.resize((width, height)), (x, y + LABEL))
+    for place, (piece, i, number) in enumerate(numbers):
+        picture = parted(strips(piece), width)[i]
+        x, y = GAP + place % across * (small + GAP), GAP + place // across * (high + LABEL + GAP)
+        is_seam = piece > 0 and i == 0
+        draw.text((x, y), str(number), fill="red" if is_seam else "black")
+        if is_seam:
+            draw.rectangle((x - GAP + 1, y, x - 2, y + LABEL + high - 1), fill="red")
+        page.paste(picture if picture.size == (small, high) else picture.resize((small, high)), (x, y + LABEL))
     return page

@@ -217,8 +217,9 @@ def poster_of(path: Path, height: int | None, width: int | None, pieces: list[di
         with path.open("rb") as file:
             head = file.read(24)
         size = [int.from_bytes(head[start : start + 4], "big") for start in (16, 20)]
-        thumbnails = sum(1 + (piece["frames"] > 1) for piece in pieces)
-        if head.startswith(b"\x89PNG") and height and width and thumbnails:
+        if not (head.startswith(b"\x89PNG") and height and width and pieces):
+            return None
+        for thumbnails in preview.counts([piece["frames"] for piece in pieces]):
             expected, box = preview.first_frame(height, width, thumbnails)
             if all(abs(one - other) <= 2 + other // 50 for one, other in zip(size, expected, strict=True)):
                 return {"src": address(path.name), "size": size, "box": box}

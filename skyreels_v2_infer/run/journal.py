@@ -8,7 +8,7 @@ folder, holds
 - ``segment-0000.mp4``, ...: the pieces, each a playable video;
 - ``history-0001.npy``: the history that the window of that piece starts from;
 - ``latents-0001.npy``: a window that is denoised but not decoded yet;
-- ``ends-0000.png``, ...: thumbnails of the first and the last frame of each piece, for the preview;
+- ``ends-0000.png``, ...: thumbnails of the first and the last frame of each piece and some between, for the preview;
 - ``sound.mp4``: the sound of a video that is continued; extracted anew by every process that works on the run;
 - ``lock``: locked by the process that works on the run.
 
@@ -269,7 +269,7 @@ class Journal:
             path: its segment, written by `segment` or moved here by `place`.
             history: newest frames (or latents) for the next window; None if no window follows.
             about: fields of the piece in the manifest, `record.MEASURED`.
-            ends: its first and last frame, see `preview.pair`.
+            ends: its first and last frame and some between, see `preview.strip`.
 
         Raises:
             OSError: a file cannot be written; the piece is not recorded then. The message names the folder.
@@ -299,7 +299,7 @@ class Journal:
         self._write()
 
     def ends(self, number: int) -> Image.Image:
-        """First and last frame of a piece, as given to `done`."""
+        """The thumbnails of a piece, as given to `done`."""
         from PIL import Image
 
         path = self.folder / ends_name(number)

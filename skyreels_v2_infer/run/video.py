@@ -24,6 +24,7 @@ from skyreels_v2_infer.run.manifest import peak_memory, rounded, shared
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 OF_A_PIECE = ("frames", "seconds", "brightness", "saturation", "seam")  # fields of a piece in the manifest
 
@@ -63,6 +64,9 @@ class Video:
         self.path: Path | None = None
         self.prefix = int(plan.prefix_frames > 0)
         self.pieces = self.prefix + len(plan.windows)
+        self._new_frames = [window.window.new_frames for window in plan.windows]
+        self._thumbnails: list[Image.Image] = []
+        self._spots: frozenset[int] = frozenset()
         self._began = time.perf_counter() if began is None else began
         self._frames = 0
         self._state: tuple | None = None
@@ -125,11 +129,14 @@ class Video:
             for frame in frames():
                 self._folder.write(frame[None])
             self._folder.end()
-        self._end(self.journal.place(source.segment), source.look, newest, {})
+        ends = preview.pair(source.look.first, source.look.last)
+        self._end(self.journal.place(source.segment), source.look, newest, {}, ends)
 
     def begin_piece(self) -> None:
         """Opens the segment of the next piece."""
-        self._look = Look()
+        self._look, self._thumbnails = Look(), []
+        window = self._new_frames[len(self.journal.pieces) - self.prefix]
+        self._spots = frozenset(preview.spots(window, self.pieces))
         self._begin_frames()
         self._writer = self._writing.enter_context(self.journal.segment(*self.form))
 
@@ -137,6 +144,8 @@ class Video:
         """Appends the frames that `fetch` returns, uint8 ``[t, H, W, 3]``."""
         frames = fetch()
         self._writer.write(frames)
+        shown = (place for place in range(len(frames)) if self._look.frames + place in self._spots)
+        self._thumbnails += [preview.thumbnail(frames[place]) for place in shown]
         self._look.add(frames)
         if self._folder is not None:
             self._folder.write(frames)
@@ -155,23 +164,28 @@ class Video:
         self._writing.close()
         if self._folder is not None:
             self._folder.end()
-        self._end(self._writer.path, self._look, state, seconds)
+        self._end(self._writer.path, self._look, state, seconds, preview.strip(self._thumbnails))
         self._writer = None
 
-    def _end(self, path: Path, look: Look, state: np.ndarray | None, seconds: dict[str, float]) -> None:
-        ends = preview.pair(look.first, look.last)
+    def _end(self, path: Path, look: Look, state: np.ndarray | None, seconds: dict[str, float], ends) -> None:
         about = {"frames": look.frames, "seconds": rounded(seconds), **look.figures()}
         about["seam"] = round(self._seam(ends), 4)
         last = len(self.journal.pieces) + 1 == self.pieces
         self.journal.done(path, None if last and not self.journal.keep else state, about, ends)
         self._frames += look.frames
 
+    @property
+    def _width(self) -> int:
+        """Of a thumbnail."""
+        return preview.first_frame(*self.form[:2], 1)[1][2]
+
     def _seam(self, ends) -> float:
         """Mean difference between the last frame of the piece before and the first of this one, 0 to 1."""
         number = len(self.journal.pieces)
         if not number:
             return 0.0
-        return preview.difference(preview.parted(self.journal.ends(number - 1))[1], preview.parted(ends)[0])
+        before, after = (preview.parted(one, self._width) for one in (self.journal.ends(number - 1), ends))
+        return preview.difference(before[-1], after[0])
 
     def stop_writing(self) -> None:
         """Makes a task that writes frames fail soon; called by another thread than the one that writes."""
@@ -209,7 +223,7 @@ class Video:
             say(moved)
 
         def page(ends):
-            return preview.sheet(ends, firsts, total)
+            return preview.sheet(ends, firsts, total, self._width)
 
         if self._folder is not None:
             self._folder.finish()

@@ -57,11 +57,21 @@ def test_a_player_can_begin_before_it_has_all(made):
     assert 0 < written.index(b"moov") < written.index(b"mdat")
 
 
-def test_the_preview_shows_the_ends_of_the_windows(made):
+def test_the_preview_is_spread_over_the_video_and_marks_seams(made):
     page = np.array(Image.open(made.path.with_suffix(".png")))
-    shown = [page[18:82, 4 + 68 * i : 68 + 68 * i].astype(int) for i in range(4)]
-    for picture, frame in zip(shown, made.frames[[0, 32, 33, 48]].astype(int), strict=True):
+    numbers = [*preview.spots(33, 2), *(33 + place for place in preview.spots(16, 2))]
+    assert len(numbers) == 16 and {0, 32, 33, 48} <= set(numbers) and max(np.diff(numbers)) <= 5
+    shown = [page[18:82, 4 + 68 * i : 68 + 68 * i].astype(int) for i in range(16)]
+    for picture, frame in zip(shown, made.frames[numbers].astype(int), strict=True):
         assert np.abs(picture - frame).mean() < 4  # what the video's coder changes
+    assert [tuple(page[50, 2 + 68 * i]) == (255, 0, 0) for i in range(16)] == [i == 8 for i in range(16)]
+
+
+@pytest.mark.parametrize(("frames", "pieces", "count"), [(97, 1, 8), (97, 3, 8), (80, 5, 4), (80, 40, 2), (5, 1, 5)])
+def test_a_video_of_many_pieces_shows_fewer_frames_of_each(frames, pieces, count):
+    shown = preview.spots(frames, pieces)
+    assert len(shown) == count and shown[0] == 0 and shown[-1] == frames - 1
+    assert preview.spots(1, pieces) == [0]
 
 
 def test_a_video_of_several_windows_gets_a_page(made, tmp_path):
