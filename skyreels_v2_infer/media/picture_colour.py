@@ -103,11 +103,13 @@ def _in_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
         return image.convert("RGB")
     from PIL import ImageCms
 
+    if image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
         space = profile.profile.xcolor_space.strip()
         mode = _SPACES.get(space)
-        if mode is None or (mode != image.mode and (mode != "RGB" or image.mode not in ("L", "1"))):
+        if mode is None or (mode != image.mode and (mode, image.mode) != ("RGB", "L")):
             raise ValueError(f"for {space}")  # for pictures of another kind
         image = image.convert(mode)
         convert = ImageCms.buildTransform(
@@ -123,7 +125,7 @@ def _in_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
         name = " ".join(ImageCms.getProfileDescription(profile).split())[:40] or space
         converted = ImageCms.applyTransform(image, convert)
     except (ImageCms.PyCMSError, OSError, ValueError):
-        notes.append("its colour profile is damaged and was ignored")
+        notes.append("its colour profile is damaged or of another kind and was ignored")
         return image.convert("RGB")
     notes.append(f"colours converted from {name} to sRGB")
     return converted

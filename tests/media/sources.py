@@ -35,7 +35,7 @@ def encode(path: Path, frames: np.ndarray, *arguments: object, rate: object = 12
 
 def tagged(matrix: str = "", primaries: str = "", transfer: str = "", span: str = "tv", to: str = "yuv444p") -> list:
     """Arguments of a lossless video whose colours have these tags; the numbers are converted by `matrix` and `span`."""
-    by = {"bt2020nc": "bt2020", "smpte170m": "bt601", "": "bt601"}.get(matrix, matrix)
+    by = {"bt2020nc": "bt2020", "smpte170m": "bt601", "bt470bg": "bt601", "": "bt601"}.get(matrix, matrix)
     filters = f"scale=out_color_matrix={by}:out_range={span}:flags=accurate_rnd+full_chroma_int+lanczos,format={to}"
     stated = f"colorspace={matrix or 'unknown'}:color_primaries={primaries or 'unknown'}"
     return ["-vf", f"{filters},setparams={stated}:color_trc={transfer or 'unknown'}:range={span}", "-c:v", "ffv1"]

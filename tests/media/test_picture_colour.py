@@ -72,6 +72,16 @@ def test_profiles_of_grey_and_of_srgb(tmp_path):
     assert np.array_equal(read_image(tmp_path / "own.png", *SIZE, notes=notes), patches()[0]) and notes == []
 
 
+def test_profiles_of_palettes_and_of_another_kind(tmp_path):
+    stored = Image.fromarray(in_space(ADOBE, 2.2)).quantize(16)
+    stored.save(tmp_path / "a.png", icc_profile=profile("RGB ", 2.2, ADOBE))
+    assert apart(read_image(tmp_path / "a.png", *SIZE), patches()[0]) <= 4
+    Image.fromarray(patches()[0]).save(tmp_path / "grey.png", icc_profile=profile("GRAY", 1.0))
+    notes = []
+    assert np.array_equal(read_image(tmp_path / "grey.png", *SIZE, notes=notes), patches()[0])
+    assert notes == ["its colour profile is damaged or of another kind and was ignored"]
+
+
 def test_transparent_pictures_with_profiles(tmp_path):
     stored = np.dstack([in_space(ADOBE, 2.2), np.full(SIZE, 255, np.uint8)])
     stored[:24, 24:48, 3] = 0
@@ -90,7 +100,7 @@ def test_a_damaged_profile_is_ignored(tmp_path, damage):
         picture.save(tmp_path / "a.tiff", icc_profile=content)
         notes = []
         assert apart(read_image(tmp_path / "a.tiff", *SIZE, notes=notes), patches()[0]) <= 2
-        assert notes == ["its colour profile is damaged and was ignored"]
+        assert notes == ["its colour profile is damaged or of another kind and was ignored"]
 
 
 def test_deep_pixels(tmp_path):
