@@ -22,7 +22,7 @@ from skyreels_v2_infer.distributed.team import SilencedError, Team
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.media.report import refresh_report
-from skyreels_v2_infer.progress import labelled
+from skyreels_v2_infer.progress import doing, labelled
 from skyreels_v2_infer.run import summary
 from skyreels_v2_infer.run.dispatch import LOOKS_AHEAD, MOST_FAILURES, Dispatcher, Pool
 from skyreels_v2_infer.run.foreseen import is_foreseen
@@ -177,7 +177,8 @@ class Batch:
         self.dispatcher: Dispatcher | None = None
         self.untold = self.unrecorded = False
         self._done: set[str] = set()  # names, by this process
-        valid, jobs = check_rows(jobs, self.models)
+        with doing("checking all rows"):
+            valid, jobs = check_rows(jobs, self.models)
         self.invalid = [row for row in jobs.rows if row.settings is None]
         if self.invalid and not jobs.keep_going:
             raise InvalidRowsError(self.invalid)
