@@ -86,10 +86,11 @@ class VideoProgress:
     Args:
         check: called after every row; may raise.
         lines: whether to print a line after every window.
+        shown: False: nothing is drawn or printed.
     """
 
-    def __init__(self, check: Callable[[], object] = lambda: None, lines: bool = False):
-        self.check, self.lines = check, lines
+    def __init__(self, check: Callable[[], object] = lambda: None, lines: bool = False, shown: bool = True):
+        self.check, self.lines, self.board = check, lines and shown, BOARD if shown else Board(hidden=True)
         self.work: Sequence[WindowWork] = ()
         self.window = self.row = self.decoded = 0  # windows denoised, rows of the next one, frames decoded
         self.began = time.monotonic()
@@ -106,19 +107,19 @@ class VideoProgress:
         """
         self.work, self.window, self.began = work, done, time.monotonic()
         self.decoded = sum(window.frames for window in work[:done])
-        with BOARD.showing(self):
+        with self.board.showing(self):
             yield
 
     def doing(self, text: str):
         """See `doing`."""
-        return doing(text)
+        return self.board.stage(Stage(text))
 
     @contextmanager
     def rows(self, window: int) -> Iterator[Callable[[], None]]:
         """Context manager around the rows of a window; its value is called after every row."""
         self.window, self.row = window, 0
         rows, began = self.work[window].rows, time.monotonic()
-        with doing(f"window {window + 1}/{len(self.work)}", total=len(rows), unit="rows") as stage:
+        with self.board.stage(Stage(f"window {window + 1}/{len(self.work)}", len(rows), "rows")) as stage:
             self._row_began = began
 
             def advance() -> None:
@@ -145,7 +146,7 @@ class VideoProgress:
         iterator, nothing = iter(pieces), object()
         while True:
             began = time.monotonic()
-            with BOARD.stage(stage):
+            with self.board.stage(stage):
                 piece = next(iterator, nothing)
             if piece is nothing:
                 return
@@ -226,10 +227,11 @@ class Board:
 
     Args:
         tick, beat: see `TICK` and `BEAT`.
+        hidden: True: it shows nothing.
     """
 
-    def __init__(self, tick: float = TICK, beat: float = BEAT):
-        self.tick, self.beat = tick, beat
+    def __init__(self, tick: float = TICK, beat: float = BEAT, hidden: bool = False):
+        self.tick, self.beat, self.hidden = tick, beat, hidden
         self.label = ""  # in front of each line
         self._forget()
 
@@ -249,7 +251,7 @@ class Board:
             yield stage
         finally:
             self._stages = [one for one in self._stages if one is not stage]
-            if not self._stages:
+            if not self._stages and self._busy.is_set():
                 self._busy.clear()
                 BARS.hide()
 
@@ -283,7 +285,7 @@ class Board:
     @property
     def shows(self) -> bool:
         """Whether anybody sees it."""
-        return self._speaking > 0 or not silent()
+        return not self.hidden and (self._speaking > 0 or not silent())
 
     def _start(self) -> None:
         if not self._busy.is_set() and self.shows and not Launch.for_messages().rank:
@@ -305,7 +307,7 @@ class Board:
     def show(self) -> None:
         """Draws the lines, or prints one if it is time to."""
         stages, videos = self._stages, self._videos
-        if not stages:
+        if not stages or self.hidden:
             return
         if not silent():
             width = columns()

@@ -29,6 +29,7 @@ from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.plan import Plan, WindowPlan
 from skyreels_v2_infer.plan.sharing import choose_layout
 from skyreels_v2_infer.plan.work import work_of
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
 from skyreels_v2_infer.scheduler import SOLVERS
 from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
@@ -182,6 +183,10 @@ class VideoPipeline:
         self._holding, self.at_work, self._by_layers = holding, offloading.at_work, offloading.at_work_by_layers
         if holding.offload == "blocks":
             offloading.by_blocks(self.transformer)
+
+    def set_progress_bar_config(self, disable: bool = False, **_tqdm) -> None:
+        """As diffusers' pipelines have it: whether calls show no bars. Other settings of bars are ignored."""
+        self.hooks = replace(self.hooks, progress=partial(VideoProgress, shown=not disable))
 
     def encoder_at_work(self, encoder: torch.nn.Module) -> AbstractContextManager[None]:
         """`at_work` for the text or the image encoder."""

@@ -14,7 +14,7 @@ from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.modules.caches import magcache, teacache
 from skyreels_v2_infer.plan.caching import DEGREE, FILE, RATIOS_FILE, UNUSABLE
 from skyreels_v2_infer.plan.plan import Plan
-from skyreels_v2_infer.progress import VideoProgress
+from skyreels_v2_infer.progress import VideoProgress, speaking
 from skyreels_v2_infer.run.files import write_whole
 from skyreels_v2_infer.run.inputs import read_images
 from skyreels_v2_infer.run.model_files import cache_folder
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--out {out}: {out.parent} must be a folder that can be written to")
         known = known_tables(out) if args.cache == "magcache" else []
         recording = teacache.Recording() if args.cache == "teacache" else magcache.Recording(plan.num_inference_steps)
-        record(recording, checkpoint, settings, [plan.with_prompt(prompt) for prompt in args.prompt])
+        with speaking():
+            record(recording, checkpoint, settings, [plan.with_prompt(prompt) for prompt in args.prompt])
     except ValueError as error:
         parser.error(first_line(error))
     except OSError as error:

@@ -257,6 +257,16 @@ def test_python_pipelines_show_bars_at_a_terminal(board, monkeypatch):
     assert screen(terminal.getvalue()) == []  # nothing while the caller does something else
 
 
+def test_bars_of_a_pipeline_can_be_switched_off(board, monkeypatch):
+    terminal = terminal_of(monkeypatch)
+    shown = VideoProgress(lines=True, shown=False)
+    with shown.video(WINDOWS), shown.rows(0) as advance, shown.doing("preparing"):
+        advance()
+        board.show()
+        shown.board.show()
+    assert terminal.getvalue() == "" and shown.counts() == (2, 4)
+
+
 def test_a_dumb_terminal_gets_lines(board, monkeypatch):
     terminal = terminal_of(monkeypatch)
     monkeypatch.setenv("TERM", "dumb")
