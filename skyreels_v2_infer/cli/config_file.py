@@ -18,7 +18,7 @@ from skyreels_v2_infer.cli.row_words import flags_of, shown, words_of
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.files import read_small
 
-MOST_BYTES = 2**20
+MOST_BYTES = 2**18
 # Flags that a file cannot give: those that print something and end, those about a file of settings, and trust.
 TYPED_ONLY = ("help", "version", "list_models", "config", "replay", "trust_replay")
 # Flags -> others in the file that they override as well.
@@ -77,7 +77,7 @@ def flags_in(parser: Parser, path: Path, values: Mapping[str, object]) -> dict[s
                 raise ValueError(parser.unknown(f"--{name}"))
             flags[name] = words_in(parser, name, value)
         except ValueError as error:
-            raise InputError("config", path, f"{shown(key)}: {error}") from None
+            raise InputError("config", path, f"{shown(str(key))}: {error}") from None
     return flags
 
 
@@ -92,7 +92,10 @@ def words_in(parser: Parser, name: str, value: object) -> list[str]:
     if isinstance(value, bool) and parser.takes(f"--{name}") == "one":
         return [f"--{name}={'on' if value else 'off'}"]  # YAML reads these words as true and false
     if name == "sweep" and isinstance(value, Mapping):
-        value = [f"{flag}={json.dumps(some if isinstance(some, list) else [some])}" for flag, some in value.items()]
+        value = [
+            f"{flag}={json.dumps(some if isinstance(some, list) else [some], default=str)}"
+            for flag, some in value.items()
+        ]
     return words_of(parser, name, value)
 
 
@@ -110,7 +113,7 @@ def read_config(path: Path) -> dict[str, object]:
         else:
             import yaml
 
-            values = yaml.safe_load(text)
+            values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the former is ten times as fast
     except ImportError:
         legal = "needs PyYAML: pip install pyyaml; or write it as JSON, in a file that ends in .json"
         raise InputError("config", path, legal) from None

@@ -118,6 +118,20 @@ def test_files_that_cannot_be_read(folder, capsys):
         assert refusal(cli.parse_generate, "--config", name, capsys=capsys).startswith(f"--config {name}: {legal}")
 
 
+def test_values_that_only_yaml_has(folder, capsys):
+    for text, said in (
+        ("2020-01-01: 3", "2020-01-01: unknown flag"),
+        ("sweep: &a {seed: *a}", "sweep: "),
+        ("prompt: &a [*a]", "prompt: must be a text or a number"),
+    ):
+        (folder / "lab.yaml").write_text(text)
+        line = refusal(cli.parse_generate, "--config", "lab.yaml", capsys=capsys)
+        assert line.startswith(f"--config lab.yaml: {said}")
+    (folder / "lab.yaml").write_text("sweep: {seed: 2020-01-01}\nmodel_id: tiny")
+    (row,) = cli.parse_generate(["--config", "lab.yaml"]).rows
+    assert row.error.startswith("--seed 2020-01-01: must be a whole number")
+
+
 def test_a_value_that_is_wrong_is_named_as_on_the_command_line(folder, capsys):
     line = refusal(cli.parse_generate, "--config", write("lab.json", {"seed": "x", "fps": 0}), capsys=capsys)
     assert line.startswith("--seed x: must be a whole number") and "; --fps 0: must be" in line

@@ -434,6 +434,44 @@ def manifests(rng: Random, inputs: Path) -> Case:
     return Case("parse_diffusion_forcing", [*given, "--dry_run"] if rng.random() < 0.8 else [*given, *TINY])
 
 
+def labs(rng: Random, inputs: Path) -> Case:
+    """A damaged file of flags, or a manifest with odd settings, for --config; some beside flags that are typed."""
+    parse, words, env = command(rng, inputs, MAKERS)
+    values = {}
+    for name, *given in words:
+        flag, equals, glued = name.removeprefix("--").partition("=")
+        values[flag] = glued if equals else given[0] if given else True
+        if rng.random() < 0.2:
+            values[flag] = rng.choice((*ODD, [values[flag]], {flag: values[flag]}))
+    if rng.random() < 0.2:
+        values |= {"format": 1, "script": "generate_video.py", "settings": dict(values)}
+    path = inputs / ("lab.json" if rng.random() < 0.5 else "lab.yaml")
+    text = mutate.json_text(rng, values)
+    if path.suffix == ".yaml" and rng.random() < 0.5:
+        text += rng.choice(YAML_ENDS)
+    path.write_bytes(text)
+    typed = flat(rng, command_line(rng, parse)) if rng.random() < 0.3 else []
+    return Case(parse, [*typed, f"--config=../inputs/{path.name}", *TINY[:2], "--dry_run"], env)
+
+
+ODD = (None, True, False, 0, -1.5, 1e400, "", "on", [], [[]], {}, ["a", None], "2020-01-01", "~")
+YAML_ENDS = (
+    b"\n{a: b}",
+    b"\n---\na: 1\n",
+    b"\x00",
+    b"\n? [a, b]\n: 1\n",
+    b"\n&a [*a]",
+    b"\n2020-01-01: 2020-01-01\n",
+    b"\t",
+)
+
+
+def command_line(rng: Random, parse: str) -> list[list[str]]:
+    """Some flags with legal forms, to be typed beside a file."""
+    flags = [flag for flag, about in FLAGS[parse].items() if about["takes"] and flag not in ("--help", "-h", "--jobs")]
+    return [[flag, value(rng, flag, FLAGS[parse][flag]["choices"])] for flag in rng.sample(flags, 2)]
+
+
 def folders(rng: Random, inputs: Path) -> Case:
     """Damaged folders of a run, some of them without the video that came of it."""
     from skyreels_v2_infer.run.record import text_checksum
@@ -504,7 +542,7 @@ def media(rng: Random, inputs: Path) -> Case:
 
 KINDS: dict[str, Callable[[Random, Path], Case]] = {
     made.__name__: made
-    for made in (argv, videos, configs, headers, parts, stories, jobs, manifests, folders, chats, tables, media)
+    for made in (argv, videos, configs, headers, parts, stories, jobs, labs, manifests, folders, chats, tables, media)
 }
 
 

@@ -36,7 +36,7 @@ import cases  # noqa: E402
 import oracle  # noqa: E402
 
 # How many cases of a kind there are for one of the slowest, which load a checkpoint.
-SHARES = {"argv": 30, "stories": 10, "manifests": 3, "jobs": 5, "tables": 3, "media": 5}
+SHARES = {"argv": 30, "stories": 10, "manifests": 3, "jobs": 5, "labs": 10, "tables": 3, "media": 5}
 EVERY = 25  # one of so many cases is a process of its own, as a user starts it
 # Kinds of which most cases import torch. Without them this process stays small, and its forks are several times faster.
 NEED_TORCH = {"videos", "configs", "headers", "parts", "manifests", "folders", "chats"}
