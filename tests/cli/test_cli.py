@@ -532,6 +532,12 @@ REFUSED_EXTENSIONS = [
     ("--video_path ../inputs/cut.mp4", "--video_path ../inputs/cut.mp4", "must be a complete video"),
     ("--video_path ../inputs/text.mp4", "--video_path ../inputs/text.mp4", "must be a complete video"),
     ("--video_path ../inputs", "--video_path ../inputs", "must be a file, or a folder of pictures"),
+    ("--video_path ../inputs/%03d.png", "--video_path ../inputs/%03d.png", "matches no file"),
+    ("--fit stretch", "--fit stretch", "must be crop or pad"),
+    ("--background #12345", "--background #12345", "must be an opaque colour"),
+    ("--background #ff000080", "--background #ff000080", "must be an opaque colour"),
+    ("--input_color rec709", "--input_color rec709", "must be bt709, bt601, bt2020, p3, hlg, pq"),
+    ("--input_color hlg --video_path ../inputs/w*e.png", "--input_color hlg", "is for videos; pictures state"),
 ]
 
 

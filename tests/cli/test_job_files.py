@@ -241,6 +241,17 @@ def test_a_picture_at_an_address_is_downloaded_once(monkeypatch):
     assert f"--image={address}" in rows[0].command
 
 
+def test_a_video_at_an_address_is_downloaded(monkeypatch):
+    Path("clip").mkdir()
+    Image.new("RGB", (64, 64)).save("clip/1.png")
+    monkeypatch.setattr("skyreels_v2_infer.cli.batch.download_video", lambda url, name: Path("clip"))
+    jobs = of_rows(
+        {"prompt": "x", "video_path": "https://example.com/a.mp4", "overlap_history": 17},
+        parse=cli.parse_diffusion_forcing,
+    )
+    assert errors(jobs) == [] and jobs.rows[0].settings.video_path == Path("clip")
+
+
 def test_an_address_on_the_command_line_is_downloaded_once_as_it_is_written(monkeypatch):
     Image.new("RGB", (64, 64)).save("picture.png")
     asked = []
