@@ -2,7 +2,8 @@
 
 import pytest
 
-from skyreels_v2_infer.plan.naming import output_stem
+from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.plan.naming import check_pattern, fields_in, named, output_stem
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,33 @@ def test_names_are_short_and_safe(prompt, stem):
 def test_the_longest_name_fits_everywhere():
     stem = output_stem("word " * 100, 2**63 - 1)
     assert len(stem) <= 60 and stem.endswith("_9223372036854775807")
+
+
+def test_fields_of_a_name_are_written_by_their_kind():
+    values = {"prompt": "A red  Ball!", "seed": 7, "guidance_scale": 6.0, "teacache": True, "sigmas": None}
+    assert named("{prompt:.5}_{seed:03}_{guidance_scale}_{teacache}_{sigmas}", values) == "a-red_007_6_on_none"
+    assert set(fields_in("x{prompt:.5}_{seed}")) == {"prompt", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "values"),
+    [
+        ("{nothing}", {"seed": 1}),
+        ("{prompt:03}", {"prompt": "a"}),
+        ("{seed:.2}", {"seed": 1}),
+        ("{seed}.", {"seed": 1}),
+        ("con", {}),
+        (".{seed}", {"seed": 1}),
+        ("a" * 300, {}),
+    ],
+)
+def test_names_that_are_none_are_refused(pattern, values):
+    with pytest.raises(InputError, match="--name"):
+        check_pattern(pattern)
+        named(pattern, values)
+
+
+@pytest.mark.parametrize("pattern", ["", "  ", "a/b", "{seed!r}", "{seed.real}", "a\n"])
+def test_patterns_that_are_none(pattern):
+    with pytest.raises(ValueError):
+        check_pattern(pattern)
