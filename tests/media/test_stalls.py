@@ -151,7 +151,7 @@ def test_what_a_script_in_place_of_ffmpeg_started_is_ended_too(tmp_path, use):
         ffmpeg.check_ffmpeg()
     child = int((tmp_path / "child").read_text())
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(child)], capture_output=True, text=True).stdout.strip()
-    assert state in ("", "Z")
+    assert state[:1] in ("", "Z")
 
 
 def test_a_worker_is_closed_though_its_encoder_is_stuck(tmp_path, use, monkeypatch):
