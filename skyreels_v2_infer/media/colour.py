@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SDR_WHITE = 203.0  # nits, ITU-R BT.2408
 HLG_PEAK = 1000.0
-USUAL_PEAK = 1000.0  # of PQ that does not state one
-KNEE = 0.88
+USUAL_PEAK, HIGHEST_PEAK = 1000.0, 4000.0  # of PQ that does not state one, and what is counted of a higher one
+KNEE = 0.92
 PQ, HLG = "smpte2084", "arib-std-b67"
 HDR = {HLG: "HLG", PQ: "PQ"}
 # ffmpeg's names of primaries -> xy of red, green, blue (ITU-R BT.2020; SMPTE RP 431-2, EG 432-1).
@@ -170,7 +170,7 @@ def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 
 def _highest(peak: float | None) -> float:
-    return min(max(peak or USUAL_PEAK, SDR_WHITE), 10000.0)
+    return min(max(peak or USUAL_PEAK, SDR_WHITE), HIGHEST_PEAK)
 
 
 EVEN, CUBE, CURVE = 4096, 65, 65536  # points of the tables along each axis; of the last one as 16 bits have

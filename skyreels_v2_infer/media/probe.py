@@ -98,8 +98,12 @@ def probe_file(path: Path | str, name: str = "video_path") -> Probe:
                 shown = int(match[2]), int(match[1])
         if not ffmpeg.succeeded():
             raise refused(ffmpeg, path, name)
-        if shown is None or (found := parse(ffmpeg.messages(), shown)) is None:
+        messages = ffmpeg.messages()
+        if shown is None or (found := parse(messages, shown)) is None:
             raise no_frame(path, name)
+        if only_dolby_vision(messages):
+            legal = "is Dolby Vision of profile 5, whose colours ffmpeg does not decode; export it as HDR10, HLG or SDR"
+            raise InputError(name, path, legal)
         return found
 
 
@@ -146,6 +150,11 @@ def parse(messages: Sequence[str], shown: tuple[int, int]) -> Probe | None:
         alpha=coded_alpha or has_alpha(pixels),
         coded_alpha=coded_alpha,
     )
+
+
+def only_dolby_vision(messages: Sequence[str]) -> bool:
+    """Whether a video's only layer is in the colour space of Dolby Vision (ICtCp with a dynamic curve)."""
+    return any(re.match(r"\[info\] +DOVI configuration record: .*\bprofile: 5\b", line) for line in messages)
 
 
 _COLOURS = (("range", "range"), ("matrix", "space"), ("primaries", "primaries"), ("transfer", "trc"))

@@ -6,7 +6,7 @@ import pytest
 from clips import clip, ffmpeg, write
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media.probe import exact_rate, parse, probe_file
+from skyreels_v2_infer.media.probe import exact_rate, only_dolby_vision, parse, probe_file
 
 
 def test_streams_rates_and_sound(tmp_path):
@@ -73,6 +73,12 @@ def test_the_rate_is_that_of_the_stream_that_is_decoded():
     assert found.fps == 1000 and found.index == 1 and found.aspect == 1
     other = [*lines[:3], lines[3].replace("0:1 ", "0:0 "), *lines[4:]]
     assert parse(other, (32, 32)).fps == 0  # the output's is a guess
+
+
+def test_dolby_vision_without_another_layer():
+    line = "[info]       DOVI configuration record: version: 1.0, profile: {}, level: 6, rpu flag: 1, el flag: 0"
+    assert only_dolby_vision([line.format(5)])
+    assert not only_dolby_vision([line.format(8), "[info]     title : DOVI configuration record: profile: 5"])
 
 
 def test_rates_of_two_digits():
