@@ -17,9 +17,9 @@ from skyreels_v2_infer.media.ffmpeg import ACCURATE, AS_SHOWN
 from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions, color_name, fitting
 from skyreels_v2_infer.media.probe import Probe
 
-# Frames of more pixels are reduced by a whole factor before they become RGB: four fifths of the time for 4K.
+# Frames of more pixels are reduced by a whole factor before they become RGB.
 REDUCED_ABOVE = 1920 * 1200
-_RGB_ENOUGH = 1.5  # how much larger than needed they stay at least, for the resampling that follows
+_RGB_ENOUGH = 1.3  # how much larger than needed they stay at least, for the resampling that follows
 
 # --input_color: a name -> matrix, primaries, transfer.
 COLORS = {
@@ -134,7 +134,7 @@ def changes(probe: Probe, options: InputOptions = DEFAULT, size: tuple[int, int]
     if probe.aspect != 1:
         lines.append(f"pixels of {probe.aspect.numerator}:{probe.aspect.denominator} made square")
     if probe.alpha and probe.codec != "gif":
-        lines.append(f"transparency shown on {color_name(options.background)}")
+        lines.append(f"what is transparent is shown on {color_name(options.background)}")
     if size is not None and (said := fitting(probe.height, probe.width, *size, options.fit)):
         lines.append(said)
     return lines

@@ -111,7 +111,7 @@ def test_transparency_is_on_the_background(tmp_path, name):
     blue[24:, 24:48] = 125, 125, 252
     assert apart(first(path), white) <= 5
     assert apart(first(path, InputOptions((0, 0, 255))), blue) <= 5
-    assert changes(probe_file(path)) == ["transparency shown on white"]
+    assert changes(probe_file(path)) == ["what is transparent is shown on white"]
 
 
 @pytest.mark.parametrize("pixels", PIXELS)
