@@ -17,7 +17,7 @@ from pathlib import Path
 
 from skyreels_v2_infer.cli.batch import JobList, JobRow
 from skyreels_v2_infer.cli.settings import GenerateSettings
-from skyreels_v2_infer.console import say
+from skyreels_v2_infer.console import called, say
 from skyreels_v2_infer.distributed.team import SilencedError, Team
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
@@ -151,7 +151,8 @@ def texts_ahead(coming: Sequence[CheckedRow]) -> list[str]:
 
 def record_of(script: str, row: JobRow, ranks: int = 1) -> Result:
     """The record of a row before anything is known of its video."""
-    words = ["python", script] if ranks == 1 else ["torchrun", f"--nproc_per_node={ranks}", script, "--use_usp"]
+    alone = ["python", script] if called(script) == script else [called(script)]
+    words = alone if ranks == 1 else ["torchrun", f"--nproc_per_node={ranks}", script, "--use_usp"]
     command = shlex.join([*words, *row.command]) if row.command else None
     name = None if row.settings is None else row.settings.name
     known = {"command": command, "error": row.error, "sweep": dict(row.swept)}

@@ -8,11 +8,13 @@ from script_runs import FORCING, GENERATE, run
 
 from skyreels_v2_infer import __version__
 from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.cli.batch import JobRow
 from skyreels_v2_infer.cli.captions import parse_captions
 from skyreels_v2_infer.cli.help import SHORT, short_help
 from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.near_names import FOREIGN
 from skyreels_v2_infer.plan.models import PUBLISHED
+from skyreels_v2_infer.run.batch import record_of
 
 SCRIPTS = {GENERATE: cli.parse_generate, FORCING: cli.parse_diffusion_forcing}
 EACH = pytest.mark.parametrize("script", SCRIPTS)
@@ -149,6 +151,8 @@ def test_an_installed_script_calls_itself_as_its_user_does(capsys, monkeypatch):
     assert refusal(cli.parse_generate, "--seed", "x", capsys=capsys).startswith("generate_video: --seed x: ")
     line = refusal(cli.parse_generate, "--ar_step", "5", capsys=capsys)
     assert line == "generate_video: --ar_step 5: only generate_video_df has this flag"
+    row = JobRow(1, "jobs.jsonl:1", {}, command=("--seed=3",))
+    assert record_of(GENERATE, row).command == "generate_video --seed=3"
     for argv in (["--help"], ["--help", "all"]):
         out = printed(cli.parse_generate, argv, capsys)
         assert out.startswith("usage: generate_video [flags]") and "generate_video.py" not in out
