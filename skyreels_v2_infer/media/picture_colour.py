@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from skyreels_v2_infer.errors import printable
 from skyreels_v2_infer.media.input_options import WHITE, color_name
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _in_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
         )
         if mode == "RGB" and _changes_nothing(convert):
             return image
-        name = " ".join(ImageCms.getProfileDescription(profile).split())[:40] or space
+        name = printable(" ".join(ImageCms.getProfileDescription(profile).split())[:40]) or space
         converted = ImageCms.applyTransform(image, convert)
     except (ImageCms.PyCMSError, OSError, ValueError):
         notes.append("its colour profile is damaged or of another kind and was ignored")

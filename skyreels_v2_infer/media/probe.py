@@ -204,7 +204,7 @@ def _side_data(lines: Sequence[str]) -> list[str]:
 
 
 def _known(colours: str, key: str) -> str:
-    found = re.search(rf"color_{key}:(\S+)", colours)
+    found = re.search(rf"color_{key}:([\w-]+)", colours)
     return "" if found is None or found[1] in ("unknown", "unspecified", "reserved") else found[1]
 
 

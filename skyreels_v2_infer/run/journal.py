@@ -315,7 +315,7 @@ class Journal:
     def _known_names(self) -> set[str]:
         """Files that a resumed run uses; all others were being written or removed when it was interrupted."""
         done = range(self._number)
-        known = {NAME, LOCK, JOINED, SOUND, self._latents.name, self._history.name}
+        known = {NAME, LOCK, JOINED, self._latents.name, self._history.name}
         known |= {name(number) for number in done for name in (segment_name, ends_name)}
         return known | ({history_name(number) for number in done} if self.keep else set())
 

@@ -51,6 +51,23 @@ def test_what_is_refused_leaves_nothing(tmp_path, address, monkeypatch):
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
+def test_redirections_stay_on_the_web(address, monkeypatch):
+    def to(target):
+        def answer(self):
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+
+        monkeypatch.setattr(_Quiet, "do_GET", answer, raising=False)
+
+    to("ftp://127.0.0.1:1/clip.mp4")
+    with pytest.raises(InputError, match=r"leads to ftp://127\.0\.0\.1:1/clip\.mp4, which is no address of http"):
+        download.download_video(f"{address}/clip.mp4")
+    to("http://127.0.0.1:1/clip.mp4")
+    with pytest.raises(OSError, match="refused"):
+        download.download_video(f"{address}/clip.mp4")
+
+
 def test_a_disk_that_is_full_is_not_the_networks_fault(tmp_path, address, monkeypatch):
     write(tmp_path / "there", clip(1))
     (tmp_path / "cache").write_text("")  # a file where the folder would be

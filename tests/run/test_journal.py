@@ -189,7 +189,7 @@ def test_frames_that_are_missing_are_named(tmp_path):
 
 def test_what_was_being_written_is_removed(begun, tmp_path):
     begun.close()
-    for name in (".history-0003.npy.part", "segment-0002.mp4", "history-0001.npy", ".segment-0002.12.part.mp4"):
+    for name in (".history-0003.npy.part", "segment-0002.mp4", "history-0001.npy", "sound.mp4", ".segment-0002.1.part"):
         (begun.folder / name).write_bytes(b"half")
     found = resume(tmp_path)
     assert contents(found.folder) == sorted(
