@@ -16,6 +16,7 @@ from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.distributed.team import assembled
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
+from skyreels_v2_infer.media.download import download_video
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
 from skyreels_v2_infer.media.images import download_image
 from skyreels_v2_infer.progress import VideoProgress
@@ -119,7 +120,7 @@ class RankWorker:
             raise KeyboardInterrupt
 
     def _here(self, video: CheckedRow) -> CheckedRow:
-        """The video on this worker's device, with downloaded images in this machine's cache."""
+        """The video on this worker's device, with downloaded inputs in this machine's cache."""
         settings = with_images(video.row.settings, video.row.command).on_device(self.device)
         return replace(video, row=replace(video.row, settings=settings))
 
@@ -129,7 +130,7 @@ class RankWorker:
 
 
 def with_images(settings: GenerateSettings, command: Sequence[str]) -> GenerateSettings:
-    """Settings whose images exist on this machine: those that the command gives as addresses are downloaded again.
+    """Settings whose images and video exist on this machine: what the command gives as an address is downloaded again.
 
     One that cannot be downloaded stays missing, which is the error of the video.
     """
@@ -138,6 +139,7 @@ def with_images(settings: GenerateSettings, command: Sequence[str]) -> GenerateS
         for word in () if path is None or path.exists() else command:
             address = word.removeprefix(f"--{name}=")
             if address != word and address.lower().startswith(("http://", "https://")):
+                download = download_video if name == "video_path" else download_image
                 with suppress(InputError, OSError):
-                    settings = replace(settings, **{name: download_image(address, name)})
+                    settings = replace(settings, **{name: download(address, name)})
     return settings

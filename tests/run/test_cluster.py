@@ -179,6 +179,10 @@ def test_an_image_that_another_machine_has_downloaded(here, monkeypatch):
     found = [with_images(one, command).image for one in settings]
     assert found == [Path("image/here/a.png"), Path("jobs.jsonl")]
 
+    monkeypatch.setattr(cluster_worker, "download_video", lambda address, name: Path(name, address[8:]))
+    video = settings[0].__class__(**vars(settings[0]) | {"image": None, "video_path": Path("none")})
+    assert with_images(video, ["--video_path=https://here/a.mp4"]).video_path == Path("video_path/here/a.mp4")
+
     def unreachable(address, name):
         raise OSError
 
