@@ -62,6 +62,7 @@ def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForci
     faults.check(check_embedded_length, values, "base_num_frames")
     faults.check(check_outdir, args.outdir)
     faults.check(check_frames_dir, args)
+    faults.check(check_apart, args)
     prompts = faults.check(prompts_of, values)
     inputs = located(args, ("image", "end_image", "video_path"), faults)
     source = faults.check(source_size, inputs["image"], inputs["video_path"], inputs["end_image"])
@@ -339,6 +340,16 @@ def check_frames_dir(args: argparse.Namespace) -> None:
         legal = "not with --keep_parts: of windows that are reused there are no lossless frames"
         raise InputError("frames_dir", args.frames_dir, legal)
     check_outdir(args.frames_dir, "frames_dir")
+
+
+def check_apart(args: argparse.Namespace) -> None:
+    """Raises an `InputError` for output in a folder of pictures that is continued: it would belong to the video."""
+    if not isinstance(args.video_path, Path) or not args.video_path.is_dir():
+        return
+    for name in ("outdir", "frames_dir"):
+        path = getattr(args, name)
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(args.video_path)):
+            raise InputError(name, path, f"must be outside the folder of pictures {args.video_path} (--video_path)")
 
 
 def check_outdir(outdir: Path, name: str = "outdir") -> None:

@@ -209,7 +209,7 @@ def color(text: str) -> str:
 
     try:
         found = ImageColor.getrgb(text)
-        if len(found) > 3 and found[3] != 255:
+        if (len(found) > 3 and found[3] != 255) or not all(0 <= value <= 255 for value in found):
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: must be an opaque colour: white, #ffcc00, ...") from None

@@ -95,7 +95,7 @@ def _numbered(path: Path, match: re.Match, name: str) -> list[Path]:
 
 
 def _natural(path: Path) -> list:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def pictures_size(path: Path | str, name: str = "video_path") -> tuple[int, int]:

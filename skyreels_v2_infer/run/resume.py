@@ -246,8 +246,12 @@ def differences(found: dict, wanted: dict) -> list[str]:
 
 def other_settings(run: Different, identity: dict) -> OtherSettingsError:
     """The error that names the differences from an interrupted run."""
-    shown = [(name, *apart(run.found.get(name), identity.get(name))) for name in run.changed]
-    names = "; ".join(f"--{name} was {was}, now is {now}" for name, was, now in shown)
+    new = [f"--{name}" for name in run.changed if name not in run.found]
+    shown = [(name, *apart(run.found[name], identity.get(name))) for name in run.changed if name in run.found]
+    texts = [f"--{name} was {was}, now is {now}" for name, was, now in shown]
+    if new:
+        texts.append(f"it was begun by a version that did not record {', '.join(new)}; finish it with that one")
+    names = "; ".join(texts)
     return OtherSettingsError("resume", None, f"the interrupted run in {run.folder} has other settings: {names}")
 
 

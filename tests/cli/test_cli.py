@@ -113,6 +113,8 @@ def inputs(tmp_path_factory):
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(inputs / "turned.jpg", exif=turned)
     (inputs / "cut.mp4").write_bytes((inputs / "wide.mp4").read_bytes()[:800])
     (inputs / "text.mp4").write_text("not a video")
+    (inputs / "frames").mkdir()
+    (inputs / "frames" / "1.png").write_bytes((inputs / "wide.png").read_bytes())
     return inputs
 
 
@@ -533,9 +535,20 @@ REFUSED_EXTENSIONS = [
     ("--video_path ../inputs/text.mp4", "--video_path ../inputs/text.mp4", "must be a complete video"),
     ("--video_path ../inputs", "--video_path ../inputs", "must be a file, or a folder of pictures"),
     ("--video_path ../inputs/%03d.png", "--video_path ../inputs/%03d.png", "matches no file"),
+    (
+        "--video_path ../inputs/frames --outdir ../inputs/frames/o",
+        "--outdir ../inputs/frames/o",
+        "must be outside the folder",
+    ),
+    (
+        "--video_path ../inputs/frames --frames_dir ../inputs/frames",
+        "--frames_dir ../inputs/frames",
+        "must be outside the folder",
+    ),
     ("--fit stretch", "--fit stretch", "must be crop or pad"),
     ("--background #12345", "--background #12345", "must be an opaque colour"),
     ("--background #ff000080", "--background #ff000080", "must be an opaque colour"),
+    ("--background rgb(300,0,0)", "--background rgb(300,0,0)", "must be an opaque colour"),
     ("--input_color rec709", "--input_color rec709", "must be bt709, bt601, bt2020, p3, hlg, pq"),
     ("--input_color hlg --video_path ../inputs/w*e.png", "--input_color hlg", "is for videos; pictures state"),
 ]

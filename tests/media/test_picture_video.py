@@ -66,6 +66,8 @@ def test_names_are_sorted_by_their_numbers(tmp_path):
     for name in ("a10.png", "a9.png", "a1.png", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     assert [path.name for path in list_pictures(tmp_path)] == ["a1.png", "a9.png", "a10.png", "b.png"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a9²9.png")  # a digit that is no number
+    assert [path.name for path in list_pictures(tmp_path)][1:3] == ["a9.png", "a9²9.png"]
 
 
 def refused(path: Path, match: str) -> None:

@@ -102,6 +102,14 @@ def test_settings_that_only_the_interrupted_run_had_count(tmp_path):
         resume(tmp_path)
 
 
+def test_a_run_of_a_version_without_some_settings(tmp_path):
+    made = begin(tmp_path)
+    add_piece(made, 5, 0)
+    made.close()
+    with pytest.raises(InputError, match=r"a version that did not record --fit, --quality; finish it with that one$"):
+        resume(tmp_path, IDENTITY | {"fit": "crop", "quality": 8.0})
+
+
 def test_of_long_settings_what_differs_is_shown(tmp_path):
     negative = "blurry, out of focus, low resolution, compression artifacts, grain, flicker, ghosting, "
     weights = {f"shard-{i}": "12-ab" for i in range(9)}
