@@ -99,7 +99,11 @@ def probe_file(path: Path | str, name: str = "video_path") -> Probe:
         if not ffmpeg.succeeded():
             raise refused(ffmpeg, path, name)
         messages = ffmpeg.messages()
-        if shown is None or (found := parse(messages, shown)) is None:
+        try:
+            found = None if shown is None else parse(messages, shown)
+        except (TypeError, ValueError, OverflowError):  # names of languages may put lines of their own among ffmpeg's
+            found = None
+        if found is None:
             raise no_frame(path, name)
         if only_dolby_vision(messages):
             legal = "is Dolby Vision of profile 5, whose colours ffmpeg does not decode; export it as HDR10, HLG or SDR"

@@ -19,6 +19,8 @@ from skyreels_v2_infer.media.rates import exact, rate_text
 # Containers that hold no timestamps; what ffmpeg makes up for them is no reason to leave out frames.
 WITHOUT_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "mjpeg", "vc1", "obu", "av1")
 LONGEST = 300  # seconds that one frame may be shown; a damaged timestamp would fill hours with one
+# A file of few frames may become so many at the rate of the result, others so many times their own.
+MOST_MADE, MOST_REPEATED = 10**6, 10
 KEY, DISCARDED = 1, 4  # flags of a packet
 UNSET = -(2**63)  # a timestamp
 
@@ -98,8 +100,13 @@ def parse_packets(lines: Iterable[bytes]) -> Packets | None:
     return Packets(tick, tuple(sorted(times)), begins_with_key, headers)
 
 
-def check_gaps(packets: Packets, path: Path | str, name: str) -> None:
-    """Raises an `InputError` for the flag `name` if one frame is shown for implausibly long."""
+def check_gaps(packets: Packets, path: Path | str, name: str, rate: float) -> None:
+    """Raises an `InputError` for the flag `name` if one frame is shown for implausibly long, or all frames become too
+    many at a rate."""
+    made = int((packets.starts[-1] - packets.starts[0]) * packets.tick * exact(rate))
+    if made > max(MOST_MADE, MOST_REPEATED * len(packets.starts)):
+        legal = f"has {len(packets.starts)} frames, which become {made} by its timestamps"
+        raise InputError(name, path, f"{legal}, at most {MOST_MADE} are read; --keep_rate ignores them")
     longest = max(packets.steps(), default=Fraction(0))
     if longest > LONGEST:
         legal = f"shows one frame for {float(longest):.0f} s by its timestamps, at most {LONGEST} are read"

@@ -175,7 +175,7 @@ class _Opened:
         self.packets: Packets | None = read_packets(path, self.probe)
         self.rate = None if settings.keep_rate or self.packets is None else settings.fps
         if self.rate is not None:
-            check_gaps(self.packets, path, "video_path")
+            check_gaps(self.packets, path, "video_path", self.rate)
 
     def copy(self, spool: Path) -> Path | None:
         """Its stream in a file of its own, without encoding it again; None where that is not possible."""

@@ -60,6 +60,13 @@ def test_descriptions_in_titles_are_not_believed(tmp_path):
     assert found.fps == 24 and found.duration < 1 and found.audio == ()
 
 
+def test_lines_that_the_name_of_a_language_adds(tmp_path):
+    own = "eng): Video: h264, 8x8\n[Parsed_showinfo_0 @ 0x0] n:   0 pts: 0\n  Stream #0:0(eng"
+    ffmpeg("-i", write(tmp_path, clip(2)), "-c", "copy", "-metadata:s:v:0", f"language={own}", tmp_path / "own.mkv")
+    with pytest.raises(InputError, match="has no frame that can be decoded"):
+        probe_file(tmp_path / "own.mkv")
+
+
 def test_the_rate_is_that_of_the_stream_that_is_decoded():
     lines = [
         "[info]   Stream #0:0: Video: mjpeg, yuvj420p, 32x32, 90k tbn (attached pic)",

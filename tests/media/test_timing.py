@@ -74,7 +74,11 @@ def test_a_timestamp_that_is_far_off_is_refused():
     head = b"#tb 0: 1/1000\n"
     rows = b"".join(b"0, %d, %d, 40, 9, 0x1\n" % (at, at) for at in (0, 40, 10**9))
     with pytest.raises(InputError, match=r"shows one frame for 1000000 s.*--keep_rate"):
-        check_gaps(parse_packets([head, *rows.splitlines(keepends=True)]), "x.mp4", "video_path")
+        check_gaps(parse_packets([head, *rows.splitlines(keepends=True)]), "x.mp4", "video_path", 0.5)
+    slow = parse_packets([head, *(b"0, %d, %d, 40, 9, 0x1\n" % (at, at) for at in range(0, 50_000_000, 250_000))])
+    check_gaps(slow, "x.mp4", "video_path", 16)
+    with pytest.raises(InputError, match=r"200 frames, which become 1194000 by its timestamps.*--keep_rate"):
+        check_gaps(slow, "x.mp4", "video_path", 24)
     assert parse_packets([head]) is None
     assert parse_packets([head, b"0, -9223372036854775808, -9223372036854775808, 40, 9, 0x1\n"]) is None
 
