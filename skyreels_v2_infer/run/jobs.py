@@ -91,6 +91,7 @@ class Job:
         self.shared = shared or Shared(Models(), enhanced)
         self.video: Video | None = None
         self.changes: dict[str, list[str]] = {}  # of images, on the way in
+        self._remarks: list[str] = []  # lines to be said once nothing can be refused any more
         self._made: list[Path] = []  # folders that this run created, the innermost first
 
     def left(self) -> str:
@@ -148,14 +149,14 @@ class Job:
             if first:
                 if settings.prepares_prompt:
                     check_prompts(settings, plan, tokenizer)
-                for line in (*outside(plan, tokenizer.parent), *cut_lines(plan, tokenizer, config)):
-                    say(line)
+                self._remarks += [*outside(plan, tokenizer.parent), *cut_lines(plan, tokenizer, config)]
                 settled = settled_of(plan, place, chosen.holding, source)
                 if self.changes:
                     settled["changes"] = self.changes
                 inputs = self._open(plan, identity, settled, source, inputs, Path(spool))
                 self.video.state()  # damaged files are found before weights are loaded
         if team.same(first and self.video.is_complete):  # all pieces were adopted from a kept run
+            self._remark(plan, source)
             return self.video.finish() if first else None
         inputs = team.same(inputs)
         session = open_session(checkpoint, place, team, **self._session_settings(plan, config, place, chosen))
@@ -172,7 +173,7 @@ class Job:
         """Inputs and the video that is continued; with --resume its frames are only counted, they may be there."""
         inputs = read_images(self.settings, self.changes)
         for name, changed in self.changes.items():
-            say(f"--{name} {getattr(self.settings, name)}: {'; '.join(changed)}")
+            self._remarks.append(f"--{name} {getattr(self.settings, name)}: {'; '.join(changed)}")
         if self.settings.resume:
             return inputs, count_video(self.settings)
         decoded = decode_video(self.settings, spool, self.check)
@@ -364,7 +365,10 @@ class Job:
             say(f"--keep_parts: {self.video.counted(count)} are reused from a kept run")
 
     def _remark(self, plan: Plan, source: Source | None) -> None:
+        """Says what was changed or left to defaults; after loading, so that a refusal is one line."""
         settings = self.settings
+        for line in self._remarks:
+            say(line)
         for line in remarks_on(settings):
             if line not in self.shared.said:
                 self.shared.said.add(line)
