@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
 SECONDS = 30  # without any data
+SLOWEST, STARTING = 1000, 60  # bytes a second on the average, after so many seconds
 VIDEO_BYTES = 4 * 2**30
 _PIECE = 2**20
 
@@ -53,14 +55,19 @@ def download(url: str, name: str, most: int, what: str, check: Callable[[Path], 
             with _saving(folder, url, name):
                 folder.mkdir(parents=True, exist_ok=True)
                 file = part.open("wb")
+            promised, began = answer.length, time.monotonic()
             with file:
-                while piece := answer.read(_PIECE):
+                while piece := answer.read1(_PIECE):
                     length += len(piece)
+                    if (seconds := time.monotonic() - began) > STARTING and length < SLOWEST * seconds:
+                        raise OSError(f"less than {SLOWEST} bytes a second")
                     if length > most:
                         raise InputError(name, url, f"must be {what} of at most {most >> 20} MB")
                     digest.update(piece)
                     with _saving(folder, url, name):
                         file.write(piece)
+        if length < (promised or 0):
+            raise OSError(f"ended after {length} of {promised} bytes")
         path = folder / digest.hexdigest()[:32]
         check(part)
         with _saving(folder, url, name):

@@ -51,6 +51,23 @@ def test_what_is_refused_leaves_nothing(tmp_path, address, monkeypatch):
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
+def test_what_ends_early_or_never_is_the_networks_fault(tmp_path, address, monkeypatch):
+    def answer(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"some")
+
+    monkeypatch.setattr(_Quiet, "do_GET", answer, raising=False)
+    with pytest.raises(OSError, match="ended after 4 of 1000 bytes"):
+        download.download_video(f"{address}/clip.mp4")
+    monkeypatch.setattr(download, "STARTING", 0)
+    monkeypatch.setattr(download, "SLOWEST", 10**12)
+    with pytest.raises(OSError, match="bytes a second"):
+        download.download_video(f"{address}/clip.mp4")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
 def test_redirections_stay_on_the_web(address, monkeypatch):
     def to(target):
         def answer(self):
