@@ -15,6 +15,8 @@ from skyreels_v2_infer.hub import UnreachableError, only_local
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
 from skyreels_v2_infer.plan.tokenizer_check import check_tokenizer
 
+LONGEST = 10**30  # what transformers takes where a tokenizer states no limit
+
 
 class Chat:
     """A chat model, see `Talker`. Decoding is greedy: the same texts always get the same answer.
@@ -114,7 +116,9 @@ def config_and_tokenizer(model: str, flag: str, local: bool = False) -> tuple:
     config = AutoConfig.from_pretrained(model, trust_remote_code=False, local_files_only=local)
     config._attn_implementation = None  # or a config could name a kernel to be fetched from the hub
     check_file_of(model, [], flag)
-    return config, AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=local)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=local)
+    tokenizer.model_max_length = LONGEST  # of anything else in its files, only remarks would depend on it
+    return config, tokenizer
 
 
 def check_file_of(model: str, texts: list[str], flag: str) -> None:

@@ -94,6 +94,11 @@ def test_tokenizers_in_other_forms(folder, name):
     assert "has no tokenizer.json" in refusal(folder)
 
 
+def test_a_tokenizer_with_an_odd_limit_is_used(folder):
+    changed(folder / "tokenizer_config.json", model_max_length={"a": 1})
+    assert Chat(str(folder), "model_id", "cpu").tokenized("a dog")["input_ids"].numel()
+
+
 def test_an_adapter_cannot_choose_the_model(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model"}))
     assert "is an adapter" in refusal(folder)

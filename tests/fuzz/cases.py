@@ -252,14 +252,15 @@ def argv(rng: Random, inputs: Path) -> Case:
     return Case(parse, flat(rng, words), env)
 
 
-SIZES = ("--resolution", "--height", "--width")  # a large video takes long, rightly
+# A large video takes long, rightly; frames are written where the flag says.
+NOT_FOR_VIDEOS = ("--resolution", "--height", "--width", "--frames_dir")
 
 
 def videos(rng: Random, inputs: Path) -> Case:
     """As `argv`, but legal commands make a video, a short one unless their flags say otherwise."""
     parse, words, env = command(rng, inputs, MAKERS)
     before = ["--num_frames", rng.choice(("1", "9", "17")), "--inference_steps", "1"]
-    words = [group for group in words if not group[0].startswith(SIZES)]
+    words = [group for group in words if not group[0].startswith(NOT_FOR_VIDEOS)]
     env = {name: text for name, text in env.items() if name not in TALK}  # it would wait for the others
     # Other models would be looked for on the hub.
     return Case(parse, [*before, *flat(rng, words), *TINY[:2]], env, makes=True)
