@@ -40,12 +40,13 @@ class FrameFolder:
         self._first = self._next = 0
 
     @classmethod
-    def open(cls, folder: Path, owner: str, done: int) -> FrameFolder:
+    def open(cls, folder: Path, owner: str, done: int, complete: bool = False) -> FrameFolder:
         """Opens the folder for a run; creates it if it is missing.
 
         Args:
             owner: digest of the run's identity.
             done: number of frames that an interrupted run has finished.
+            complete: whether these are all, so that the folder may be finished as well.
 
         Raises:
             InputError: it has other files, belongs to another run, is in use, or a finished frame is missing.
@@ -60,7 +61,7 @@ class FrameFolder:
         except OSError as error:
             raise InputError("frames_dir", folder, f"must be a folder for files ({error.strerror})") from None
         others = [name for name in names if name != MARK]
-        if others and MARK not in names and not done:
+        if others and MARK not in names and not complete:
             raise InputError("frames_dir", folder, f"must be a new or empty folder, but there is {others[0]}")
         lock = take_lock(folder / MARK)
         if lock is None:

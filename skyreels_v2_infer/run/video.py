@@ -83,7 +83,7 @@ class Video:
             InputError: it cannot be used; see `FrameFolder.open`.
         """
         done = sum(piece["frames"] for piece in self.journal.pieces)
-        self._folder = FrameFolder.open(folder, self.journal.info.digest, done)
+        self._folder = FrameFolder.open(folder, self.journal.info.digest, done, self.is_complete)
 
     def close(self) -> None:
         """Unlocks the folders; removes them where nothing in them is worth keeping. A second call does nothing."""

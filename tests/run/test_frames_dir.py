@@ -125,6 +125,18 @@ def test_a_folder_of_another_run_is_refused():
     assert Path("frames", MARK).read_text() == "one"
 
 
+def test_the_frames_of_a_finished_run_are_not_those_of_an_unfinished_one():
+    made = begun(Path("frames"), "two")
+    made.end()
+    made.finish()
+    before = contents("frames")
+    with pytest.raises(InputError, match="must be a new or empty folder"):
+        FrameFolder.open(Path("frames"), "one", 5)
+    assert contents("frames") == before
+    FrameFolder.open(Path("frames"), "two", 8, complete=True).finish()  # was killed after that, before the video
+    assert contents("frames") == before
+
+
 def test_a_mark_that_is_a_link_is_not_followed():
     Path("frames").mkdir()
     Path("target").write_text("kept")
