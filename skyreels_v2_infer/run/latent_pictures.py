@@ -48,14 +48,15 @@ class LatentPictures:
         if window == 0 and row + 1 == min(self.every, rows):
             say(f"{self.path}: what the latents look like, in approximate colours, every {self.every} rows")
 
-    def name_after(self, video: Path) -> None:
-        """Renames the picture to the name of the finished video, unless such a file exists."""
-        target = video.with_suffix(SUFFIX)
-        with suppress(OSError):
-            if self.path.exists() and not target.exists():
-                self.path.rename(target)
-
     def remove(self) -> None:
         """Removes the picture of a run of which nothing is kept."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+
+
+def name_after(picture: Path, video: Path) -> None:
+    """Renames a picture, if there is one, to the name of the finished video, unless such a file exists."""
+    target = video.with_suffix(SUFFIX)
+    with suppress(OSError):
+        if picture.exists() and not target.exists():
+            picture.rename(target)

@@ -19,7 +19,7 @@ from skyreels_v2_infer.run.identity import asked_for
 from skyreels_v2_infer.run.inputs import Source
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.latent_pictures import SUFFIX as PICTURE
-from skyreels_v2_infer.run.latent_pictures import LatentPictures
+from skyreels_v2_infer.run.latent_pictures import LatentPictures, name_after
 from skyreels_v2_infer.run.manifest import peak_memory, rounded, shared
 
 if TYPE_CHECKING:
@@ -96,8 +96,12 @@ class Video:
 
     def draw_latents(self, every: int, vae: Path) -> None:
         """From now on a picture of the latents is written, see `LatentPictures`."""
+        self.pictures = LatentPictures(self._picture, every, vae)
+
+    @property
+    def _picture(self) -> Path:
         folder = self.journal.folder
-        self.pictures = LatentPictures(folder.with_name(folder.stem + PICTURE), every, vae)
+        return folder.with_name(folder.stem + PICTURE)
 
     def add_details(self, details: dict) -> None:
         """Adds to the manifest what is known once the model is loaded."""
@@ -227,9 +231,9 @@ class Video:
 
         if self._folder is not None:
             self._folder.finish()
+        picture = self._picture
         self.path = journal.finish(manifest, lasting, page if self.with_preview else None)
-        if self.pictures is not None:
-            self.pictures.name_after(self.path)
+        name_after(picture, self.path)  # also one of an interrupted run that this one has resumed
         if self._frames:
             count = f"{total} frame{'s' * (total != 1)}"
             if total != self._frames:

@@ -283,6 +283,13 @@ def test_a_resumed_run_counts_its_windows_without_the_prefix(begun):
     assert video.pieces == 3 and video.state()[0] == 1 and not video.is_complete
 
 
+def test_a_picture_of_latents_of_the_interrupted_run_gets_the_name_of_the_video(begun, tmp_path):
+    left = begun.folder.with_name(f"{begun.folder.stem}.latents.png")
+    left.write_bytes(b"picture")
+    path = Video(begun, {"settings": {}}, make_plan(9, 1, 5.0), with_preview=False).finish()
+    assert path.with_suffix(".latents.png").read_bytes() == b"picture" and not left.exists()
+
+
 # Whole runs
 
 LONG = (

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.run.latent_pictures import LatentPictures
+from skyreels_v2_infer.run.latent_pictures import LatentPictures, name_after
 
 VAE = embedded.folder(image_to_video=False) / "vae"
 
@@ -40,11 +40,11 @@ def test_what_cannot_be_written_is_said_once(tmp_path, capsys):
 def test_it_gets_the_name_of_the_video_but_no_other_file_s(tmp_path):
     pictures = LatentPictures(tmp_path / "a-123.latents.png", 1, VAE)
     rows_drawn(pictures, 1)
-    pictures.name_after(tmp_path / "a-2.mp4")
+    name_after(pictures.path, tmp_path / "a-2.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["a-2.latents.png"]
     (tmp_path / "b.latents.png").write_text("mine")
     rows_drawn(pictures, 1)
-    pictures.name_after(tmp_path / "b.mp4")
+    name_after(pictures.path, tmp_path / "b.mp4")
     assert (tmp_path / "b.latents.png").read_text() == "mine" and (tmp_path / "a-123.latents.png").exists()
     pictures.remove()
     pictures.remove()
