@@ -87,7 +87,9 @@ class TestSettings:
         assert cli.parse_diffusion_forcing(argv).model_id == str(embedded.FOLDER / "df")
         assert cli.parse_generate(argv).model_id == str(embedded.FOLDER / "i2v")
 
-    def test_a_folder_of_that_name_is_another_model(self):
+    def test_a_folder_of_that_name_is_another_model(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "tiny").mkdir()
         assert cli.parse_generate(["--model_id", "./tiny"]).model_id == "./tiny"
         assert cli.parse_generate(["--model_id", "./tiny"]).height == 544
 
