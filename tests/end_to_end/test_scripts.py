@@ -379,12 +379,12 @@ def test_extension_of_a_video(scripts, models, inputs, clip, height, width):
 
 def test_both_layouts_extend_alike_at_a_rate_the_model_does_not_know(scripts, models, inputs):
     """Published: any rate but 16 silently counts as 24."""
-    argv = [*extension(models, inputs / "wide.mp4", 48, 112), "--fps", 10]
+    argv = [*extension(models, inputs / "wide.mp4", 48, 112), "--fps", 10, "--keep_rate"]
     argv[2] = models["df", "diffusers"]
     made = scripts(*argv)
-    frames = checked(made, CLIP_FRAMES + ADDED, (48, 112), windows=1, seed=8, fps=10, remarks=2)
-    told = [line for line in made.lines if line.startswith("--fps 10: ")]
-    assert any("wide.mp4 has 24" in line for line in told) and any("gets 24" in line for line in told)
+    frames = checked(made, CLIP_FRAMES + ADDED, (48, 112), windows=1, seed=8, fps=10, remarks=1)
+    assert any("wide.mp4: " in line and "24 fps kept frame for frame" in line for line in made.lines)
+    assert any(line.startswith("--fps 10: ") and "gets 24" in line for line in made.lines)
     # How hard x264 presses depends on the rate, so here frames are alike and not equal.
     assert psnr(frames, scripts(*extension(models, inputs / "wide.mp4", 48, 112)).frames) > 35
 
