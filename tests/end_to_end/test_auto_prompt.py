@@ -67,6 +67,7 @@ def test_the_end_of_a_video_becomes_the_prompt(models, given):
     assert prompt_in(result) == f"A woman walks along the pier. {CAMERA}"
 
 
+@pytest.mark.slow
 def test_without_a_caption_the_users_text_is_the_prompt(models, given):
     more = ("--image", "image.png", "--num_frames", 5)
     result = run(GENERATE, "--prompt", 'auto:"she turns"', *more, *flags(models, "mute"), cwd=given)
@@ -106,7 +107,17 @@ def test_what_the_captioner_sees(given, monkeypatch):
     common = ["--model_id", "tiny", "--prompt", "auto", "--captioner_model", "a/b"]
     image = shown_first(parse_diffusion_forcing([*common, "--image", "image.png"]))
     assert image.shape == (16, 420, 360, 3) and (image == image[0]).all()
-    last = ["--video_path", "video.mp4", "--num_frames", "4", "--base_num_frames", "17", "--overlap_history", "5"]
+    last = [
+        "--video_path",
+        "video.mp4",
+        "--num_frames",
+        "4",
+        "--base_num_frames",
+        "17",
+        "--overlap_history",
+        "5",
+        "--keep_rate",
+    ]
     frames = shown_first(parse_diffusion_forcing([*common, *last]))
     levels = [round((float(frame.mean()) - 20) / 6) for frame in frames]
     assert levels == list(range(13, 29))  # the last 17 without the last one, by the published rule

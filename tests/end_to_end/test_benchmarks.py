@@ -187,6 +187,7 @@ def test_memory_targets_run_in_small():
     assert done.returncode == 0 and done.stdout.count("decoding ") == 6, done.stderr
 
 
+@pytest.mark.slow
 def test_a_long_run_leaves_nothing_behind_on_its_way():
     command = [sys.executable, ROOT / "benchmarks" / "endurance.py", "--windows", "60", "--every", "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -50,6 +50,7 @@ def plain(tmp_path_factory) -> Run:
     return run(FORCING, *SHORT, *FRAMES, cwd=tmp_path_factory.mktemp("plain"))
 
 
+@pytest.mark.slow
 def test_a_transformer_in_one_file_makes_the_same_video(folder, plain, tmp_path):
     made = run(FORCING, *SHORT, *FRAMES, "--dit_path", folder / "comfy.safetensors", cwd=tmp_path)
     assert np.array_equal(made.frames, plain.frames)
@@ -92,6 +93,7 @@ def test_parts_that_are_not_there_are_refused(folder, tmp_path):
     assert made.code == 2 and len(made.lines) == 1 and "--dit_path" in made.err
 
 
+@pytest.mark.slow
 def test_a_lora_changes_the_video_by_its_strength(folder, plain, tmp_path):
     style = folder / "style.safetensors"
     made = run(FORCING, *SHORT, *FRAMES, "--lora", style, cwd=tmp_path)
@@ -134,7 +136,8 @@ def test_what_is_no_lora_is_refused(folder, tmp_path):
     assert made.code == 2 and len(made.lines) == 1
 
 
-@pytest.mark.parametrize("solver", [pytest.param("euler", marks=pytest.mark.slow), "lcm"])
+@pytest.mark.parametrize("solver", ["euler", "lcm"])
+@pytest.mark.slow
 def test_every_solver_works_in_windows_and_asynchronously(solver, tmp_path):
     flags = (*SHORT, *LONG, "--solver", solver)
     made = run(FORCING, *flags, cwd=tmp_path)
@@ -156,6 +159,7 @@ def test_noise_levels_replace_steps_and_shift(tmp_path):
         assert refused.code == 2 and len(refused.lines) == 1 and "--sigmas" in refused.err
 
 
+@pytest.mark.slow
 def test_a_replay_takes_noise_levels_and_what_replaces_them(tmp_path):
     flags = SHORT[:2] + SHORT[4:]
     made = run(FORCING, *flags, "--num_frames", 5, "--sigmas", "1,0.9,0.6", cwd=tmp_path)
@@ -207,6 +211,7 @@ def test_strengths_follow_every_plan_of_a_pipeline(folder):
     assert not torch.equal(one, off) and torch.equal(latents(1.0), one)
 
 
+@pytest.mark.slow
 def test_a_preset_is_its_flags(tmp_path):
     flags = SHORT[:2] + SHORT[4:]
     preset = run(GENERATE, *flags, *FRAMES, "--preset", "4steps", cwd=tmp_path)

@@ -254,6 +254,7 @@ def test_what_replaces_something_else_replaces_it(made):
     assert parse("--prompt", "a goose").prompt == "a goose"
 
 
+@pytest.mark.slow
 def test_paths_that_are_no_utf_8_and_texts_that_are(tmp_path):
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
