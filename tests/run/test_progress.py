@@ -336,7 +336,8 @@ def test_an_interrupt_leaves_no_rest_of_a_bar(tmp_path, when):
 
 @pytest.mark.slow
 def test_a_log_gets_a_line_in_time(tmp_path):
-    command = [sys.executable, SLOWED, 0.2, 0.8, FORCING, *THREE_WINDOWS]
+    # A window takes longer than a line and a tick together, so that there is one within it.
+    command = [sys.executable, SLOWED, 0.7, 0.8, FORCING, *THREE_WINDOWS]
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(
             [*map(str, command)], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
