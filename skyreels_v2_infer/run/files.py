@@ -116,8 +116,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], sync_name: bool = True) -> None:
     """Creates or replaces a file with what `write(file)` writes; it gets its name once its content is on the disk.
+
+    Args:
+        sync_name: whether the name is on the disk as well when this returns; False for one of many, see `sync_folder`.
 
     Raises:
         OSError: whose message names the folder.
@@ -135,7 +138,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if sync_name:
+            sync_folder(path.parent)
 
 
 def copy_whole(source: Path, target: Path) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.run.files import is_regular, naming_folder, sync_folder, take_lock
+from skyreels_v2_infer.run.files import is_regular, naming_folder, sync_folder, take_lock, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,20 +99,9 @@ class FrameFolder:
         from PIL import Image
 
         for frame in frames:
-            path = self.folder / frame_name(self._next)
-            part = path.with_name(f".{path.name}.part")
-            with naming_folder(self.folder):
-                part.unlink(missing_ok=True)  # never write through a link
-                try:
-                    with part.open("xb") as file:
-                        Image.fromarray(frame).save(file, format="PNG", compress_level=LEVEL)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.replace(part, path)
-                except BaseException:
-                    with suppress(OSError):
-                        part.unlink(missing_ok=True)
-                    raise
+            picture = Image.fromarray(frame)
+            save = partial(picture.save, format="PNG", compress_level=LEVEL)
+            write_whole(self.folder / frame_name(self._next), save, sync_name=False)
             self._next += 1
 
     def end(self) -> None:
