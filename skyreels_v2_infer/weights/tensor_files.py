@@ -187,8 +187,3 @@ def torch_dtypes() -> "dict[str, torch.dtype]":
     theirs |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
     assert theirs.keys() <= SIZES.keys()
     return {name: getattr(torch, dtype) for name, dtype in theirs.items()}
-
-
-def is_tensor_file(path: Path) -> bool:
-    """Whether a path has the suffix of a file of tensors."""
-    return path.suffix in SUFFIXES
