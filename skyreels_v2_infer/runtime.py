@@ -117,6 +117,7 @@ class Offload:
 
     def __init__(self, device: torch.device):
         self.device = device
+        self._at_rest: list[tuple[torch.Tensor, torch.Tensor]] = []  # with `by_blocks`, and the copies in host memory
 
     @contextmanager
     def at_work(self, module: nn.Module, memory: dict[nn.Module, torch.Tensor] | None = None) -> Iterator[None]:
@@ -200,6 +201,16 @@ class Offload:
                 use_stream=self.device.type == "cuda",
                 record_stream=False,
             )
+        self._at_rest = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+
+    def settle(self) -> None:
+        """Brings back the block that `by_blocks` has transferred ahead; before weights are written to.
+
+        The first block is transferred when a forward pass begins. If a cache then skips the blocks, it stays on the
+        device, and what is written there is lost with the next transfer.
+        """
+        for tensor, data in self._at_rest:
+            tensor.data = data
 
 
 class Noise(Protocol):

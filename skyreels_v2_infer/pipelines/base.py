@@ -175,14 +175,14 @@ class VideoPipeline:
         self.device = device
         self.at_work: Callable[..., AbstractContextManager] = always_there
         self.loras: Applied | None = None
-        self._holding, self._by_layers = Holding(), always_there
+        self._holding, self._by_layers, self._offloading = Holding(), always_there, Offload(device)
 
     def _hold(self, holding: Holding) -> None:
         """From now on parts are on the device only when `holding` says so."""
-        offloading = Offload(self.device)
-        self._holding, self.at_work, self._by_layers = holding, offloading.at_work, offloading.at_work_by_layers
+        self._holding = holding
+        self.at_work, self._by_layers = self._offloading.at_work, self._offloading.at_work_by_layers
         if holding.offload == "blocks":
-            offloading.by_blocks(self.transformer)
+            self._offloading.by_blocks(self.transformer)
 
     def set_progress_bar_config(self, disable: bool = False, **_tqdm) -> None:
         """As diffusers' pipelines have it: whether calls show no bars. Other settings of bars are ignored."""
@@ -311,6 +311,7 @@ class VideoPipeline:
             else:
                 drawn = noise if window.seed is None else NoiseSource(window.seed)
                 if plan.loras and self.loras.strengths != list(window.lora_strengths):
+                    self._offloading.settle()
                     self.loras.set_strengths(window.lora_strengths)
                 with progress.doing(f"preparing window {index + 1}/{len(plan.windows)}"):
                     start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)

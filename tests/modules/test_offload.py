@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_checkpoints
 import torch
+from lora_files import lora_in, pairs, written
 from PIL import Image
 from torch import nn
 
@@ -17,7 +18,10 @@ from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan.cost import Holding
+from skyreels_v2_infer.plan.inputs import Inputs
+from skyreels_v2_infer.plan.plan import LoraPlan, make_plan
 from skyreels_v2_infer.plan.sharing import Layout
+from skyreels_v2_infer.plan.story import Scene
 from skyreels_v2_infer.run import jobs
 from skyreels_v2_infer.runtime import Offload, Placement, usual_dtype
 
@@ -298,6 +302,68 @@ def test_the_transformer_has_one_block_at_a_time(checkpoints, monkeypatch):
     assert most == 1
     forwards = 2 * 2  # windows, steps; both passes are one batch
     assert brought == forwards * small_checkpoints.LAYERS
+
+
+def test_weights_are_written_to_those_at_rest(monkeypatch):
+    """Also while a block has been transferred ahead, as is the first one when a cache skips all of a forward pass."""
+
+    def rest(model, **settings):  # with a stream the library keeps pinned copies
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+
+    monkeypatch.setattr("diffusers.hooks.apply_group_offloading", rest)
+    model = nn.BatchNorm1d(2)
+    offload = Offload(torch.device("cuda"))
+    offload.by_blocks(model)
+    at_rest = model.weight.data, model.running_mean.data
+    for tensor in (model.weight, model.running_mean):
+        tensor.data = tensor.data.clone()  # the copy on the device
+    offload.settle()
+    with torch.no_grad():
+        model.weight.fill_(3), model.running_mean.fill_(4)
+    assert all((data == value).all() for data, value in zip(at_rest, (3, 4), strict=True))
+
+
+def test_strengths_change_though_a_block_was_transferred_ahead(checkpoints, monkeypatch, tmp_path):
+    """As the library does: when a forward pass begins, the first block is copied from the host; it may stay there."""
+
+    def apply(model, **settings):
+        first = [*model.blocks[0].parameters(), *model.blocks[0].buffers()]
+        for tensor in first:
+            tensor.data = tensor.data.clone()
+        at_rest = [tensor.data for tensor in first]
+
+        def bring(*_):
+            for tensor, data in zip(first, at_rest, strict=True):
+                tensor.data = data.clone()
+
+        model.register_forward_pre_hook(bring)
+
+    monkeypatch.setattr("diffusers.hooks.apply_group_offloading", apply)
+    made = pairs(DiffusionForcingPipeline(checkpoints / "df", device="cpu").transformer, ["blocks.0.self_attn.q"])
+    lora = lora_in(tmp_path, written("kijai", made)).path
+    story = [Scene(0, "a swan"), Scene(5, "a swan", lora={lora.stem: 2.0})]
+    plan = make_plan(
+        *(9, 2, 3.0),
+        height=32,
+        width=32,
+        seed=1,
+        base_num_frames=5,
+        overlap_history=1,
+        story=story,
+        loras=[LoraPlan(lora, 0.0)],
+    )
+
+    def latents(offloaded: bool) -> list[torch.Tensor]:
+        pipeline = DiffusionForcingPipeline(checkpoints / "df", device="cpu", loras=[(lora, 0.0)], loras_change=True)
+        if offloaded:
+            pipeline._offloading = Offload(torch.device("cuda"))
+            pipeline._offloading.by_blocks(pipeline.transformer)
+        return [part.latents for part in pipeline.execute(plan, Inputs())]
+
+    expected, found = latents(False), latents(True)
+    assert len(expected) == 2
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
 
 
 def test_a_gpu_copies_beside_and_has_no_more_blocks_than_it_computes(monkeypatch):
