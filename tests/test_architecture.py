@@ -172,7 +172,7 @@ def test_planning_files_import_no_torch():
 
 
 def test_planning_a_run_loads_no_torch():
-    names = ["cli.arguments", "cli.planning", "plan.show", "run.main", "run.captions"]
+    names = ["cli.arguments", "cli.planning", "plan.show", "run.main", "run.batch", "run.captions"]
     code = f"import sys, {', '.join(f'{PACKAGE}.{name}' for name in names)}\nprint(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

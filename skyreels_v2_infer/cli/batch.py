@@ -34,6 +34,7 @@ ALSO_ALONE = ("outdir", "frames_dir", "device", "trust_replay", "no_report", "co
 ADDRESSES = ("image", "end_image", "video_path")
 # What the prompts of a video depend on, and whether it needs a seed.
 TEXTUAL = ("prompt", "story", "fps", "model_id", "replay", "trust_replay", "seed")
+SHOWN = 50  # invalid rows that are listed
 SEEDS = 2**32  # derived seeds are below this, as drawn ones
 
 Settle = Callable[[Sequence[str], Launch], GenerateSettings]
@@ -61,6 +62,20 @@ class JobRow:
 
     def refused(self, error: str) -> JobRow:
         return replace(self, settings=None, error=printable(error))
+
+
+class InvalidRowsError(InputError):
+    """Rows of a batch are invalid.
+
+    Attributes:
+        lines: one for each, up to SHOWN.
+    """
+
+    def __init__(self, rows: Sequence[JobRow]):
+        super().__init__("jobs", None, f"{len(rows)} invalid rows; nothing was made")
+        self.lines = [f"{row.source}: {row.error}" for row in rows[:SHOWN]]
+        if len(rows) > SHOWN:
+            self.lines.append(f"... and {len(rows) - SHOWN} more invalid rows")
 
 
 @dataclass(frozen=True)

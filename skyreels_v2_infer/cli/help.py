@@ -6,10 +6,8 @@ group, and comes from the flags' own help texts.
 
 from __future__ import annotations
 
-import platform
 import textwrap
 from collections.abc import Sequence
-from importlib import metadata
 
 from skyreels_v2_infer import __version__
 from skyreels_v2_infer.console import called
@@ -77,6 +75,9 @@ def short_help(script: str) -> str:
 
 def version_line() -> str:
     """This program's version and those of what it runs on."""
+    import platform
+    from importlib import metadata  # slow to import
+
     found = [f"skyreels_v2_infer {__version__}", f"Python {platform.python_version()}"]
     for name in ("torch", "diffusers", "transformers"):
         try:

@@ -205,6 +205,8 @@ def some_picture(text: str) -> Path | str:
 
 def color(text: str) -> str:
     """Converts a colour by name or number into ``#rrggbb``."""
+    if re.fullmatch("#[0-9a-f]{6}", text):  # above all the default, for which PIL is not imported
+        return text
     from PIL import ImageColor
 
     try:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from skyreels_v2_infer.cli.batch import JobList, JobRow
+from skyreels_v2_infer.cli.batch import InvalidRowsError, JobList, JobRow
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.console import called, say
 from skyreels_v2_infer.distributed.team import SilencedError, Team
@@ -30,7 +30,7 @@ from skyreels_v2_infer.run.jobs import Job, Shared, enhance_all
 from skyreels_v2_infer.run.journal import BusyError
 from skyreels_v2_infer.run.manifest import forget_peak_memory, peak_memory
 from skyreels_v2_infer.run.model_files import Models
-from skyreels_v2_infer.run.row_checks import CheckedRow, InvalidRowsError, check_rows
+from skyreels_v2_infer.run.row_checks import CheckedRow, check_rows
 from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.sessions import Sessions
 from skyreels_v2_infer.run.summary import Result

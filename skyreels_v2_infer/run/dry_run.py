@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.batch import JobList, JobRow
+from skyreels_v2_infer.cli.batch import InvalidRowsError, JobList, JobRow
 from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.planning import plan_of, wanted_layout
@@ -27,7 +27,6 @@ from skyreels_v2_infer.plan.trained_on import outside
 from skyreels_v2_infer.run.inputs import count_video, read_images
 from skyreels_v2_infer.run.machine import Machine, this_machine
 from skyreels_v2_infer.run.model_files import Models, check_prompts, known_config
-from skyreels_v2_infer.run.row_checks import InvalidRowsError, check_rows
 from skyreels_v2_infer.run.sizes import chosen_memory
 from skyreels_v2_infer.weights.download import local_folder
 from skyreels_v2_infer.weights.locate import Checkpoint
@@ -53,6 +52,8 @@ def dry_run_batch(jobs: JobList) -> str:
     Raises:
         InvalidRowsError: rows are invalid, and --keep_going is not given.
     """
+    from skyreels_v2_infer.run.row_checks import check_rows  # slow to import
+
     about, mine = [], {row.number for row in jobs.mine}
 
     def seen(row: JobRow, plan: Plan, config: dict | None) -> None:

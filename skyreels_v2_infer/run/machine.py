@@ -8,7 +8,6 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 
 LIBRARY = {"win32": "nvcuda.dll"}
 CAPABILITY = (75, 76)  # CUDA's numbers of the attributes: compute capability, major and minor
@@ -37,14 +36,16 @@ def this_machine(device: str | None) -> Machine:
     """The device and precision of a run with --device `device`, as `runtime.Placement` chooses them."""
     kind, _, index = (device or "cuda").partition(":")
     if kind == "cuda":
-        gpu = None if torch_is_for_cpu() else gpu_here(int(index or 0))
-        if gpu is not None:
+        gpu = gpu_here(int(index or 0))
+        if gpu is not None and not torch_is_for_cpu():
             return gpu
         return Machine("cpu", "float32") if device is None else Machine(device, "bfloat16")
     return Machine(kind, "float32" if kind == "cpu" else "bfloat16")
 
 
 def torch_is_for_cpu() -> bool:
+    from importlib import metadata  # slow to import
+
     with suppress(metadata.PackageNotFoundError):
         return "+cpu" in metadata.version("torch")
     return False

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from skyreels_v2_infer.cli.batch import JobList
+from skyreels_v2_infer.cli.batch import InvalidRowsError, JobList
 from skyreels_v2_infer.cli.settings import GenerateSettings
 from skyreels_v2_infer.console import BARS, Lenient, called, open_standard_streams, say
 from skyreels_v2_infer.distributed.team import SilencedError, assembled, own_device
@@ -23,13 +23,14 @@ from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.progress import doing, speaking
 from skyreels_v2_infer.run import summary
-from skyreels_v2_infer.run.batch import Batch
 from skyreels_v2_infer.run.dry_run import dry_run, dry_run_batch
 from skyreels_v2_infer.run.foreseen import is_foreseen
-from skyreels_v2_infer.run.jobs import Job
-from skyreels_v2_infer.run.row_checks import InvalidRowsError
-from skyreels_v2_infer.run.session import Session
 from skyreels_v2_infer.run.signals import INTERRUPTED, Interrupts
+
+if TYPE_CHECKING:  # imported where something is made: --dry_run answers sooner without them
+    from skyreels_v2_infer.run.batch import Batch
+    from skyreels_v2_infer.run.jobs import Job
+    from skyreels_v2_infer.run.session import Session
 
 DONE, FAILED, REFUSED = 0, 1, 2
 LAST_TO_END = 60.0  # seconds that the first of several processes has for messages
@@ -58,7 +59,7 @@ def main(
     prog: str,
     parse: Callable[[Sequence[str]], GenerateSettings | JobList],
     argv: Sequence[str] | None = None,
-    open_session: Callable[..., Session] = Session,
+    open_session: Callable[..., Session] | None = None,
 ) -> int:
     """Runs a script that makes a video, or many, and returns its exit code, see `run_process`.
 
@@ -66,7 +67,7 @@ def main(
         prog: file name of the script.
         parse: argv -> settings, or those of many videos; exits with 2 on invalid arguments.
         argv: arguments; None: those of the process.
-        open_session: constructor of the session.
+        open_session: constructor of the session; None: `Session`.
     """
     return run_process(prog, VideoWork(prog, parse, argv, open_session))
 
@@ -76,7 +77,9 @@ class VideoWork:
 
     makes = "video"
 
-    def __init__(self, prog: str, parse: Callable, argv: Sequence[str] | None, open_session: Callable[..., Session]):
+    def __init__(
+        self, prog: str, parse: Callable, argv: Sequence[str] | None, open_session: Callable[..., Session] | None
+    ):
         self.prog, self.parse, self.argv, self.open_session = prog, parse, argv, open_session
         self.job: Job | Batch | None = None
 
@@ -91,6 +94,10 @@ class VideoWork:
             if launch.rank:
                 return None
             return dry_run_batch(settings) if many else dry_run(settings, launch.size)
+        from skyreels_v2_infer.run.batch import Batch
+        from skyreels_v2_infer.run.jobs import Job
+        from skyreels_v2_infer.run.session import Session
+
         if launch.rank:  # nothing to clean up, and Python handlers do not run while this rank waits for others
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if launch.size > 1:
@@ -109,7 +116,7 @@ class VideoWork:
 
         with assembled(launch, settings.device, lost, settings.group if many else None) as team:
             try:
-                path = job.run(team, self.open_session)
+                path = job.run(team, self.open_session or Session)
                 team.meet_all()  # the first rank decodes and writes longer than the others compute
             finally:
                 job.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -24,21 +24,6 @@ T = TypeVar("T")
 # Settings for which a model is loaded anew; the LoRAs' strengths are those of the first window.
 LOADED = ("model_id", "dit_path", "vae_path", "text_encoder_path", "image_encoder_path", "weights", "quantize")
 LOADED += ("dtype", "vae_dtype", "vae_tiling", "attention", "compile", "offload", "memory", "lora")
-SHOWN = 50  # invalid rows that are listed
-
-
-class InvalidRowsError(InputError):
-    """Rows of a batch are invalid.
-
-    Attributes:
-        lines: one for each, up to SHOWN.
-    """
-
-    def __init__(self, rows: Sequence[JobRow]):
-        super().__init__("jobs", None, f"{len(rows)} invalid rows; nothing was made")
-        self.lines = [f"{row.source}: {row.error}" for row in rows[:SHOWN]]
-        if len(rows) > SHOWN:
-            self.lines.append(f"... and {len(rows) - SHOWN} more invalid rows")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def ad_schedule(
     held = held_frames(num_frames, held)
 
     block_of = np.arange(num_frames) // causal_block_size
-    to_denoise = np.unique(block_of[~held])
+    to_denoise = np.array(sorted(set(block_of[~held].tolist())), dtype=int)  # np.unique imports numpy.ma: slow
     lag = min(ar_step, num_steps)
     num_rows = schedule_rows(num_steps, len(to_denoise), ar_step)
 
