@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -193,26 +194,39 @@ def test_an_image_that_another_machine_has_downloaded(here, monkeypatch):
 # On a cluster of this machine
 
 
-def on_cluster(*argv: object, cwd: Path, during: Callable[[subprocess.Popen], object] = lambda process: None) -> Run:
-    """Starts a script with --ray and waits for its end; `during` is called with the process."""
+HELD = Path(__file__).with_name("held_cluster.py")
+
+
+def on_cluster(*argv: object, cwd: Path, during: Callable[[subprocess.Popen], object] | None = None) -> Run:
+    """Starts a script with --ray and waits for its end.
+
+    Args:
+        during: called with the process; while it runs, no worker begins a second window.
+    """
+    if during:
+        (cwd / "hold").write_text("")
     with (cwd / "stdout").open("w") as out, (cwd / "stderr").open("w") as err:
-        command = [sys.executable, ROOT / FORCING, *map(str, argv), "--ray"]
-        own = {"cwd": cwd, "env": environment(), "stdin": subprocess.DEVNULL, "start_new_session": True}
+        command = [sys.executable, *((HELD, FORCING) if during else (ROOT / FORCING,)), *map(str, argv), "--ray"]
+        env = environment(PYTHONPATH=str(ROOT))  # for `HELD`
+        own = {"cwd": cwd, "env": env, "stdin": subprocess.DEVNULL, "start_new_session": True}
         process = subprocess.Popen(command, stdout=out, stderr=err, **own)
         try:
-            during(process)
+            if during:
+                during(process)
             process.wait(LIMIT)
         finally:
             process.kill()
+            (cwd / "hold").unlink(missing_ok=True)
     return Run(process.returncode, (cwd / "stdout").read_text(), (cwd / "stderr").read_text(), 0.0, cwd)
 
 
-def in_second_window(folder: Path) -> Path:
+def after_first_window(folder: Path) -> Path:
     """Waits until a video has a finished window -> its folder."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
-        for segment in folder.glob("*.parts/segment-0001.mp4"):
-            return segment.parent
+        for record in folder.glob("*.parts/run.json"):
+            if json.loads(record.read_text())["pieces"]:
+                return record.parent
         time.sleep(0.02)
     raise AssertionError((folder.parent / "stderr").read_text())
 
@@ -239,8 +253,9 @@ def test_twenty_jobs_with_three_bad_rows_and_a_killed_worker(tmp_path):
     killed = []
 
     def kill(process) -> None:
-        parts = in_second_window(tmp_path / "out")
+        parts = after_first_window(tmp_path / "out")
         os.kill(holder_of(parts / "lock"), signal.SIGKILL)
+        (tmp_path / "hold").unlink()
         killed.append(parts.name)
 
     made = on_cluster(*argv, cwd=tmp_path, during=kill)
@@ -276,15 +291,16 @@ def test_groups_of_two_and_an_interrupt(tmp_path):
     argv = (*QUICK, *LONG, "--inference_steps", 6, "--jobs", "jobs.jsonl")
 
     def interrupt(process) -> None:
-        in_second_window(tmp_path / "out")
+        after_first_window(tmp_path / "out")
         os.killpg(process.pid, signal.SIGINT)
 
     stopped = on_cluster(*argv, "--gpus_per_job", 2, cwd=tmp_path, during=interrupt)
     assert stopped.code == 130, stopped.err
-    said = "interrupted; 0 of 2 videos are done; of 1 more some windows are kept; the same command continues"
-    assert stopped.lines[-1] == f"{FORCING}: {said}" and len(stopped.lines) == 2
-    [parts] = (tmp_path / "out").glob("*.parts")
-    assert parts.name.startswith("circle-0_0-")
+    # With four CPUs or more there are two groups, so that both videos are begun.
+    said = "interrupted; 0 of 2 videos are done; of [12] more some windows are kept; the same command continues"
+    assert re.fullmatch(f"{FORCING}: {said}", stopped.lines[-1]) and len(stopped.lines) == 2
+    assert {path.name[:8] for path in (tmp_path / "out").glob("*.parts")} <= {"circle-0", "circle-1"}
+    assert not [*(tmp_path / "out").glob("*.mp4")]
 
     made = on_cluster(*argv, "--gpus_per_job", 2, cwd=tmp_path)
     assert made.code == 0, made.err
