@@ -12,11 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skyreels_v2_infer.cli.job_files import without_repetition
 from skyreels_v2_infer.cli.parser import Parser
 from skyreels_v2_infer.cli.replay import REPLACED, replayed_flags
 from skyreels_v2_infer.cli.row_words import flags_of, shown, words_of
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.files import read_small
+from skyreels_v2_infer.plan.yaml_text import read_yaml
 
 MOST_BYTES = 2**18
 # Flags that a file cannot give: those that print something and end, those about a file of settings, and trust.
@@ -109,11 +111,9 @@ def read_config(path: Path) -> dict[str, object]:
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8-sig")
         if language == "JSON":
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=without_repetition)
         else:
-            import yaml
-
-            values = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the former is ten times as fast
+            values = read_yaml(text)
     except ImportError:
         legal = "needs PyYAML: pip install pyyaml; or write it as JSON, in a file that ends in .json"
         raise InputError("config", path, legal) from None
@@ -121,8 +121,9 @@ def read_config(path: Path) -> dict[str, object]:
         raise InputError("config", path, "is nested too deeply") from None
     except OSError as error:
         raise InputError("config", path, f"cannot be read ({error.strerror})") from None
-    except Exception as error:  # PyYAML's errors share no base class with Python's
+    except ValueError as error:
         raise InputError("config", path, f"is not valid {language} ({first_line(error, 100)})") from None
     if not isinstance(values, dict):
-        raise InputError("config", path, "must be a mapping of flags, without dashes, to values")
+        hint = "; TOML is not read, but YAML and JSON are" if path.suffix.lower() == ".toml" else ""
+        raise InputError("config", path, f"must be a mapping of flags, without dashes, to values{hint}")
     return values

@@ -107,12 +107,19 @@ def test_files_that_cannot_be_read(folder, capsys):
     (folder / "cut.json").write_text("{")
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "twice.json").write_text('{"seed": 1, "seed": 2}')
+    (folder / "lab.toml").write_text('model_id = "tiny"\n')
+    bomb = "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    (folder / "bomb.yaml").write_text(f"prompt:\n- &a0 [x, x]\n{bomb}")
     for name, legal in (
         ("none.yaml", "cannot be read"),
         ("cut.yaml", "is not valid YAML"),
         ("cut.json", "is not valid JSON"),
         ("binary.yaml", "is not valid YAML"),
         ("deep.json", "is nested too deeply"),
+        ("twice.json", "is not valid JSON (seed is given twice)"),
+        ("lab.toml", "must be a mapping of flags, without dashes, to values; TOML is not read"),
+        ("bomb.yaml", "is not valid YAML (its aliases stand for too much)"),
         ("/dev/zero", "is not valid YAML (it is not a regular file)"),
     ):
         assert refusal(cli.parse_generate, "--config", name, capsys=capsys).startswith(f"--config {name}: {legal}")
@@ -121,8 +128,10 @@ def test_files_that_cannot_be_read(folder, capsys):
 def test_values_that_only_yaml_has(folder, capsys):
     for text, said in (
         ("2020-01-01: 3", "2020-01-01: unknown flag"),
-        ("sweep: &a {seed: *a}", "sweep: "),
-        ("prompt: &a [*a]", "prompt: must be a text or a number"),
+        ("sweep: &a {seed: *a}", "is not valid YAML (line 1: it contains itself)"),
+        ("prompt: &a [*a]", "is not valid YAML (line 1: it contains itself)"),
+        ("seed: &a [x,x]\nfps: &b [*a,*a]\nseed: 3", "is not valid YAML (line 3: seed is given twice)"),
+        ('model_id = "tiny"', "must be a mapping of flags, without dashes, to values"),
     ):
         (folder / "lab.yaml").write_text(text)
         line = refusal(cli.parse_generate, "--config", "lab.yaml", capsys=capsys)
