@@ -23,7 +23,7 @@ DOCUMENTS += [ROOT / PACKAGE / "assets" / "tiny" / "README.md"]
 
 # Imports
 
-GROUND = {"errors", "console", "launch", "runtime", "embedded", "progress", "hub"}
+GROUND = {"errors", "console", "launch", "runtime", "embedded", "progress", "hub", "limited"}
 # What each room may import beside itself. `media` is ground as well: the other ground modules do without it.
 ALLOWED = {"ground": set(), "media": {"ground"}, "scheduler": {"ground", "media"}}
 ALLOWED["plan"] = ALLOWED["scheduler"] | {"scheduler"}
@@ -42,7 +42,7 @@ FACADES = {f"{PACKAGE}.modules": "published get_transformer, get_vae, ... are in
 # The package's own __init__ is the room "facade"; that of pipelines lists names of its own room only.
 
 WITHOUT_TORCH = ("cli", "plan", "media")
-PLANNING_FILES = {f"{PACKAGE}.{name}" for name in ("errors", "launch", "console", "embedded", "progress")}
+PLANNING_FILES = {f"{PACKAGE}.{name}" for name in ("errors", "launch", "console", "embedded", "progress", "limited")}
 PLANNING_FILES |= {f"{PACKAGE}.scheduler.{name}" for name in ("sigmas", "solvers", "windows", "diffusion_forcing")}
 PLANNING_FILES |= {
     f"{PACKAGE}.captioner.{name}" for name in ("schema", "validation", "answer", "frames", "pixels", "inputs")

@@ -8,38 +8,27 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.limited import LimitError, Limits, ProgramError, run_limited
 from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER
 
 LARGEST = 2**24  # bytes of a json file or a template
 TOKENIZER = "tokenizer.json"
 LARGEST_TOKENIZER = 2**26  # bytes; Gemma's has 33 MB
-SECONDS = 3  # of processor time for a template
-PATIENCE = 120  # seconds altogether, on a busy machine
-MEMORY = 2  # GiB
+LIMITS = Limits(seconds=3, patience=120, gib=2)  # of a template
 MOST_ADDED = 2**12  # characters that a template adds to what is said; published ones add some hundred
 
-WRITTEN = f"""
-import sys
-import time
-sys.path = [place for place in sys.path if place]  # nothing from the folder where it is started
+IMPORTS = """
 import json
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
-try:
-    import resource
-    seconds = int(time.process_time()) + 1 + {SECONDS}  # what is imported above may take longer than that
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_DATA, ({MEMORY} << 30, {MEMORY} << 30))
-except (ImportError, OSError, ValueError):
-    pass  # not on every system
+"""
+WRITTEN = """
 asked = json.load(sys.stdin)
 for talk in asked["talks"]:
     try:
@@ -114,18 +103,13 @@ def _in_this_process(tokenizer, talks: Sequence[list[dict]]) -> str:
 
 @lru_cache(maxsize=8)
 def _written(asked: str, flag: str, model: str) -> str:
-    command = [sys.executable, "-c", WRITTEN]
     try:
-        done = subprocess.run(command, input=asked.encode(), capture_output=True, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        raise InputError(flag, model, f"its chat template takes longer than {PATIENCE} s") from None
-    lines = done.stderr.decode(errors="replace").split("\n")
-    reason = next((line for line in reversed(lines) if line.strip()), "")[:150]
-    if done.returncode < 0 or reason.startswith("MemoryError"):
-        raise InputError(flag, model, f"its chat template takes more than {SECONDS} s or {MEMORY} GiB")
-    if done.returncode:
-        raise InputError(flag, model, f"its chat template cannot be used ({reason})")
-    text = json.loads(done.stdout)
+        written = run_limited(IMPORTS, WRITTEN, LIMITS, asked.encode())
+    except LimitError as error:
+        raise InputError(flag, model, f"its chat template takes {error}") from None
+    except ProgramError as error:
+        raise InputError(flag, model, f"its chat template cannot be used ({error})") from None
+    text = json.loads(written)
     if not text or len(text) > json.loads(asked)["most"]:
         raise InputError(flag, model, f"its chat template makes {'nothing' if not text else 'too much'} of a prompt")
     return text

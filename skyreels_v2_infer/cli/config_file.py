@@ -110,10 +110,7 @@ def read_config(path: Path) -> dict[str, object]:
     language = "JSON" if path.suffix.lower() == ".json" else "YAML"
     try:
         text = read_small(path, MOST_BYTES).decode("utf-8-sig")
-        if language == "JSON":
-            values = json.loads(text, object_pairs_hook=without_repetition)
-        else:
-            values = read_yaml(text)
+        values = json.loads(text, object_pairs_hook=without_repetition) if language == "JSON" else read_yaml(text)
     except ImportError:
         legal = "needs PyYAML: pip install pyyaml; or write it as JSON, in a file that ends in .json"
         raise InputError("config", path, legal) from None
