@@ -23,6 +23,8 @@ from skyreels_v2_infer.errors import in_one_line
 from skyreels_v2_infer.media.pipes import Patience, PatientReader, StalledError, write_all
 from skyreels_v2_infer.media.rates import exact, rate_text
 
+LEAST = "5.1"  # version; older ones lack options that we use
+
 # Seconds without progress after which an ffmpeg is ended. Reading: no byte of output. Writing: no byte of a frame
 # accepted, or after the last one no change of the file; longer, since a network disk may be away for a while.
 READING_PATIENCE = 60.0
@@ -57,6 +59,10 @@ VIDEO_FORMATS = (
 VIDEO_EXAMPLES = "mp4, mov, mkv, webm, avi, mpg, ts, gif, ..."
 OWN_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2"  # of the videos that are written here
 REFUSED_FORMAT = re.compile("[Nn]ot on whitelist")
+
+# A static ffmpeg (imageio-ffmpeg 0.6 and 0.7: 7.0.2) crashes where a stream names a programme (all of MPEG-TS do), since
+# it loads the converters of the machine's C library. Without them names stay as they are; nobody reads them.
+_ENVIRONMENT = {"GCONV_PATH": os.devnull}
 
 # Messages about ffmpeg itself, whatever the input is.
 _LACKING = re.compile(
@@ -234,9 +240,15 @@ class Ffmpeg:
             if self._ended:  # an interrupt came first
                 return
             try:
-                # In a session of its own: Ctrl-C is handled by us and must not reach ffmpeg first.
                 self.process = subprocess.Popen(
-                    command, bufsize=0, stdin=stdin, stdout=stdout, stderr=self._log, start_new_session=True
+                    command,
+                    bufsize=0,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=self._log,
+                    env={**os.environ, **_ENVIRONMENT},
+                    # Ctrl-C is handled by us and must not reach ffmpeg first.
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise OSError(f"ffmpeg cannot be started: {error.strerror} ({command[0]})") from None
@@ -394,4 +406,14 @@ def _try(what: str, arguments: list[str], sent: bytes = b"") -> None:
 
 def unusable(what: str, reason: str) -> OSError:
     """The error for an ffmpeg that lacks something. Its path comes last because messages may be cut at the end."""
-    return OSError(f"ffmpeg cannot {what}: {reason} (needed: 5.1 or newer, with libx264; this one: {executable()})")
+    path = executable()
+    return OSError(f"ffmpeg cannot {what}: {reason} (needed: {LEAST} or newer, with libx264; this one: {_about(path)})")
+
+
+def _about(path: str) -> str:
+    """An ffmpeg's version, if it states one, and its path."""
+    with suppress(OSError, subprocess.SubprocessError):
+        stated = subprocess.run([path, "-version"], capture_output=True, timeout=ENDING_PATIENCE).stdout
+        if match := re.match(rb"ffmpeg version ([\w.:+~-]{1,40})", stated):
+            return f"{match[1].decode()}, {path}"
+    return path

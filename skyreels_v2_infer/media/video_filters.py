@@ -160,7 +160,8 @@ def _reduction(probe: Probe, height: int, width: int) -> str:
 
 def _over(background: tuple[int, int, int]) -> str:
     """Filters that put frames with transparency on a colour."""
-    fill = "drawbox=t=fill:replace=1:c=0x{:02x}{:02x}{:02x}@1".format(*background)
+    # Not drawbox, whose replace=1 crashes for planar RGB in ffmpeg 5.1.
+    fill = "lutrgb=r={}:g={}:b={}:a=255".format(*background)
     return f"split[over][under];[under]{fill}[below];[below][over]overlay=format=gbrp"
 
 

@@ -88,6 +88,24 @@ def test_a_reduced_ffmpeg_is_not_blamed_on_the_video(tmp_path, reduced, pattern,
         assert where in str(error.value) and "video_path" not in str(error.value)
 
 
+def test_an_old_ffmpeg_is_named_with_its_version(tmp_path, monkeypatch):
+    fails = """*-fps_mode*) echo "Unrecognized option 'fps_mode'." >&2; exit 1;;"""
+    version = '*" -version "*) echo "ffmpeg version 4.2.2-static https://example.org/ffmpeg/"; exit 0;;'
+    path = stub_ffmpeg(tmp_path / "old", f"{fails} {version}")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
+    ffmpeg.check_ffmpeg(reading=False)
+    with pytest.raises(OSError, match="'fps_mode'.*needed: 5.1 or newer, with libx264; this one: 4.2.2-static, /"):
+        ffmpeg.check_ffmpeg(reading=True)
+
+
+def test_ffmpeg_does_not_find_the_converters_of_the_c_library(tmp_path, monkeypatch):
+    """With them the static ffmpeg 7.0.2 crashes on every transport stream."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(stub_ffmpeg(tmp_path / "env", '*) echo "$GCONV_PATH"; exit 0;;')))
+    with ffmpeg.Ffmpeg([], stdout=subprocess.PIPE) as running:
+        where = running.output.read().decode().strip()
+    assert where and not os.path.isdir(where)
+
+
 def test_a_missing_ffmpeg_is_not_blamed_on_the_video(tmp_path, monkeypatch):
     path = write(tmp_path, clip(2))
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
