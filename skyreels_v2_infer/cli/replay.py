@@ -16,6 +16,7 @@ from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.comment import comment_of
 from skyreels_v2_infer.media.files import read_small
 from skyreels_v2_infer.media.pipes import StalledError
+from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.models import PUBLISHED
 
 FORMAT = 1  # of manifests
@@ -147,12 +148,15 @@ def replayed_flags(
 
 
 def reaches(name: str, value: object) -> bool:
-    """Whether a setting names a file, a folder or an address, rather than what comes with the program."""
+    """Whether a setting names a file, a folder or an address, or has language models loaded."""
     if name == "model_id":
         return not isinstance(value, str) or (value != embedded.NAME and value not in PUBLISHED)
-    # Of text there is only the prompts', which may speak of addresses.
+    if name == "prompt":  # what is recorded is what became of "auto"; any other text may speak of addresses
+        return any(wish_in(text) is not None for text in (value if isinstance(value, list) else [value]))
+    if name in FILES:
+        return value is not False and value != []  # the number 0 is the name of a file
     address = isinstance(value, str) and re.match("[a-z][a-z0-9+.-]*://", value, re.IGNORECASE)
-    return (name in FILES and bool(value)) or (bool(address) and "prompt" not in name)
+    return bool(address) and "prompt" not in name
 
 
 def flags_of(settings: dict) -> list[str]:

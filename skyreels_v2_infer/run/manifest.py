@@ -16,10 +16,11 @@ from pathlib import Path
 from skyreels_v2_infer import __version__, embedded
 from skyreels_v2_infer.cli.replay import APPROXIMATE, FORMAT, in_files, named, read_manifest
 from skyreels_v2_infer.cli.settings import PARTS, GenerateSettings, fields_that
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.errors import InputError, printable
 from skyreels_v2_infer.plan.kernels import APPROXIMATE_KERNELS
 from skyreels_v2_infer.plan.plan import Plan
 
+MOST_SHOWN = 100  # characters of what another manifest says
 INPUTS = ("image", "end_image", "video_path")  # files whose fingerprints are recorded
 
 
@@ -135,7 +136,8 @@ def changed_since(path: Path, settings: GenerateSettings, plan: Plan, identity: 
         identity: of the run, with fingerprints of files and weights.
     """
     written, now = read_manifest(path), settings_of(settings, plan)
-    for name, was in written.get("inputs", {}).items():
+    was_then = written.get("inputs", {})
+    for name, was in [(name, was_then[name]) for name in INPUTS if name in was_then]:
         if name in now and named(now[name]) == named(written["settings"].get(name)) and identity[name] != was:
             yield f"--replay {path}: {now[name]} has changed since"
     if named(now["model_id"]) == named(written["settings"].get("model_id")) and identity["model_id"] != written.get(
@@ -150,9 +152,11 @@ def other_machine(path: Path, settled: dict) -> str | None:
     now = {name: settled[name] for name in ("device", "threads") if name in settled}
     if not isinstance(written, dict) or written == now:
         return None
-    was, is_now = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (written, now))
+    was, is_now = (
+        printable(", ".join(f"{name} {value}" for name, value in one.items()))[:MOST_SHOWN] for one in (written, now)
+    )
     hint = ""
-    if written.get("device") == now["device"] == "cpu":
+    if written.get("device") == now["device"] == "cpu" and type(written.get("threads")) is int:
         hint = f"; OMP_NUM_THREADS={written.get('threads')} makes the same file"
     return f"--replay {path}: made with {was}, now {is_now}: frames can differ in the last bit{hint}"
 

@@ -1,5 +1,6 @@
 """Manifests, replays and previews."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -220,6 +221,11 @@ def test_what_a_manifest_names_is_used_only_when_it_is_trusted(tmp_path, capsys)
         name, value = next(iter(named.items()))
         assert f"--replay {path}: " in line and f"--{name} {value}" in line and "--trust_replay" in line
     assert "--lora 1" in refused({"lora": [1]})
+    for named in ({"lora": 0}, {"image": 0.0}, {"dit_path": 0}):  # files of such names
+        assert "--trust_replay" in refused(named)
+    for prompt in ("auto", ' auto:"a hat"', ["a", "auto"]):  # would load two language models
+        assert "would use --prompt" in refused({"prompt": prompt}, "--image", image)
+    assert parse({"prompt": "auto"}, "--prompt", "a swan").prompt == "a swan"
     assert all(flag in refused({"image": image, "model_id": model}) for flag in ("--image", "--model_id"))
     assert "--model_id" not in refused({"image": image, "model_id": model}, "--model_id", "tiny")
     assert str(parse({"image": image, "model_id": model}, "--trust_replay").image) == image
@@ -242,6 +248,20 @@ def test_a_replay_on_another_number_of_threads_says_so(made):
     assert manifest.other_machine(made.path, {"device": "cpu", "threads": 1}) is None
     line = manifest.other_machine(made.path, {"device": "cpu", "threads": 2})
     assert "OMP_NUM_THREADS=1" in line and "threads 1" in line and "threads 2" in line
+
+
+def test_what_another_manifest_says_of_its_machine_and_inputs_stays_in_one_line(made, tmp_path):
+    written = json.loads(made.path.with_suffix(".json").read_text())
+    odd = "2; rm -rf ~\n\x1b]0;a title\x07" + 500 * "x"
+    written |= {"machine": {"device": "cpu", "threads": odd, odd: odd}, "inputs": {"dit_path": "0-0", "lora": "0-0"}}
+    written["settings"]["dit_path"] = "/there/dit.safetensors"
+    (tmp_path / "a.json").write_text(json.dumps(written))
+    line = manifest.other_machine(tmp_path / "a.json", {"device": "cpu", "threads": 2})
+    assert line.isprintable() and len(line) < 400 and "OMP_NUM_THREADS" not in line
+    settings = cli.parse_diffusion_forcing(["--replay", str(made.path), "--trust_replay"])
+    settings = dataclasses.replace(settings, dit_path="/here/dit.safetensors")
+    identity = {"model_id": written["weights"]}
+    assert list(manifest.changed_since(tmp_path / "a.json", settings, plan_of(settings, None), identity)) == []
 
 
 def test_what_replaces_something_else_replaces_it(made):
