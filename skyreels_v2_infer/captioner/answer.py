@@ -6,15 +6,17 @@ import json
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from skyreels_v2_infer.captioner.schema import Caption
-from skyreels_v2_infer.captioner.validation import Notes, caption_of
+from skyreels_v2_infer.captioner.validation import FIELDS, Notes, caption_of, fields_in
 
 MOST_ANSWER = 50_000  # characters; 2048 tokens are about 10,000
 REPEATED = 240  # characters at a text's end that repeat themselves
 TIMES = 4  # how often, at least
 DAMAGED = "damaged JSON"
 DEPTH = 100  # nested brackets; json-repair recurses
+MOST_STARTS = 200  # brackets at which JSON is looked for
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,11 @@ def parse(text: str, cut_off: bool = False) -> Answer:
         return Answer(text, reason=f"it has more than {MOST_ANSWER} characters")
     if cut_off:
         return Answer(text, reason="it was cut off at the limit on tokens")
-    start = re.search(r"[{\[]", text)
-    if start is None:
+    if re.search(r"[{\[]", text) is None:
         return Answer(text, reason="there is no JSON in it")
     notes = Notes()
     try:
-        data = decoded(text[start.start() :], notes)
-        if text[: start.start()].strip():
-            notes.repaired.append("text before the JSON left out")
-        caption = caption_of(data, notes)
+        caption = caption_of(json_in(text, notes), notes)
         if DAMAGED in notes.repaired:
             check_repaired(text, notes)
     except ValueError as error:
@@ -71,20 +69,65 @@ def parse(text: str, cut_off: bool = False) -> Answer:
     return Answer(text, caption, tuple(notes.repaired), tuple(notes.doubtful))
 
 
-def decoded(text: str, notes: Notes) -> object:
-    """The JSON at the beginning of `text`, repaired if it is damaged.
+class Value(NamedTuple):
+    """Whole JSON within a text. start, end: where it stands."""
+
+    data: object
+    start: int
+    end: int
+
+
+def json_in(text: str, notes: Notes) -> object:
+    """The JSON of a caption in a text that has a bracket in it: whole values are preferred to one to be repaired.
+
+    Raises:
+        ValueError: there is none that can be repaired (why).
+    """
+    whole, damaged = values_in(text)
+    best = max(whole, key=lambda value: fields_in(value.data), default=None)
+    if best is None or not worth_more(best, damaged):
+        data = repaired(text[damaged:], notes)
+        start, end = damaged, len(text)
+    else:
+        data, start, end = best
+        if any(fields_in(other.data) and other.data != data for other in whole):
+            notes.doubtful.append("another caption beside it")
+    for place, found in (("before", text[:start]), ("after", text[end:])):
+        if found.strip():
+            notes.repaired.append(f"text {place} the JSON left out")
+    return data
+
+
+def values_in(text: str) -> tuple[list[Value], int | None]:
+    """Whole JSON values in a text, none within another, and where a bracket stands that begins none (None: nowhere)."""
+    whole: list[Value] = []
+    damaged, place = None, 0
+    for _ in range(MOST_STARTS):
+        bracket = re.compile(r"[{\[]").search(text, place)
+        if bracket is None:
+            break
+        start = bracket.start()
+        try:
+            data, place = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            damaged, place = start if damaged is None else damaged, start + 1
+        else:
+            whole.append(Value(data, start, place))
+    return whole, damaged
+
+
+def worth_more(best: Value, damaged: int | None) -> bool:
+    """Whether a whole value is taken, rather than damaged JSON from `damaged` on, of which it may be a part."""
+    count = fields_in(best.data)
+    return damaged is None or count == len(FIELDS) or (count > 0 and best.start < damaged)
+
+
+def repaired(text: str, notes: Notes) -> object:
+    """The JSON at the beginning of `text`, which is damaged, as json-repair understands it.
 
     Raises:
         ValueError: it cannot be repaired (why).
     """
-    try:
-        data, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        pass
-    else:
-        if text[end:].strip():
-            notes.repaired.append("text after the JSON left out")
-        return data
     if nesting(text) > DEPTH:
         raise ValueError("its JSON is damaged")
     if find_spec("json_repair") is None:

@@ -11,6 +11,7 @@ from skyreels_v2_infer.captioner.schema import OPTIONS, SUBJECT_TEXTS, TEXTS, Ca
 
 MOST_SUBJECTS = 50
 MOST_CHARACTERS = 10_000  # of one text
+MOST_BRIEF = 200  # characters of what is noted
 MOST_NESTED = 4  # lists and objects around a caption
 
 FIELDS = ("subjects", *OPTIONS, *TEXTS)
@@ -24,8 +25,10 @@ SYNONYMS = {
     "camera_movement": "camera_motion",
     "light": "lighting",
 }
+OPTION_SYNONYMS = {"pov": "point_of_view"}
 SUBJECT_SYNONYMS = {"actions": "action", "types": "TYPES", "is_main": "is_main_subject", "subtype": "sub_type"}
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 NOTHING = ("none", "null", "n_a", "na")  # written out
 
 
@@ -48,7 +51,7 @@ def caption_of(data: object, notes: Notes) -> Caption:
     Raises:
         ValueError: it is no caption (why).
     """
-    found = renamed(unwrapped(data, notes), FIELDS, SYNONYMS, "", notes)
+    found = renamed(lifted(unwrapped(data, notes), notes), FIELDS, SYNONYMS, "", notes)
     if not any(name in found for name in FIELDS):
         raise ValueError(f"it has none of the fields {', '.join(FIELDS)}")
     for name in FIELDS:
@@ -59,8 +62,35 @@ def caption_of(data: object, notes: Notes) -> Caption:
     return Caption(subjects=subjects_of(found.get("subjects"), notes), **values)
 
 
+def is_field(name: object) -> bool:
+    return plain(name) in {*FIELDS, *SYNONYMS}
+
+
+def fields_in(data: object) -> int:
+    """How many of `FIELDS` decoded JSON has, 0 if it is no caption."""
+    try:
+        found = lifted(unwrapped(data, Notes()), Notes())
+    except ValueError:
+        return 0
+    return len({SYNONYMS.get(plain(name), plain(name)) for name in found if is_field(name)})
+
+
+def lifted(data: dict, notes: Notes) -> dict:
+    """Fields that stand together in an object within the caption, out of it: {"shot": {"shot_type": ...}, ...}."""
+    found: dict = {}
+    for name, value in data.items():
+        inner = value if isinstance(value, dict) and not is_field(name) else {}
+        fields = {key: item for key, item in inner.items() if is_field(key)}
+        if fields and not {plain(key) for key in fields} & {plain(key) for key in (*data, *found)}:
+            notes.repaired.append(f"{str(name)[:40]}: its fields taken")
+            found |= fields
+        else:
+            found[name] = value
+    return found
+
+
 def unwrapped(data: object, notes: Notes) -> dict:
-    """The object itself where it is the only thing in a list or in an object, or is JSON in a string."""
+    """The object itself where it is the only one in a list or in an object, or is JSON in a string."""
     for _ in range(MOST_NESTED):
         if isinstance(data, list) and len(data) == 1:
             (data,) = data
@@ -69,7 +99,7 @@ def unwrapped(data: object, notes: Notes) -> dict:
                 data = json.loads(data)
             except (ValueError, RecursionError):
                 break
-        elif isinstance(data, dict) and len(data) == 1 and plain(next(iter(data))) not in {*FIELDS, *SYNONYMS}:
+        elif isinstance(data, dict) and len(data) == 1 and not is_field(next(iter(data))):
             (data,) = data.values()
         else:
             break
@@ -82,8 +112,9 @@ def unwrapped(data: object, notes: Notes) -> dict:
 
 
 def plain(name: object) -> str:
-    """Lower case, with underscores for everything that is neither a letter nor a digit."""
-    return re.sub(r"[^\w]+|_+", "_", str(name).lower()).strip("_")
+    """Lower case, with underscores for everything that is neither a letter nor a digit; shotType is shot_type."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name))
+    return re.sub(r"[^\w]+|_+", "_", apart.lower()).strip("_")
 
 
 def renamed(data: dict, fields: tuple[str, ...], synonyms: dict[str, str], where: str, notes: Notes) -> dict:
@@ -104,18 +135,22 @@ def renamed(data: dict, fields: tuple[str, ...], synonyms: dict[str, str], where
 
 
 def text_of(value: object, name: str, notes: Notes) -> str:
-    """A text field: numbers and lists of texts become text; objects are kept as JSON."""
+    """A text field: numbers and lists of texts become text; objects and true are kept as JSON."""
     if value is None:
         return ""
-    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+    if value is False or (isinstance(value, float) and not math.isfinite(value)):
+        notes.repaired.append(f"{name}: {value} means none")
+        return ""
+    if isinstance(value, list) and all(is_word(item) or item is None for item in value):
         notes.repaired.append(f"{name}: a list joined")
-        value = ", ".join(map(str, value))
-    elif isinstance(value, int | float):
+        value = ", ".join(str(item) for item in value if item is not None)
+    elif not isinstance(value, str) and is_word(value):
         notes.repaired.append(f"{name}: a number as text")
         value = str(value)
     elif not isinstance(value, str):
         notes.doubtful.append(f"{name} is no text")
         value = json.dumps(value, ensure_ascii=False)
+    value = CONTROL.sub(" ", value)
     text = " ".join(value.encode("utf-8", "replace").decode().split())  # JSON may have halves of characters
     if plain(text) in NOTHING:
         notes.repaired.append(f"{name}: {text} means none")
@@ -126,13 +161,20 @@ def text_of(value: object, name: str, notes: Notes) -> str:
     return text
 
 
+def is_word(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
 def option_of(value: object, name: str, notes: Notes) -> str:
     """A field with options: case, spaces and a missing last word do not matter."""
+    if isinstance(value, dict) and len(value) == 1:
+        notes.repaired.append(f"{name}: out of its object")
+        (value,) = value.values()
     text = text_of(value, name, notes)
     options = OPTIONS[name]
     if text in options or not text:
         return text
-    word = plain(text)
+    word = OPTION_SYNONYMS.get(plain(text), plain(text))
     fitting = [option for option in options if word == option or without_end(word) == without_end(option)]
     if len(fitting) == 1:
         notes.repaired.append(f"{name}: {text} -> {fitting[0]}")
@@ -147,18 +189,22 @@ def without_end(word: str) -> str:
 
 
 def subjects_of(value: object, notes: Notes) -> tuple[Subject, ...]:
-    if value is None:
+    if value is None or value == "":
         return ()
+    if isinstance(value, list) and any(isinstance(item, list) for item in value):
+        notes.repaired.append("subjects: lists within the list")
+        value = [item for some in value for item in (some if isinstance(some, list) else [some])]
     if isinstance(value, dict):
-        notes.repaired.append("subjects: one, in a list")
-        value = [value]
+        named = value and all(isinstance(item, dict) and plain(key) != "types" for key, item in value.items())
+        notes.repaired.append(f"subjects: {'each under a name' if named else 'one'}, in a list")
+        value = list(value.values()) if named else [value]
     if not isinstance(value, list):
-        notes.doubtful.append("subjects is no list")
+        notes.doubtful.append(f"subjects is no list: {brief(value)}")
         return ()
     found: list[Subject] = []
     for number, item in enumerate(value):
         if not isinstance(item, dict):
-            notes.doubtful.append(f"subject {number + 1} is no object")
+            notes.doubtful.append(f"subject {number + 1} is no object: {brief(item)}")
             continue
         subject = subject_of(item, f"subject {number + 1}: ", notes)
         if subject in found:
@@ -169,6 +215,11 @@ def subjects_of(value: object, notes: Notes) -> tuple[Subject, ...]:
         else:
             found.append(subject)
     return tuple(found)
+
+
+def brief(value: object) -> str:
+    """A value that has no place in a caption, for a note."""
+    return CONTROL.sub(" ", json.dumps(value, ensure_ascii=False))[:MOST_BRIEF]
 
 
 def subject_of(item: dict, where: str, notes: Notes) -> Subject:
@@ -183,9 +234,11 @@ def subject_of(item: dict, where: str, notes: Notes) -> Subject:
 
 def types_of(value: object, name: str, notes: Notes) -> dict[str, str]:
     """type and sub_type, which may also be a list of the two, or one text."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        notes.repaired.append(f"{name}: out of its list")
-        (value,) = value
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        merged = {key: item for part in value for key, item in part.items()}
+        if len(merged) == sum(map(len, value)):
+            notes.repaired.append(f"{name}: out of its list")
+            value = merged
     if isinstance(value, str) or (isinstance(value, list) and len(value) in (1, 2)):
         notes.repaired.append(f"{name}: {'a text' if isinstance(value, str) else 'a list'} as an object")
         pair = [value] if isinstance(value, str) else value
@@ -193,7 +246,7 @@ def types_of(value: object, name: str, notes: Notes) -> dict[str, str]:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        notes.doubtful.append(f"{name} is no object")
+        notes.doubtful.append(f"{name} is no object: {brief(value)}")
         value = {}
     found = renamed(value, ("type", "sub_type"), {"subtype": "sub_type"}, f"{name}: ", notes)
     return {part: text_of(found.get(part), f"{name}: {part}", notes) for part in ("type", "sub_type")}
@@ -204,7 +257,7 @@ def truth_of(value: object, name: str, notes: Notes) -> bool:
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
-    word = plain(value)
+    word = plain(int(value) if value in (0.0, 1.0) else value)
     if word not in TRUE + FALSE:
         notes.doubtful.append(f"{name}: {str(value)[:40]!r} is neither true nor false")
         return False

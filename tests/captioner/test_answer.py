@@ -54,6 +54,13 @@ def test_an_answer_that_was_cut_off_is_reported_even_where_it_could_be_closed():
     assert parse(TEXT, cut_off=True).reason == "it was cut off at the limit on tokens"
 
 
+def test_what_has_no_place_in_a_caption_is_in_a_note():
+    assert parse(json.dumps(GOOD | {"subjects": [GOOD["subjects"][0], "a dog"]})).doubtful == (
+        'subject 2 is no object: "a dog"',
+    )
+    assert parse(json.dumps(GOOD | {"subjects": "a woman"})).doubtful == ('subjects is no list: "a woman"',)
+
+
 def test_without_json_repair_damaged_json_is_reported(monkeypatch):
     monkeypatch.setattr(answer_module, "find_spec", lambda name: None)
     assert parse(TEXT).caption is not None
@@ -124,7 +131,9 @@ def test_a_damaged_answer_never_raises(data):
     assert (found.caption is None) == bool(found.reason)
 
 
-@pytest.mark.parametrize("text", ["{" * 40_000, '{"a":' * 9_000, "[1," * 15_000, '{"' * 20_000, "{'\\" * 16_000])
+@pytest.mark.parametrize(
+    "text", ["{" * 40_000, '{"a":' * 9_000, "[1," * 15_000, '{"' * 20_000, "{'\\" * 16_000, "[] {" * 12_000]
+)
 def test_hostile_answers_end_soon(text):
     began = time.process_time()
     assert parse(text).caption is None
