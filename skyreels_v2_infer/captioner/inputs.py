@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ def rows_of(inputs: tuple[str, ...], name: str = "input", needs_path: bool = Tru
         rows += found_in(os.path.expanduser(given), name, needs_path)
         if len(rows) > MOST_ROWS:
             raise InputError(name, given, f"leads to more than {MOST_ROWS} rows")
+    if inputs and not rows:
+        raise InputError(name, inputs[0], "has no rows")
     return rows
 
 
@@ -73,20 +76,25 @@ def caption_in(row: dict) -> Answer:
 
 
 def found_in(given: str, name: str, needs_path: bool) -> list[dict]:
-    if os.path.isdir(given):
-        files = sorted(file for file in Path(given).rglob("*") if file.suffix.lower() in VIDEOS and file.is_file())
+    """The rows of an input: of a file or folder of this name, else of all that it matches as a pattern."""
+    if os.path.exists(given):
+        return rows_at(given, name, needs_path)
+    matches = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []
+    if not matches:
+        raise InputError(name, given, "must be a video, a folder, a pattern that matches some, a .csv or a .jsonl")
+    return [row for match in matches for row in rows_at(match, name, needs_path)]
+
+
+def rows_at(path: str, name: str, needs_path: bool) -> list[dict]:
+    if os.path.isdir(path):
+        files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in VIDEOS and file.is_file())
         if not files:
-            raise InputError(name, given, f"has no videos in it ({', '.join(VIDEOS)})")
+            raise InputError(name, path, f"has no videos in it ({', '.join(VIDEOS)})")
         return [{PATH: str(file)} for file in files]
-    if not os.path.exists(given):
-        matches = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []
-        if not matches:
-            raise InputError(name, given, "must be a video, a folder, a pattern that matches some, a .csv or a .jsonl")
-        return [row for match in matches for row in found_in(glob.escape(match), name, needs_path)]
-    check_file(given, name)
-    if (kind := TABLES.get(Path(given).suffix.lower())) is None:
-        return [{PATH: given}]
-    return list(table_rows(Path(given), kind, name, needs_path))
+    check_file(path, name)
+    if (kind := TABLES.get(Path(path).suffix.lower())) is None:
+        return [{PATH: path}]
+    return list(table_rows(Path(path), kind, name, needs_path))
 
 
 def table_rows(path: Path, kind: str, name: str, needs_path: bool) -> Iterator[dict]:
@@ -139,6 +147,8 @@ class Csv:
         names = self.reader.fieldnames or []
         if PATH not in names and STRUCTURAL not in names:
             raise ValueError(f"no column {PATH} among {', '.join(names)[:80] or 'no columns'}")
+        if twice := [column for column, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"the column {twice[0][:40]} is there twice")
         for row in self.reader:
             if None in row:
                 raise ValueError("it has more cells than the first line")

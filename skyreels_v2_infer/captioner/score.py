@@ -3,7 +3,7 @@
 Options, TYPES and is_main_subject count as right or wrong. Texts have no such measure: here it is the F1 of their words
 (lower case, without the most frequent English ones), 1 for two empty texts. Subjects are paired first: of all pairs the
 one with the most similar fields, then the next one. A subject of the reference without a partner, and a row without a
-caption, count as 0 in all their fields; additional subjects do not count.
+caption, count as 0 in all their fields; additional subjects do not count, nor options that the reference leaves empty.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def paired(reference: Sequence[Subject], found: Sequence[Subject]) -> list[Subje
 
 
 def of_captions(reference: Caption, found: Caption | None) -> dict[str, list[float]]:
-    """Scores by field (`FIELDS`): one each, of subjects one for each subject of the reference."""
-    scores = {name: [0.0] for name in (*OPTIONS, *TEXTS)}
+    """Scores by field (`FIELDS`): one each, of subjects one for each of the reference; [] if it says nothing."""
+    known = [name for name in (*OPTIONS, *TEXTS) if name in TEXTS or getattr(reference, name)]
+    scores = {name: [0.0] for name in known}
     if found is not None:
-        scores = {name: [same(getattr(reference, name), getattr(found, name))] for name in OPTIONS}
-        scores |= {name: [agreement(getattr(reference, name), getattr(found, name))] for name in TEXTS}
+        compare = {name: same if name in OPTIONS else agreement for name in known}
+        scores = {name: [compare[name](getattr(reference, name), getattr(found, name))] for name in known}
     partners = paired(reference.subjects, () if found is None else found.subjects)
     own = [of_subjects(one, other) for one, other in zip(reference.subjects, partners, strict=True)]
     return scores | {f"subject {name}": [score[name] for score in own] for name in SUBJECT_FIELDS}

@@ -240,6 +240,8 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
         raise InputError("output", output, f"must end in {' or '.join(SUFFIXES)}")
     if output.is_dir():
         raise InputError("output", output, "is a folder")
+    if output.is_symlink() or (output.exists() and not output.is_file()):  # a link could lead out of a shared folder
+        raise InputError("output", output, "must be a file, not a link or a device")
     for given in inputs:
         if os.path.exists(given) and os.path.exists(output) and os.path.samefile(given, output):
             raise InputError("output", output, "is an input as well")

@@ -78,6 +78,7 @@ class CaptionWork:
         reference = None if settings.score is None else read_reference(settings.score)
         if settings.input:
             rows = rows_of(settings.input, needs_path=settings.task == "struct")
+            check_columns(settings, rows)
         else:
             rows = [{name: row[name] for name in (PATH, *SHOT_COLUMNS) if name in row} for row, _ in reference]
         rows = [row if row.get(BY) == maker_of(settings) else without_prompt(row, settings.task) for row in rows]
@@ -210,6 +211,18 @@ def check_meanwhile(settings: CaptionSettings) -> None:
     for given in (*map(os.path.expanduser, settings.input), *([settings.score] if settings.score else [])):
         if path.exists() and os.path.exists(given) and os.path.samefile(given, path):
             raise InputError("output", settings.output, f"captions are kept in {path} meanwhile, which is an input")
+
+
+def check_columns(settings: CaptionSettings, rows: list[dict]) -> None:
+    """Raises an `InputError` if a table that this program did not write has columns that it would write over."""
+    for row in rows:
+        if BY in row:
+            continue
+        splits = settings.scenes and needs_caption(row) and not names_shot(row)
+        for name in (NOTE, ERROR, ANSWER, *(SHOT_COLUMNS if splits else ())):
+            if row.get(name) not in (None, ""):
+                legal = f"has a column {name} of its own, which would be written over; rename it"
+                raise InputError("input", " ".join(settings.input), legal)
 
 
 def table_of(path: Path, rows: list[dict], settings: CaptionSettings) -> CaptionTable:

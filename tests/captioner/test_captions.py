@@ -536,6 +536,21 @@ def test_a_wrong_command_is_one_line(clips, tmp_path, capsys, argv, line):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["note", "error", "answer"])
+def test_a_column_of_the_users_is_not_written_over(clips, tmp_path, capsys, name):
+    (tmp_path / "in.csv").write_text(f"path,{name}\nclips/a.mp4,\nclips/b.mp4,mine\n")
+    assert work("--input", "in.csv", "--output", "out.csv")[0] == 2
+    assert f"has a column {name} of its own" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_link_is_no_output(tmp_path, capsys):
+    (tmp_path / "out.csv").symlink_to("elsewhere.csv")
+    with pytest.raises(SystemExit):
+        parse_captions(["--input", "clips", "--output", str(tmp_path / "out.csv"), "--device", "cpu"])
+    assert "must be a file, not a link or a device" in capsys.readouterr().err
+
+
 def test_another_commands_table_is_refused(clips, tmp_path, capsys):
     work("--input", "clips/a.mp4", "--output", "out.csv")
     before = (tmp_path / "out.csv").read_bytes()

@@ -50,6 +50,12 @@ def test_a_missing_caption_and_a_missing_subject_are_wrong():
     assert table["subject type"] == (50.0, 2) and table["lighting"] == (100.0, 1)
 
 
+def test_an_option_that_the_reference_does_not_state_is_not_compared():
+    partly = replace(CAPTION, shot_angle="")
+    table = accuracies([(partly, CAPTION), (CAPTION, CAPTION), (partly, None)])
+    assert table["shot_angle"] == (100.0, 1) and table["shot_type"][1] == 3
+
+
 def test_nothing_to_compare_is_no_percentage():
     table = accuracies([(Caption(), Caption())])
     assert table["subject type"] == (None, 0) and table["mean"] == (100.0, 1)
