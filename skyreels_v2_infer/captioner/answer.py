@@ -28,6 +28,7 @@ class Answer:
         caption: None if there is none in it.
         repaired, doubtful: see `Notes`.
         reason: why there is no caption, or none that can be trusted; "" if all is well.
+        final: whether another answer would be the same.
         retry: whether another answer may be better: this one repeats itself, was cut off, or has no caption.
     """
 
@@ -36,10 +37,11 @@ class Answer:
     repaired: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
     reason: str = ""
+    final: bool = False
 
     @property
     def retry(self) -> bool:
-        return bool(self.reason)
+        return bool(self.reason) and not self.final
 
 
 def parse(text: str, cut_off: bool = False) -> Answer:

@@ -50,5 +50,12 @@ def structural_captions(
             break
         check()
         replies = captioner.describe([clips[i] for i in asked], question, tokens, attempt)
-        answers |= {i: parse(reply.text, reply.cut_off) for i, reply in zip(asked, replies, strict=True)}
+        answers |= {i: answer_in(reply) for i, reply in zip(asked, replies, strict=True)}
     return [answers[i] for i in range(len(clips))]
+
+
+def answer_in(reply: Reply) -> Answer:
+    """What becomes of a reply; one that was refused is not asked for again."""
+    if reply.refused:
+        return Answer("", reason=reply.refused, final=True)
+    return parse(reply.text, reply.cut_off)

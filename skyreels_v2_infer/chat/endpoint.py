@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
@@ -28,6 +29,7 @@ MOST_ANSWER = 2**22  # bytes
 TRIES = 4
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the endpoint asks for
 AGAIN = frozenset({408, 429, 500, 502, 503, 504, 529})
+OF_ONE = frozenset({400, 413, 422})  # may be about one request alone, such as a filter of contents
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 QUALITY = 95  # of frames as JPEG
 
@@ -37,6 +39,12 @@ class _NoRedirect(HTTPRedirectHandler):
 
     def redirect_request(self, *args: Any) -> None:
         return None
+
+
+class RefusedError(InputError):
+    """An endpoint refuses a request; `code`: its HTTP status."""
+
+    code = 0
 
 
 class Endpoint:
@@ -70,13 +78,15 @@ class Endpoint:
         parts = urlsplit(url)
         self.key = key if parts.scheme == "https" or parts.hostname in LOCAL else ""
         direct = [ProxyHandler({})] if parts.hostname in LOCAL else []  # no proxy of the environment reaches these
+        self.answered = False  # whether it has answered any request
         self.opener: OpenerDirector = build_opener(_NoRedirect, *direct)
 
     def say(self, user: str = "", system: str = "", tokens: int = 512, stop: str | None = None) -> Reply:
         turns = [("system", system), ("user", user)]
         messages = [{"role": role, "content": text} for role, text in turns if text]
         more = {} if stop is None else {"stop": [stop]}
-        return self.ask(messages, tokens, self.temperature, **more)
+        (reply,) = self._replies(lambda: self.ask(messages, tokens, self.temperature, **more))
+        return reply
 
     def describe(self, clips: Sequence[np.ndarray], question: str, tokens: int, attempt: int = 0) -> list[Reply]:
         """One answer for each clip; requests are made at the same time.
@@ -89,7 +99,29 @@ class Endpoint:
             video = {"type": "video_url", "video_url": {"url": data_url(clip)}}
             return self.ask([{"role": "user", "content": [video, {"type": "text", "text": question}]}], tokens, warmer)
 
-        return in_parallel(one, clips)
+        return self._replies(*(partial(one, clip) for clip in clips))
+
+    def _replies(self, *requests: Callable[[], Reply]) -> list[Reply]:
+        """The replies to requests that are made at the same time.
+
+        Where others are answered, a request that is refused for what is in it has a reply as well, which says so.
+        """
+
+        def one(request: Callable[[], Reply]) -> Reply | RefusedError:
+            try:
+                reply = request()
+            except RefusedError as error:
+                if error.code not in OF_ONE:
+                    raise
+                return error
+            self.answered = True
+            return reply
+
+        found = in_parallel(one, requests)
+        for error in found:
+            if isinstance(error, RefusedError) and not self.answered:
+                raise error
+        return [Reply("", False, f"the endpoint {r.legal}") if isinstance(r, RefusedError) else r for r in found]
 
     def ask(self, messages: list[dict], tokens: int, temperature: float, **more: Any) -> Reply:
         """One request, repeated while it fails for a passing reason.
@@ -122,7 +154,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self.key}"
         request = Request(f"{self.url}/chat/completions", body, headers, method="POST")
         with self.opener.open(request, timeout=self.seconds) as answer:
-            content = answer.read(MOST_ANSWER + 1)
+            content = self._read(answer)
             declared = answer.headers.get("Content-Length", "")
         if declared.isdecimal() and len(content) < int(declared):
             raise ValueError("the answer ends early")
@@ -130,11 +162,22 @@ class Endpoint:
             raise ValueError(f"the answer has more than {MOST_ANSWER >> 20} MB")
         return content
 
-    def _refused(self, code: int, reason: str) -> InputError:
+    def _read(self, answer) -> bytes:
+        """The content of an answer, at most one byte above `MOST_ANSWER`; all within `seconds`."""
+        content, began = bytearray(), time.monotonic()
+        while len(content) <= MOST_ANSWER and (some := answer.read1(MOST_ANSWER + 1 - len(content))):
+            content += some
+            if time.monotonic() - began > self.seconds:
+                raise TimeoutError("the answer takes too long")
+        return bytes(content)
+
+    def _refused(self, code: int, reason: str) -> RefusedError:
         hint = f"; its key is read from the environment variable {KEY}" if code in (401, 403) else ""
         if code in range(300, 400):
             hint = "; redirects are not followed"
-        return InputError("endpoint", self.url, f"refuses the request with {reason}{hint}")
+        error = RefusedError("endpoint", self.url, f"refuses the request with {reason}{hint}")
+        error.code = code
+        return error
 
     def free(self) -> None:
         """Holds nothing on this machine."""

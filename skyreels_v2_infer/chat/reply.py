@@ -6,10 +6,11 @@ from typing import NamedTuple, Protocol
 
 
 class Reply(NamedTuple):
-    """An answer; `cut_off`: whether it ended because of the limit on tokens."""
+    """An answer; `cut_off`: whether it ended because of the limit on tokens; `refused`: why there is none, else ""."""
 
     text: str
     cut_off: bool
+    refused: str = ""
 
 
 class Talker(Protocol):

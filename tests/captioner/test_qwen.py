@@ -190,6 +190,12 @@ def test_only_useless_answers_are_asked_for_again():
     assert answers[2].reason == "there is no JSON in it" and answers[2].text == "no"
 
 
+def test_a_refused_clip_is_not_asked_for_again():
+    stub = Stub({"a": [Reply("", False, "no cats")], "b": [Reply(TEXT, False)]})
+    answers = structural_captions(stub, ["a", "b"], "?")
+    assert len(stub.asked) == 1 and [answer.reason for answer in answers] == ["no cats", ""]
+
+
 # Foreign models
 
 

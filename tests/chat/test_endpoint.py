@@ -147,3 +147,35 @@ def test_a_key_goes_over_https_or_stays_on_this_machine():
         "k"
     ] * 3
     assert endpoint("http://a.example/v1", key="k").key == ""
+
+
+def test_a_clip_that_is_refused_among_others_is_no_end_of_the_run():
+    """Such as by a filter of contents; the first of a run, though, where the whole command may be wrong."""
+    refusal = (400, {}, b'{"error": {"message": "against our policy"}}')
+    clips = [np.zeros((1, 28, 28, 3), np.uint8)] * 2
+    with server(refusal, completion("one"), refusal) as (url, _):
+        found = endpoint(url)
+        replies = found.describe(clips, "?", 9)
+        assert sorted(reply.text for reply in replies) == ["", "one"]
+        assert {reply.refused for reply in replies} == {
+            "",
+            "the endpoint refuses the request with status 400 (against our policy)",
+        }
+        assert found.say("Who?").refused
+        with pytest.raises(InputError, match="against our policy"):
+            endpoint(url).describe(clips, "?", 9)
+    with server(completion(), (401, {}, b"")) as (url, _):
+        found = endpoint(url)
+        found.say("Who?")
+        with pytest.raises(InputError, match="status 401"):
+            found.say("Who?")
+
+
+def test_an_answer_that_trickles_has_a_limit():
+    class Trickle:
+        def read1(self, most):
+            time.sleep(0.01)
+            return b" "
+
+    with pytest.raises(TimeoutError, match="too long"):
+        endpoint("http://127.0.0.1:1", seconds=0.05)._read(Trickle())
