@@ -16,6 +16,8 @@ from skyreels_v2_infer.launch import Launch
 INSTALLED = ("generate_video", "generate_video_df", "caption_video")  # names of the scripts where pip puts them
 TO_THE_END = "\r\x1b[J"  # clears the line that the cursor is in, and those below
 ALSO_BELOW = "\x1b[J"
+# Control characters but tabs and line breaks: what files and models say must not command a terminal.
+ESCAPED = {code: ascii(chr(code))[1:-1] for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 class Bars:
@@ -141,7 +143,10 @@ def called(script: str) -> str:
 
 
 def say(message: str, from_any_rank: bool = False) -> None:
-    """Prints a message on stderr, by default on the first rank only; stdout is for results."""
+    """Prints a message on stderr, by default on the first rank only, with control characters escaped.
+
+    stdout is for results.
+    """
     if Launch.for_messages().rank and not from_any_rank:
         return
     if sys.stderr is None:
@@ -150,7 +155,7 @@ def say(message: str, from_any_rank: bool = False) -> None:
         try:
             if from_any_rank and Launch.for_messages().size > 1 and is_terminal():
                 sys.stderr.write(TO_THE_END)  # the bars of the first rank
-            print(message, file=sys.stderr)
+            print(message.translate(ESCAPED), file=sys.stderr)
             sys.stderr.flush()
         except (OSError, ValueError):
             give_up(sys.stderr)

@@ -13,6 +13,7 @@ import re
 from dataclasses import replace
 
 from skyreels_v2_infer.captioner.schema import OTHER, Caption, Subject
+from skyreels_v2_infer.captioner.validation import CONTROL
 from skyreels_v2_infer.chat.reply import Talker
 
 TASKS = ("t2v", "i2v")
@@ -136,7 +137,8 @@ def asked(content: Caption, task: str, wish: str = "") -> str:
 
 def paragraph_of(reply) -> str:
     """The paragraph in a reply, in whole sentences where it was cut off; "" if it has no words."""
-    text = " ".join(reply.text.split(STOP)[0].split()).strip("\"'`* ") if reply.text.strip() else ""
+    text = CONTROL.sub(" ", reply.text.split(STOP)[0]) if reply.text.strip() else ""
+    text = " ".join(text.split()).strip("\"'`* ")
     if reply.cut_off:
         ends = [match.end() for match in re.finditer(r"[.!?](?=\s)", text)]
         text = text[: ends[-1]] if ends else text

@@ -100,6 +100,7 @@ def test_for_image_to_video_a_model_gets_actions_and_expressions_only():
         ('"A woman\nwalks."', False, "A woman walks."),
         ("A woman walks.\n\nNote: none.", False, "A woman walks."),
         ("A woman walks. Her dog ru", True, "A woman walks."),
+        ("A woman\x1b[2J\x07 walks.", False, "A woman [2J walks."),
     ],
 )
 def test_the_paragraph_in_an_answer(answer, cut_off, text):

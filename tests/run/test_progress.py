@@ -24,6 +24,11 @@ THREE_WINDOWS = (*SHORT, "--num_frames", 65, "--overlap_history", 17, "--inferen
 WINDOWS = [WindowWork([10, 10], 5), WindowWork([20, 20], 4)]
 
 
+def test_a_message_cannot_command_a_terminal(capsys):
+    console.say("prompt: \x1b]0;a title\x07 caf\u00e9\t\u9b5a\x9b2J\r\nsecond line")
+    assert capsys.readouterr().err == "prompt: \\x1b]0;a title\\x07 caf\u00e9\t\u9b5a\\x9b2J\\r\nsecond line\n"
+
+
 def screen(text: str) -> list[str]:
     """What a terminal shows after a text, line by line."""
     lines, row, column = [""], 0, 0
