@@ -60,8 +60,8 @@ VIDEO_EXAMPLES = "mp4, mov, mkv, webm, avi, mpg, ts, gif, ..."
 OWN_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2"  # of the videos that are written here
 REFUSED_FORMAT = re.compile("[Nn]ot on whitelist")
 
-# A static ffmpeg (imageio-ffmpeg 0.6 and 0.7: 7.0.2) crashes where a stream names a programme (all of MPEG-TS do), since
-# it loads the converters of the machine's C library. Without them names stay as they are; nobody reads them.
+# A static ffmpeg (7.0.2 of imageio-ffmpeg 0.6) crashes where a stream names a programme, as MPEG-TS does, since it
+# loads the converters of another C library. Without them names stay as they are; nobody reads them.
 _ENVIRONMENT = {"GCONV_PATH": os.devnull}
 
 # Messages about ffmpeg itself, whatever the input is.

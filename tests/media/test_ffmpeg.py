@@ -94,7 +94,7 @@ def test_an_old_ffmpeg_is_named_with_its_version(tmp_path, monkeypatch):
     path = stub_ffmpeg(tmp_path / "old", f"{fails} {version}")
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
     ffmpeg.check_ffmpeg(reading=False)
-    with pytest.raises(OSError, match="'fps_mode'.*needed: 5.1 or newer, with libx264; this one: 4.2.2-static, /"):
+    with pytest.raises(OSError, match=r"'fps_mode'.*needed: 5\.1 or newer, with libx264; this one: 4\.2\.2-static, /"):
         ffmpeg.check_ffmpeg(reading=True)
 
 
