@@ -121,7 +121,7 @@ def _of_one(parser: Parser, argv: Sequence[str], settle: Callable, launch: Launc
         raise CommandError("; ".join([str(error), *_also_wrong(error, settle, launch)])) from None
     if args.replay is not None:
         written = replayed_flags(args.replay, parser.script, argv, args.trust_replay)
-        args = parser.read([*written, *argv])
+        args = parser.read([*written, *argv], overridden=True)
     elif args.trust_replay:
         raise InputError("trust_replay", None, "has no effect without --replay, or a manifest as --config")
     return settle(args, launch)
@@ -132,14 +132,15 @@ def _also_wrong(error: CommandError, settle: Callable, launch: Launch) -> list[s
     args = error.parsed
     if args is None or args.replay is not None:
         return []
-    for name in ("image", "end_image"):
-        if isinstance(vars(args).get(name), str):
-            setattr(args, name, None)  # nothing is downloaded for a command that is refused
+    addresses = [name for name in ("image", "end_image") if isinstance(vars(args).get(name), str)]
+    for name in addresses:
+        setattr(args, name, None)  # nothing is downloaded for a command that is refused
     try:
         settle(args, launch)
+        checks.check_published_type(args)
     except InputError as wrong:
         follows = re.compile(f"({'|'.join(map(re.escape, error.flags))})(?!\\w)")
-        return [str(each) for each in wrong.each if not follows.search(str(each))]
+        return [str(each) for each in wrong.each if each.name not in addresses and not follows.search(str(each))]
     except OSError:
         pass
     return []

@@ -15,7 +15,7 @@ from pathlib import Path
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import PRESETS, SOLVER, TEACACHE_THRESHOLD, TINY, Defaults, defaults_of
 from skyreels_v2_infer.cli.help import DIFFUSION_FORCING
-from skyreels_v2_infer.cli.model_ids import check_model_id
+from skyreels_v2_infer.cli.model_ids import check_model_id, check_type
 from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.settings import PARTS, DiffusionForcingSettings, GenerateSettings
 from skyreels_v2_infer.console import called
@@ -26,7 +26,7 @@ from skyreels_v2_infer.media.download import download_video
 from skyreels_v2_infer.media.files import check_file
 from skyreels_v2_infer.media.picture_video import is_pictures
 from skyreels_v2_infer.plan.auto_prompt import wish_in
-from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_FILE, HUB_ID, MODELS_720P, NO_MODEL
+from skyreels_v2_infer.plan.models import CAPTIONER, ENHANCER, HUB_FILE, HUB_ID, MODELS_720P, NO_MODEL, PUBLISHED
 from skyreels_v2_infer.plan.sizes import RESOLUTIONS, check_size
 from skyreels_v2_infer.plan.story import Scene, read_story
 from skyreels_v2_infer.scheduler.windows import check_lengths, frames_of_one_more, usual_history
@@ -41,8 +41,8 @@ def generate_settings(args: argparse.Namespace, launch: Launch) -> GenerateSetti
     faults.check(check_outdir, args.outdir)
     faults.check(check_frames_dir, args)
     pictures = located(args, ("image",), faults)
-    source = faults.check(source_size, pictures["image"], None, None)
-    faults.raise_all()
+    source = source_size(faults, pictures["image"], None, None)
+    raise_all(faults, args)
     values |= pictures
     values["height"], values["width"] = size_of(args, source)
     values["model_id"] = placed_model(args.model_id, image_to_video=args.image is not None)
@@ -65,8 +65,8 @@ def forcing_settings(args: argparse.Namespace, launch: Launch) -> DiffusionForci
     faults.check(check_apart, args)
     prompts = faults.check(prompts_of, values)
     inputs = located(args, ("image", "end_image", "video_path"), faults)
-    source = faults.check(source_size, inputs["image"], inputs["video_path"], inputs["end_image"])
-    faults.raise_all()
+    source = source_size(faults, inputs["image"], inputs["video_path"], inputs["end_image"])
+    raise_all(faults, args)
     values |= inputs
     values["height"], values["width"] = size_of(args, source)
     values |= prompts
@@ -91,9 +91,23 @@ def check_shared(args: argparse.Namespace, launch: Launch) -> Faults:
     return faults
 
 
+def raise_all(faults: Faults, args: argparse.Namespace) -> None:
+    """Raises one `InputError` for all that were found, if any, and for a model of the wrong type."""
+    if faults.errors:
+        faults.check(check_published_type, args)
+        faults.raise_all()
+
+
+def check_published_type(args: argparse.Namespace) -> None:
+    """The type of a published model, as `check_type`; that of other models is known once their files are."""
+    kind, _ = PUBLISHED.get(args.model_id, (None, None))
+    if kind is not None and args.dit_path is None:
+        check_type(args.model_id, kind == "I2V", args.image, "video_path" in vars(args))
+
+
 def check_rate(args: argparse.Namespace) -> None:
     if args.rate is not None and args.dry_run is None:
-        raise InputError("rate", f"{args.rate.value:g}", "has no effect without --dry_run")
+        raise InputError("rate", None, "has no effect without --dry_run")
 
 
 def check_levels(args: argparse.Namespace) -> None:
@@ -309,16 +323,17 @@ def located(args: argparse.Namespace, names: Sequence[str], faults: Faults) -> d
     return found
 
 
-def source_size(image: Path | None, video: Path | None, end_image: Path | None) -> tuple[int, int] | None:
+def source_size(
+    faults: Faults, image: Path | None, video: Path | None, end_image: Path | None
+) -> tuple[int, int] | None:
     """(height, width) of the file that decides on portrait or landscape; None: no file. Reads headers only."""
     sizes = []
-    if image is not None:
-        sizes.append(images.image_size(image, "image"))
-    if end_image is not None:
-        sizes.append(images.image_size(end_image, "end_image"))
     if video is not None:
-        header = read.video_header(video, "video_path")
-        sizes.insert(0, (header.height, header.width))
+        header = faults.check(read.video_header, video, "video_path")
+        sizes.append(header and (header.height, header.width))
+    for name, path in (("image", image), ("end_image", end_image)):
+        if path is not None:
+            sizes.append(faults.check(images.image_size, path, name))
     return sizes[0] if sizes else None
 
 

@@ -6,6 +6,7 @@ group, and comes from the flags' own help texts.
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -58,18 +59,21 @@ SHORT = (
     ("--version", "versions of this program and of what it needs", None),
     ("--help all", "every flag, in groups", None),
 )
-COLUMN, WIDTH = 26, 80  # where help texts begin, and the width of a page
+COLUMN = 26  # where help texts begin
+NARROWEST, WIDEST = 50, 80  # of a page
 
 
 def short_help(script: str) -> str:
     """The flags that most people need: two pages."""
     name = called(script)
-    lines = [f"usage: {name} [flags]", "", *textwrap.wrap(ABOUT[script], WIDTH), ""]
+    width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
+    lines = [f"usage: {name} [flags]", "", *textwrap.wrap(ABOUT[script], width), ""]
     for flag, text, only in SHORT:
         if only in (None, script):
-            first, *rest = textwrap.wrap(text, WIDTH - COLUMN)
+            first, *rest = textwrap.wrap(text, width - COLUMN)
             lines += [f"  {flag}".ljust(COLUMN) + first, *(" " * COLUMN + line for line in rest)]
-    lines += ["", "Defaults are in brackets; size, length and guidance depend on the model (docs/usage.md).", ""]
+    note = "Defaults are in brackets; size, length and guidance depend on the model (docs/usage.md)."
+    lines += ["", *textwrap.wrap(note, width), ""]
     return "\n".join([*lines, *(f"example: {name} {example}" for example in EXAMPLES[script])]) + "\n"
 
 

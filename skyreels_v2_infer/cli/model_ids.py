@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from pathlib import Path
 
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.cli.defaults import TINY, chosen_by_default, defaults_of
@@ -18,18 +20,20 @@ from skyreels_v2_infer.plan.sizes import RESOLUTIONS
 
 OWNERS = ("skywork", "skyworkai")  # the hub's and GitHub's name; other owners may have models of the same names
 DIFFUSERS = "-Diffusers"
+KINDS = {kind.lower() for kind, _ in models.PUBLISHED.values()}
 
 
 def check_model_id(model_id: str) -> None:
     """Raises an `InputError` for what is neither a folder nor can be a model's id, with the nearest published one."""
     if model_id == embedded.NAME or model_id in models.PUBLISHED or os.path.exists(os.path.expanduser(model_id)):
         return
-    owner, _, name = model_id.lower().partition("/")
     near = nearest(model_id)
     if not models.HUB_ID.fullmatch(model_id):
         hint = f"did you mean {near}?" if near else "--list_models lists the published ones"
         raise InputError("model_id", model_id, f"no such folder, and no id like owner/name; {hint}")
-    if owner in OWNERS and name.startswith("skyreels-v2-"):
+    owner, _, name = model_id.lower().partition("/")
+    close = difflib.get_close_matches(owner, OWNERS, 1, cutoff=0.85)  # of whom no other model has such a name
+    if close and near and re.fullmatch(r"sky-?reels?-?v2\W.*", name.replace("_", "-")):
         raise InputError("model_id", model_id, f"is not published; the nearest is {near} (--list_models lists all)")
 
 
@@ -39,8 +43,29 @@ def nearest(model_id: str) -> str | None:
     given = model_id.lower().rstrip("/").rpartition("/")[2].replace("_", "-").replace(" ", "-")
     if "t2v" in given:  # a diffusion-forcing model makes videos from text alone, an image-to-video model does not
         names = {name: full for name, full in names.items() if "-i2v-" not in name}
+    parts = set(given.removesuffix("-").split("-"))
+    holding = [full for name, full in names.items() if parts <= {*name.split("-")}]  # DF-14B, SkyReels-V2-DF-14B
+    if parts & KINDS and holding:
+        return holding[0]
     found = difflib.get_close_matches(given, names, 1, cutoff=0.6)
     return names[found[0]] if found else None
+
+
+def check_type(model_id: str, image_to_video: bool, image: Path | str | None, forcing: bool) -> None:
+    """Raises an `InputError` if a model is of the wrong type for a script and its image.
+
+    Args:
+        image_to_video: whether it is an image-to-video model.
+        image: what --image gives.
+        forcing: whether the script is that for diffusion forcing.
+    """
+    if forcing:
+        if image_to_video:
+            raise InputError("model_id", model_id, f"is an image-to-video model; use {called(GENERATE)}")
+    elif image_to_video and image is None:
+        raise InputError("image", None, f"the image-to-video model {model_id} needs one")
+    elif image is not None and not image_to_video:
+        raise InputError("image", image, f"{model_id} is not an image-to-video model")
 
 
 def remarks_on(settings: GenerateSettings) -> list[str]:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import NoReturn
 
 from skyreels_v2_infer.cli.help import ABOUT, short_help, version_line
@@ -82,15 +83,19 @@ class Parser(argparse.ArgumentParser):
                 help="the published models: task, size, length, download in both layouts, memory",
             )
 
-    def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses `argv`; raises CommandError on errors, all of them in one message."""
-        self._faults = []
+    def read(self, argv: Sequence[str], overridden: bool = False) -> argparse.Namespace:
+        """Parses `argv`; raises CommandError on errors, all of them in one message.
+
+        Args:
+            overridden: whether flags that come later override earlier ones also where they take several values.
+        """
         words = joined(argv)
+        self._faults = [] if overridden else [*self._repeated(words)]
         for word in words:
             if re.fullmatch("--[a-z_]+=--", word):  # of which argparse would make a list
                 self.error(f"argument {word[:-3]}: expected one argument")
         args, left_over = self.parse_known_args(words)
-        faults = [*self._faults, *self._unknown(left_over)]
+        faults = [*self._faults, *self._unknown(left_over, words)]
         if faults:
             for flag, _ in self._faults:
                 action = self._option_string_actions[flag]
@@ -144,8 +149,20 @@ class Parser(argparse.ArgumentParser):
             return f"unknown flag, did you mean {near}? Only {called(self.elsewhere[near])} has it"
         return "unknown flag, " + (f"did you mean {near}?" if near else f"--help{' all' * self.is_long} lists all")
 
-    def _unknown(self, left_over: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(flag, message) for every unknown flag; of words without a flag for the first one."""
+    def _repeated(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(flag, message) for every flag of several values that is given again: its first values would be lost."""
+        given = [word.partition("=")[0] for word in words]
+        for flag, action in self._option_string_actions.items():
+            if action.nargs == "+" and isinstance(action, argparse._StoreAction) and given.count(flag) > 1:
+                yield flag, f"{flag}: is given {given.count(flag)} times; several values follow one {flag}"
+
+    def _unknown(self, left_over: Sequence[str], words: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(flag, message) for every unknown flag and every value behind a switch; of other words for the first one.
+
+        Args:
+            left_over: those of `words` that belong to no flag.
+        """
+        switches = {word: flag for flag, word in pairwise(words) if self.takes(flag) in ("switch", "negatable")}
         stray = False
         for i, word in enumerate(left_over):
             if re.match("--|-[A-Za-z]", word):
@@ -153,6 +170,8 @@ class Parser(argparse.ArgumentParser):
                 value = "".join(f" {text}" for text in following if not text.startswith("-") and "=" not in word)
                 flag = word.partition("=")[0]
                 yield flag, f"{word}{value}: {self.unknown(flag)}"
+            elif word in switches:
+                yield switches[word], f"{switches[word]} {word}: takes no value"
             elif not stray and not (i and left_over[i - 1].startswith("-") and "=" not in left_over[i - 1]):
                 stray = True
                 yield word, f"{word}: no flag in front of it (a prompt with spaces needs quotes)"

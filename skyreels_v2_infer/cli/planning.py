@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from skyreels_v2_infer import embedded
-from skyreels_v2_infer.cli.help import GENERATE
+from skyreels_v2_infer.cli.model_ids import check_type
 from skyreels_v2_infer.cli.settings import DiffusionForcingSettings, GenerateSettings
-from skyreels_v2_infer.console import called
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.plan import cost
 from skyreels_v2_infer.plan.cache_settings import CachePlan, MagCachePlan, TeaCachePlan, read_cache
@@ -135,11 +134,5 @@ def wanted_layout(settings: GenerateSettings) -> Wanted:
 
 def check_kind(settings: GenerateSettings, config: dict) -> None:
     """Raises an `InputError` if a model is of the wrong type for the settings."""
-    image_to_video = config["model_type"] == "i2v"
-    if isinstance(settings, DiffusionForcingSettings):
-        if image_to_video:
-            raise InputError("model_id", settings.model_id, f"is an image-to-video model; use {called(GENERATE)}")
-    elif image_to_video and settings.image is None:
-        raise InputError("image", None, f"the image-to-video model {settings.model_id} needs one")
-    elif settings.image is not None and not image_to_video:
-        raise InputError("image", settings.image, f"{settings.model_id} is not an image-to-video model")
+    forcing = isinstance(settings, DiffusionForcingSettings)
+    check_type(settings.model_id, config["model_type"] == "i2v", settings.image, forcing)

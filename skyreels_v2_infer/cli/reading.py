@@ -19,6 +19,7 @@ from skyreels_v2_infer.plan.cache_settings import read_cache
 from skyreels_v2_infer.plan.gpu_rates import GpuRate, read_gpu_rate
 from skyreels_v2_infer.plan.naming import check_pattern
 from skyreels_v2_infer.plan.plan import LoraPlan
+from skyreels_v2_infer.plan.sizes import RESOLUTIONS
 from skyreels_v2_infer.scheduler.sigmas import check_sigmas
 
 
@@ -149,6 +150,15 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def resolution(text: str) -> str:
+    """The name of a size, in capitals or not."""
+    if text.upper() in RESOLUTIONS:
+        return text.upper()
+    sides = re.fullmatch(r"(\d{1,5})[x*:](\d{1,5})", text, re.IGNORECASE)
+    other = f"--width {sides[1]} --height {sides[2]}" if sides else "--height and --width give other sizes"
+    raise argparse.ArgumentTypeError(f"{text}: must be {' or '.join(RESOLUTIONS)}; {other}")
 
 
 def any_text(text: str) -> str:

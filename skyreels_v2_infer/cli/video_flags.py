@@ -17,6 +17,7 @@ from skyreels_v2_infer.cli.reading import (
     number,
     one_of,
     rate,
+    resolution,
     some_picture,
     some_text,
     whole,
@@ -24,7 +25,7 @@ from skyreels_v2_infer.cli.reading import (
 from skyreels_v2_infer.console import called
 from skyreels_v2_infer.plan.models import CAPTIONER
 from skyreels_v2_infer.plan.models import ENHANCER as ENHANCER_MODEL
-from skyreels_v2_infer.plan.sizes import RESOLUTIONS, SIZE_MULTIPLE
+from skyreels_v2_infer.plan.sizes import SIZE_MULTIPLE
 from skyreels_v2_infer.scheduler.solvers import SOLVERS
 
 MOST, MOST_STEPS = 1_000_000, 10_000  # upper limits that catch typing errors; a million frames are eleven hours
@@ -150,7 +151,7 @@ def add_shape(parser: Parser) -> None:
     group.add_argument(
         "--resolution",
         metavar="{540P,720P}",
-        type=one_of(*RESOLUTIONS),
+        type=resolution,
         help="540P is 544x960 (height x width), 720P is 720x1280; portrait if the given image or video is taller than "
         "wide (default: 720P for the published 720P models, else 540P; "
         f"{embedded.NAME}: {TINY.height}x{TINY.width})",

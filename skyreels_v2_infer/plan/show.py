@@ -98,7 +98,7 @@ def table(about: dict) -> str:
     Optionally also the `seconds` at a rate, and the lines `download`, `machine`, `remarks`, `cut` (long prompts).
     """
     seconds = (about["prefix_frames"] + about["num_frames"]) / about["fps"]
-    frames = f"{about['num_frames']} frames"
+    frames = counted(about["num_frames"], "frame")
     if about["prefix_frames"]:
         frames = f"{about['prefix_frames']} + {frames}"
     seed = "seed drawn by the run" if about["seed"] is None else f"seed {about['seed']}"
@@ -117,7 +117,7 @@ def table(about: dict) -> str:
         rows.append((str(number), extent, str(window["new_frames"]), history, latents, str(window["rows"]), words))
     widths = [max(len(row[i]) for row in rows) + 3 for i in range(len(rows[0]) - 1)]
     lines += ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + row[-1] for row in rows]
-    total = f"{about['rows']} rows, {about['forwards']} forwards"
+    total = f"{counted(about['rows'], 'row')}, {counted(about['forwards'], 'forward')}"
     if about["pflop"] is None:
         lines.append(f"{total}; the model is not known here, so neither is the cost")
     else:
@@ -133,7 +133,9 @@ def table(about: dict) -> str:
         lines.append(f"about {in_words(about['seconds'])} of denoising on one GPU at {rate}; --rate for another one")
     lines += [line for line in (about.get("download"), about.get("machine")) if line]
     if about["cache"] is not None:
-        lines.append(f"cache {about['cache']['settings']}: at least {about['cache']['fewest_rows']} rows are computed")
+        fewest = about["cache"]["fewest_rows"]
+        are = "is" if fewest == 1 else "are"
+        lines.append(f"cache {about['cache']['settings']}: at least {counted(fewest, 'row')} {are} computed")
     changes = about.get("source", {}).get("changes")
     if changes:
         lines.append(f"--video_path: {'; '.join(changes)}")
@@ -167,13 +169,17 @@ def batch_table(videos: list[dict], total: dict) -> str:
     widths = [max(len(row[i]) for row in rows) + 3 for i in range(5)]
     lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + row[-1] for row in rows]
     lines += total["invalid"]
-    count = f"{total['videos']} video{'s' * (total['videos'] != 1)}"
-    work = f"{count}, {total['frames']} frames, {total['forwards']} forwards"
+    parts = ((total["videos"], "video"), (total["frames"], "frame"), (total["forwards"], "forward"))
+    work = ", ".join(counted(number, noun) for number, noun in parts)
     if total["pflop"] is None:
         return "\n".join([*lines, f"{work}; a model is not known here, so neither is the cost"])
     rate = f"{total['tflop_per_second']:g} TFLOP/s ({total['rate']})"
     hours = f"about {in_words(3600 * total['hours'])} of denoising on one GPU at {rate}"
     return "\n".join([*(line.rstrip() for line in lines), f"{work}, {amount(total['pflop'])} PFLOP; {hours}"])
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def shortened(prompt: str) -> str:

@@ -1,8 +1,9 @@
 """Which frames each window makes, and from which history."""
 
 from dataclasses import dataclass
+from typing import NoReturn
 
-from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.errors import Faults, InputError
 
 TEMPORAL_STRIDE = 4  # frames in a latent frame, but for the first
 MOST_WINDOWS = 65_536  # of a video; a plan has each of them, printed or not
@@ -100,30 +101,27 @@ def check_window_count(num_frames: int, base: int, overlap: int, extends: bool) 
 def check_lengths(
     num_frames: int, base_num_frames: int | None = None, overlap_history: int | None = None, extends: bool = False
 ) -> None:
-    """Raises an `InputError` that names the argument, its value and the nearest legal ones.
+    """Raises an `InputError` that names the arguments that are wrong, their values and the nearest legal ones.
 
     Args:
         num_frames, base_num_frames, overlap_history: see `plan_windows`.
         extends: whether there is a prefix.
     """
+    faults = Faults()
     if base_num_frames is not None:
-        _check_whole("base_num_frames", base_num_frames)
+        faults.check(_check_whole, "base_num_frames", base_num_frames)
     if overlap_history is not None:
-        _check_whole("overlap_history", overlap_history)
-        if base_num_frames is not None and overlap_history >= base_num_frames:
-            legal = f"must be below --base_num_frames {base_num_frames}, {_advice(base_num_frames)}"
-            raise InputError("overlap_history", overlap_history, legal)
+        faults.check(_check_whole, "overlap_history", overlap_history)
     elif extends:
-        legal = f"needed to continue a video, {_advice(base_num_frames)}"
-        raise InputError("overlap_history", "not given", legal)
-    if not extends:
-        _check_whole("num_frames", num_frames)
-    elif num_frames < TEMPORAL_STRIDE or num_frames % TEMPORAL_STRIDE:
-        legal = f"frames added to a video come in fours, {_nearest(num_frames, TEMPORAL_STRIDE)}"
-        raise InputError("num_frames", num_frames, legal)
+        faults.check(_refuse_missing, f"needed to continue a video, {_advice(base_num_frames)}")
+    faults.check(_check_added if extends else _check_whole, "num_frames", num_frames)
+    faults.raise_all()
+    if overlap_history is not None and base_num_frames is not None and overlap_history >= base_num_frames:
+        legal = f"must be below --base_num_frames {base_num_frames}, {_advice(base_num_frames)}"
+        raise InputError("overlap_history", overlap_history, legal)
     if overlap_history is None and base_num_frames is not None and num_frames > base_num_frames:
         above = f"--num_frames {num_frames} above --base_num_frames {base_num_frames}"
-        raise InputError("overlap_history", "not given", f"needed for {above}, {_advice(base_num_frames)}")
+        _refuse_missing(f"needed for {above}, {_advice(base_num_frames)}")
 
 
 def check_prefix(prefix_frames: int, overlap_history: int) -> None:
@@ -133,8 +131,8 @@ def check_prefix(prefix_frames: int, overlap_history: int) -> None:
 
 
 def frames_of_one_more(base_num_frames: int, overlap_history: int | None) -> int:
-    """What one window adds to a video that is there."""
-    return base_num_frames - (overlap_history or 0)
+    """What one window adds to a video that is there; the most that it could where the overlap is still missing."""
+    return base_num_frames - (overlap_history or 1)
 
 
 def usual_history(base_num_frames: int | None) -> int | None:
@@ -149,9 +147,18 @@ def _advice(base_num_frames: int | None) -> str:
     return "and --base_num_frames must then be at least 5" if usual is None else f"{usual} is recommended"
 
 
+def _refuse_missing(legal: str) -> NoReturn:
+    raise InputError("overlap_history", "not given", legal)
+
+
 def _check_whole(name: str, frames: int) -> None:
     if frames < 1 or frames % TEMPORAL_STRIDE != 1:
         raise InputError(name, frames, f"must be 4n+1, {_nearest(frames, 1)}")
+
+
+def _check_added(name: str, frames: int) -> None:
+    if frames < TEMPORAL_STRIDE or frames % TEMPORAL_STRIDE:
+        raise InputError(name, frames, f"frames added to a video come in fours, {_nearest(frames, TEMPORAL_STRIDE)}")
 
 
 def _nearest(value: int, least: int) -> str:

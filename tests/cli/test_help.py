@@ -16,6 +16,7 @@ from skyreels_v2_infer.cli.near_names import FOREIGN
 from skyreels_v2_infer.plan.models import PUBLISHED
 from skyreels_v2_infer.run.batch import record_of
 
+I2V = "Skywork/SkyReels-V2-I2V-14B-540P"
 SCRIPTS = {GENERATE: cli.parse_generate, FORCING: cli.parse_diffusion_forcing}
 EACH = pytest.mark.parametrize("script", SCRIPTS)
 
@@ -84,6 +85,10 @@ def test_version(capsys):
         ("--lora_path", "--lora"),
         ("--sample_shift", "--shift"),
         ("--modelid", "--model_id"),
+        ("--batch_size", "--jobs"),
+        ("--fp16", "--dtype"),
+        ("--W", "--width"),
+        ("--tea_cache_l1_thresh", "--teacache_thresh"),
     ],
 )
 @EACH
@@ -120,6 +125,58 @@ def test_all_independent_faults_are_in_one_line(capsys, tmp_path, monkeypatch):
     ):
         assert part in line
     assert line.count(";") == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (
+            "--num_frames 50 --base_num_frames 98 --overlap_history 18 --video_path no.mp4 --end_image no.png",
+            ("num_frames 50", "base_num_frames 98", "overlap_history 18", "video_path no.mp4", "end_image no.png"),
+        ),
+        ("--height 30 --width 1000 --num_frames 98", ("height 30", "width 1000", "num_frames 98")),
+        ("--video_path no.mp4 --num_frames 50", ("overlap_history not given", "num_frames 50", "video_path no.mp4")),
+        (f"--model_id {I2V} --num_frames 98", ("num_frames 98", f"model_id {I2V}")),
+        (f"--model_id {I2V} --fps 0", ("fps 0", f"model_id {I2V}")),
+        ("--offload True --resume 1 --seed x", ("seed x", "offload True", "resume 1")),
+        ("--prompt a --num_frames 98 --prompt b", ("prompt", "num_frames 98")),
+    ],
+)
+def test_faults_of_one_kind_are_all_named(argv, parts, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refusal(cli.parse_diffusion_forcing, *argv.split(), capsys=capsys).partition(": ")[2]
+    assert sorted(part.partition(": ")[0] for part in line.removeprefix("--").split("; --")) == sorted(parts)
+
+
+def test_an_image_that_a_model_needs_is_asked_for_with_the_rest(capsys):
+    line = refusal(cli.parse_generate, "--model_id", I2V, "--num_frames", "98", "--seed", "x", capsys=capsys)
+    assert line.endswith(f"; --image: the image-to-video model {I2V} needs one") and line.count("; ") == 2
+    for argv in (["--image", "https://example.org/a.png"], ["--imge", "a.png"]):
+        line = refusal(cli.parse_generate, "--model_id", I2V, "--seed", "x", *argv, capsys=capsys)
+        assert "needs one" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("1280x720", "; --width 1280 --height 720"),
+        ("1280*720", "; --width 1280 --height 720"),
+        ("480P", "--height and --width give other sizes"),
+        ("", "must be 540P or 720P"),
+    ],
+)
+def test_other_sizes_than_the_two_with_names(given, said, capsys):
+    line = refusal(cli.parse_generate, "--resolution", given, capsys=capsys)
+    assert line.startswith(f"{GENERATE}: --resolution {given}: must be 540P or 720P") and said in line
+    assert cli.parse_generate(["--resolution", "720p"]).height == 720
+
+
+def test_help_is_as_wide_as_the_terminal(monkeypatch):
+    for script in SCRIPTS:
+        for columns, widest in (("60", 60), ("500", 80), ("10", 50)):
+            monkeypatch.setenv("COLUMNS", columns)
+            lines = short_help(script).partition("\nexample: ")[0].splitlines()
+            assert widest - 10 < max(map(len, lines)) <= widest
 
 
 @pytest.mark.parametrize(
@@ -171,6 +228,13 @@ def test_an_installed_script_calls_itself_as_its_user_does(capsys, monkeypatch):
         ("Skywork/SkyReels-V2-DF-1.3B", "Skywork/SkyReels-V2-DF-1.3B-540P"),
         ("Skywork/SkyReels-V2-T2V-1.3B-540P", "Skywork/SkyReels-V2-T2V-14B-540P"),
         ("Skywork/SkyReels-V2-DF-5B-720P", "Skywork/SkyReels-V2-DF-14B-720P"),
+        ("Skyworks/SkyReels-V2-DF-14B-540P", "Skywork/SkyReels-V2-DF-14B-540P"),
+        ("Skywork/SkyReel-V2-T2V-14B-720P", "Skywork/SkyReels-V2-T2V-14B-720P"),
+        ("Skywork/SkyReels_V2_DF_14B_540P", "Skywork/SkyReels-V2-DF-14B-540P"),
+        ("Skywork/SkyReelsV2-DF-14B-540P", "Skywork/SkyReels-V2-DF-14B-540P"),
+        ("DF-14B", "Skywork/SkyReels-V2-DF-14B-540P"),
+        ("t2v-14B", "Skywork/SkyReels-V2-T2V-14B-540P"),
+        ("Skywork/SkyReels-V2-DF-14B", "Skywork/SkyReels-V2-DF-14B-540P"),
         ("nowhere", "--list_models"),
     ],
 )
@@ -183,7 +247,8 @@ def test_ids_that_are_none_get_the_nearest(script, given, near, capsys):
 def test_ids_of_others_and_folders_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tinny").mkdir()
-    for model_id in ("some/body", "mine/SkyReels-V2-DF-14B-540P", "tinny", "./tinny", *PUBLISHED):
+    others = ("Skywork/SkyReels-V3-R2V-14B", "Skywork/SkyReels-V1-Hunyuan-T2V", "Skywork/SkyCaptioner-V1")
+    for model_id in ("some/body", "mine/SkyReels-V2-DF-14B-540P", *others, "tinny", "./tinny", *PUBLISHED):
         assert cli.parse_generate(["--model_id", model_id]).model_id == model_id
 
 
