@@ -114,6 +114,15 @@ def run(
         return Run(process.returncode, "" if stdout_to else out.read_text(), err.read_text(), cpu, cwd)
 
 
+def signal_at(pattern: str, number: int) -> dict[str, str]:
+    """Environment variables with which a script sends itself a signal, whatever else the machine does.
+
+    Args:
+        pattern: of the name of a file: at once when it is there, or, if it gets another name then, just before that.
+    """
+    return {"PYTHONPATH": str(ROOT / "tests" / "signalled"), "SIGNAL_AT": pattern, "SIGNAL": str(int(number))}
+
+
 def interrupt(process: subprocess.Popen, stop: Callable[[], int | None]) -> None:
     while (number := stop()) is None:
         ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)

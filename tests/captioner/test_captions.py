@@ -681,14 +681,17 @@ def test_the_settings_are_frozen():
 # Killed
 
 STUB = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.run.captions import CaptionWork
 from skyreels_v2_infer.run.main import run_process
+left = int(os.environ.get("CLIPS", 1000))
 class Stub:
     def describe(self, clips, question, tokens, attempt):
-        time.sleep(0.02)
+        global left
+        left -= 1
+        time.sleep(0.02 if left else 100)
         return [Reply(Path("answer.json").read_text(), False) for clip in clips]
     def free(self):
         pass
@@ -706,11 +709,12 @@ def test_a_run_of_200_clips_killed_three_times_has_each_row_once(tmp_path, name)
     command = [sys.executable, "-c", STUB, "--input", ".", "--output", name, "--device", "cpu", "--task", "t2v"]
     command += ["--fusion_model", "none"]
     draw = random.Random(name)
-    started = {"cwd": tmp_path, "env": environment(PYTHONPATH=str(ROOT)), "stderr": subprocess.DEVNULL}
+    started = {"cwd": tmp_path, "stderr": subprocess.DEVNULL}
     kills = 0
     while kills < 3:
-        process = subprocess.Popen(command, **started)
         rows = draw.randrange(10, 50)
+        waits = environment(PYTHONPATH=str(ROOT), CLIPS=str(rows + 15))  # so that it does not end before
+        process = subprocess.Popen(command, **started, env=waits)
         before = lines_of(tmp_path / name)
         while process.poll() is None and lines_of(tmp_path / name) < before + rows:
             time.sleep(0.01)
@@ -718,7 +722,8 @@ def test_a_run_of_200_clips_killed_three_times_has_each_row_once(tmp_path, name)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         kills += 1
-    done = subprocess.run(command, **started, stdout=subprocess.PIPE, text=True)
+    own = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, **started, env=own, stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, f"{name}\n")
     paths = [row["path"] for row in read(tmp_path / name)]
     assert len(paths) == 200 and len(set(paths)) == 200

@@ -2,10 +2,12 @@
 
 ``script_ranks.py SCRIPT ...``: rank 0 also writes its frames to ``frames.npy``, since in a video the coder hides
 or enlarges small differences. With FAILING_RANK in the environment that rank fails when it has loaded its model; with
-SILENCE, a rank counts as gone after so many seconds.
+SILENCE, a rank counts as gone after so many seconds. With STOPPED in the environment rank 1 stops before the third
+window.
 """
 
 import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -14,6 +16,7 @@ import numpy as np
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.distributed import heartbeat
 from skyreels_v2_infer.pipelines.conditioning import to_frames
+from skyreels_v2_infer.progress import VideoProgress
 from skyreels_v2_infer.run import main as run
 from skyreels_v2_infer.run.session import Session
 
@@ -35,7 +38,19 @@ def watched(parts):
     np.save("frames.npy", np.concatenate(seen))
 
 
+class Stopped(VideoProgress):
+    def rows(self, window):
+        if window == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().rows(window)
+
+
 class Watched(Session):
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        if self.team.rank == 1 and "STOPPED" in os.environ:
+            self.progress = Stopped
+
     def execute(self, *given):
         if str(self.team.rank) == os.environ.get("FAILING_RANK"):
             raise RuntimeError(f"a fault of rank {self.team.rank}")

@@ -334,7 +334,8 @@ def test_a_terminal_is_never_silent_for_two_seconds(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["starting", "encoding the prompt", "window 2/"])
 def test_an_interrupt_leaves_no_rest_of_a_bar(tmp_path, when):
-    shown, code, _ = at_a_terminal(0.2, 60, FORCING, *THREE_WINDOWS, folder=tmp_path, interrupt=when)
+    windows = ("--num_frames", 65 + 16 * 100)  # so many that it is in time
+    shown, code, _ = at_a_terminal(0.2, 60, FORCING, *THREE_WINDOWS, *windows, folder=tmp_path, interrupt=when)
     lines = screen(shown)
     assert code == 130 and lines[-1].startswith(f"{FORCING}: interrupted; ") and "%|" not in "".join(lines)
 

@@ -105,6 +105,6 @@ def test_a_signal_ends_a_run_whose_ffmpeg_is_stopped(tmp_path, pattern, number, 
     process.send_signal(number)
     ended, line = ends(process)
     assert ended == code and "interrupted" in line
-    assert time.monotonic() - sent < 6  # about two, on a machine with nothing else to do
+    assert time.monotonic() - sent < 30  # about two, on a machine with nothing else to do
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
