@@ -9,12 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from urllib.request import OpenerDirector
 
 SECONDS = 30  # without any data
 SLOWEST, STARTING = 1000, 60  # bytes a second on the average, after so many seconds
@@ -44,6 +40,8 @@ def download(url: str, name: str, most: int, what: str, check: Callable[[Path], 
     from http.client import HTTPException, InvalidURL
     from urllib.request import Request
 
+    from skyreels_v2_infer.media.web import opener
+
     home = os.path.expanduser("~/.cache")
     if home.startswith("~"):  # neither HOME nor an entry for the user
         home = tempfile.gettempdir()
@@ -51,7 +49,7 @@ def download(url: str, name: str, most: int, what: str, check: Callable[[Path], 
     part = folder / f"{secrets.token_hex(8)}.part"  # other processes may download the same
     digest, length = hashlib.sha256(), 0
     try:
-        with _web().open(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=SECONDS) as answer:
+        with opener(url).open(Request(url, headers={"User-Agent": "skyreels_v2_infer"}), timeout=SECONDS) as answer:
             with _saving(folder, url, name):
                 folder.mkdir(parents=True, exist_ok=True)
                 file = part.open("wb")
@@ -85,19 +83,6 @@ def download(url: str, name: str, most: int, what: str, check: Callable[[Path], 
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def _web() -> OpenerDirector:
-    """Opens addresses, and follows redirections to others of http and https only: the standard ones follow to ftp."""
-    from urllib.request import HTTPRedirectHandler, build_opener
-
-    class Redirects(HTTPRedirectHandler):
-        def redirect_request(self, request, file, code, reason, headers, address):
-            if not address.lower().startswith(("http://", "https://")):
-                raise InputError("", address, f"leads to {address}, which is no address of http or https")
-            return super().redirect_request(request, file, code, reason, headers, address)
-
-    return build_opener(Redirects)
 
 
 class _DiskError(Exception):

@@ -1,6 +1,7 @@
 """Files at addresses: kept once, within limits, and only if they are what they should be."""
 
 import functools
+import socket
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -8,7 +9,7 @@ import pytest
 from clips import clip, write
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media import download
+from skyreels_v2_infer.media import download, web
 from skyreels_v2_infer.media.probe import probe_file
 
 
@@ -83,6 +84,83 @@ def test_redirections_stay_on_the_web(address, monkeypatch):
     to("http://127.0.0.1:1/clip.mp4")
     with pytest.raises(OSError, match="refused"):
         download.download_video(f"{address}/clip.mp4")
+
+
+INSIDE = ["127.0.0.1", "::1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"]
+INSIDE += ["fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", "224.0.0.1"]
+
+
+def test_which_hosts_are_public():
+    assert not any(map(web.is_public, INSIDE)) and all(map(web.is_local, INSIDE))
+    assert all(map(web.is_public, ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34"]))
+    assert all(map(web.is_local, ["localhost", "nas", "NAS.local", "printer.lan.", "[::1]", "2130706433"]))
+    assert not any(map(web.is_local, ["example.org", "127.1.example.org", "8.8.8.8"]))
+
+
+def test_redirections_do_not_lead_inside(address, monkeypatch, tmp_path):
+    """From a host, to another one of the own network; to the same host they do."""
+    content, port, asked = write(tmp_path / "there", clip(1)).read_bytes(), address.rpartition(":")[2], []
+    whole = _Quiet.do_GET
+
+    def answer(self):
+        asked.append(self.headers["Host"])
+        if self.path != "/clip.mp4":
+            self.send_response(302)
+            self.send_header("Location", targets[self.path])
+            self.end_headers()
+        else:
+            whole(self)
+
+    targets = {"/same": f"{address}/clip.mp4", "/other": f"http://127.0.0.2:{port}/clip.mp4"}
+    targets |= {"/name": f"http://localhost:{port}/clip.mp4", "/public": f"http://www.example.org:{port}/clip.mp4"}
+    monkeypatch.setattr(_Quiet, "do_GET", answer)
+    assert download.download_video(f"{address}/same").read_bytes() == content
+    asked.clear()
+    for path, where in (("/other", r"127\.0\.0\.2"), ("/name", "localhost")):
+        with pytest.raises(InputError, match=f"{address}{path}: leads to {where}, which is not public"):
+            download.download_video(f"{address}{path}")
+    find = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **words: find("127.0.0.1", *more, **words))
+    for start in (f"{address}/public", f"http://www.example.org:{port}/clip.mp4", f"https://example.org:{port}/"):
+        with pytest.raises(InputError, match=r"leads to 127\.0\.0\.1, which is not public"):
+            download.download_video(start)
+    assert asked == [f"127.0.0.1:{port}"] * 3
+    asked.clear()
+    assert download.download_video(f"http://nas:{port}/clip.mp4").read_bytes() == content  # plainly a local name
+
+
+def test_a_public_host_is_connected_as_it_was_looked_up(address, monkeypatch, tmp_path):
+    """A second answer for the same name is not asked for; the first number that answers is used."""
+    content, port = write(tmp_path / "there", clip(1)).read_bytes(), address.rpartition(":")[2]
+    connect, tried = socket.create_connection, []
+
+    def instead(target, *more):
+        tried.append(target[0])
+        if target[0] == "93.184.216.34":
+            raise OSError("no route")
+        return connect(("127.0.0.1", target[1]), *more)
+
+    find, found = socket.getaddrinfo, [(0, 0, 0, "", (number, 0)) for number in ("93.184.216.34", "93.184.216.35")]
+    answers = lambda host, *more, **words: found if "example" in host else find(host, *more, **words)  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", answers)
+    monkeypatch.setattr(socket, "create_connection", instead)
+    assert download.download_video(f"http://www.example.org:{port}/clip.mp4").read_bytes() == content
+    assert tried[:2] == ["93.184.216.34", "93.184.216.35"]
+
+
+def test_a_proxy_may_be_inside(address, monkeypatch, tmp_path):
+    content = write(tmp_path / "there", clip(1)).read_bytes()
+    whole = _Quiet.do_GET
+
+    def answer(self):
+        assert self.path == "http://www.example.org/clip.mp4"
+        self.path = "/clip.mp4"
+        whole(self)
+
+    monkeypatch.setattr(_Quiet, "do_GET", answer)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", address)
+    assert download.download_video("http://www.example.org/clip.mp4").read_bytes() == content
 
 
 def test_a_disk_that_is_full_is_not_the_networks_fault(tmp_path, address, monkeypatch):
