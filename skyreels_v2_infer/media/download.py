@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.shared_download import once_a_launch
 
 SECONDS = 30  # without any data
 SLOWEST, STARTING = 1000, 60  # bytes a second on the average, after so many seconds
@@ -26,7 +27,8 @@ def download_video(url: str, name: str = "video_path") -> Path:
 
 
 def download(url: str, name: str, most: int, what: str, check: Callable[[Path], object]) -> Path:
-    """Downloads a file into the user's cache and returns its path, named by a hash of its content.
+    """Downloads a file into the user's cache and returns its path, named by a hash of its content. Of the processes
+    that torchrun has started on a machine one does it.
 
     Args:
         most: bytes that it may have. what: it is, for messages.
@@ -36,16 +38,20 @@ def download(url: str, name: str, most: int, what: str, check: Callable[[Path], 
         InputError: for the flag `name`: nothing is there, it is too long, or `check` says so.
         OSError: the network or the disk failed; trying again may help.
     """
+    home = os.path.expanduser("~/.cache")
+    if home.startswith("~"):  # neither HOME nor an entry for the user
+        home = tempfile.gettempdir()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "skyreels_v2_infer"
+    return once_a_launch(folder, url, name, what, lambda: _download(folder, url, name, most, what, check))
+
+
+def _download(folder: Path, url: str, name: str, most: int, what: str, check: Callable[[Path], object]) -> Path:
     import hashlib
     from http.client import HTTPException, InvalidURL
     from urllib.request import Request
 
     from skyreels_v2_infer.media.web import opener
 
-    home = os.path.expanduser("~/.cache")
-    if home.startswith("~"):  # neither HOME nor an entry for the user
-        home = tempfile.gettempdir()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "skyreels_v2_infer"
     part = folder / f"{secrets.token_hex(8)}.part"  # other processes may download the same
     digest, length = hashlib.sha256(), 0
     try:

@@ -120,8 +120,10 @@ class RankWorker:
             raise KeyboardInterrupt
 
     def _here(self, video: CheckedRow) -> CheckedRow:
-        """The video on this worker's device, with downloaded inputs in this machine's cache."""
-        settings = with_images(video.row.settings, video.row.command).on_device(self.device)
+        """The video on this worker's device; the first rank, which reads inputs, downloads those it does not have."""
+        settings = video.row.settings.on_device(self.device)
+        if not self.maker.team.rank:
+            settings = with_images(settings, video.row.command)
         return replace(video, row=replace(video.row, settings=settings))
 
     def _follow(self, check: Callable[[], object], lines: bool) -> VideoProgress:

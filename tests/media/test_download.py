@@ -3,13 +3,14 @@
 import functools
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from clips import clip, write
 
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.media import download, web
+from skyreels_v2_infer.media import download, shared_download, web
 from skyreels_v2_infer.media.probe import probe_file
 
 
@@ -168,3 +169,56 @@ def test_a_disk_that_is_full_is_not_the_networks_fault(tmp_path, address, monkey
     (tmp_path / "cache").write_text("")  # a file where the folder would be
     with pytest.raises(OSError, match="cannot be saved in"):
         download.download_video(f"{address}/clip.mp4")
+
+
+def launched(address: str, count: int) -> list:
+    """What `count` processes of one launch get."""
+
+    def one(i):
+        try:
+            return download.download_video(address)
+        except (InputError, OSError) as error:
+            return f"{type(error).__name__} {error}"
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The paths that the server is asked for."""
+    paths: list[str] = []
+    real = _Quiet.do_GET
+    monkeypatch.setattr(_Quiet, "do_GET", lambda self: (paths.append(self.path), real(self)), raising=False)
+    return paths
+
+
+def test_of_the_processes_of_a_launch_one_downloads(tmp_path, address, asked, monkeypatch):
+    content = write(tmp_path / "there", clip(3)).read_bytes()
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    [path] = {*launched(f"{address}/clip.mp4", 4)}
+    assert path.read_bytes() == content and asked == ["/clip.mp4"]
+    [said] = {*launched(f"{address}/none.mp4", 4)}
+    assert said.startswith(f"InputError --video_path {address}/none.mp4: cannot be downloaded (") and len(asked) == 2
+    path.unlink()
+    assert {*launched(f"{address}/clip.mp4", 2)} == {path} and len(asked) == 3 and path.exists()
+
+    monkeypatch.setattr(shared_download, "launcher", lambda: "another launch")
+    monkeypatch.setattr(shared_download, "OLD", -10)
+    assert launched(f"{address}/clip.mp4", 1) == [path] and asked[-1] == "/clip.mp4"
+    assert len([*(tmp_path / "cache").rglob("*.launch")]) == 1
+
+
+def test_a_failure_of_the_network_is_that_of_all(address, monkeypatch):
+    tries = []
+
+    def answer(self):
+        tries.append(1)
+        self.send_error(503)
+
+    monkeypatch.setattr(_Quiet, "do_GET", answer, raising=False)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    [said] = {*launched(f"{address}/clip.mp4", 2)}
+    assert said.startswith("OSError --video_path ") and "503" in said and len(tries) == 1
