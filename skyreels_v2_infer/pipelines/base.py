@@ -1,4 +1,4 @@
-"""The base of the three pipelines: the model's parts, and `execute`, which makes the video of a plan."""
+"""The base of the three pipelines: the model's parts and where they are, and the ways to get a video."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,26 +13,20 @@ import torch
 from skyreels_v2_infer import embedded
 from skyreels_v2_infer.console import say
 from skyreels_v2_infer.errors import InputError
-from skyreels_v2_infer.modules.caches.base import CONDITIONAL, UNCONDITIONAL, WindowCache, WindowRows
 from skyreels_v2_infer.modules.compiled import compile_blocks, is_compiled, restore_blocks
 from skyreels_v2_infer.modules.linear import quantize_blocks
-from skyreels_v2_infer.modules.transformer import PromptContext
 from skyreels_v2_infer.modules.vae import compile_norms
-from skyreels_v2_infer.pipelines.conditioning import NoisedHistory, latent_shape, to_frames, to_video
-from skyreels_v2_infer.pipelines.denoise import Guided, Row, both_branches, denoise, estimate, rows_of
-from skyreels_v2_infer.pipelines.history import Codec, Finished, LatentHistory, PixelHistory, Resume
-from skyreels_v2_infer.pipelines.hooks import Hooks, Progress, Ranks
-from skyreels_v2_infer.pipelines.one_batch import OneBatch, is_small
-from skyreels_v2_infer.pipelines.prompts import Texts
+from skyreels_v2_infer.pipelines.conditioning import to_frames
+from skyreels_v2_infer.pipelines.execution import Execution
+from skyreels_v2_infer.pipelines.history import Codec, Finished, Resume
+from skyreels_v2_infer.pipelines.hooks import Hooks, Ranks
 from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
-from skyreels_v2_infer.plan.plan import Plan, WindowPlan
+from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.sharing import choose_layout
 from skyreels_v2_infer.plan.work import work_of
 from skyreels_v2_infer.progress import VideoProgress
-from skyreels_v2_infer.runtime import GeneratorNoise, Noise, NoiseSource, Offload, Placement
-from skyreels_v2_infer.scheduler import SOLVERS
-from skyreels_v2_infer.scheduler.diffusion_forcing import Schedule
+from skyreels_v2_infer.runtime import Offload, Placement
 
 if TYPE_CHECKING:
     from skyreels_v2_infer.weights.lora import Applied
@@ -192,6 +186,10 @@ class VideoPipeline:
         """`at_work` for the text or the image encoder."""
         return self._by_layers(encoder) if self._holding.layers else self.at_work(encoder)
 
+    def transformer_at_work(self) -> AbstractContextManager[None]:
+        """For the rows of a window: `at_work` for the transformer, unless it is there or comes block by block."""
+        return self.at_work(self.transformer) if self._holding.offload == "parts" else nullcontext()
+
     @property
     def codec(self) -> Codec:
         """The VAE, which is on the device while it computes."""
@@ -232,6 +230,12 @@ class VideoPipeline:
 
         opened = [(LoraFile.open(path), strength) for path, strength in loras]
         self.loras = apply(self.transformer, opened, changeable=changeable)
+
+    def set_strengths(self, strengths: Sequence[float]) -> None:
+        """Sets the strengths of the LoRAs, in their order; a pipeline made with `loras_change`."""
+        if self.loras.strengths != list(strengths):
+            self._offloading.settle()
+            self.loras.set_strengths(strengths)
 
     def _all_ranks(self) -> Ranks:
         from skyreels_v2_infer.distributed.xdit_context_parallel import share
@@ -286,173 +290,15 @@ class VideoPipeline:
         hooks, resume = hooks or self.hooks, resume or Resume()
         progress = hooks.progress()
         with progress.video(work_of(plan), resume.window):
-            yield from self._windows(plan, inputs, resume, hooks, progress)
+            yield from Execution(self, plan, inputs, resume, hooks, progress).windows()
 
-    def _windows(
-        self, plan: Plan, inputs: Inputs, resume: Resume, hooks: Hooks, progress: Progress
-    ) -> Iterator[Finished]:
-        """The windows of a plan, see `execute`."""
-        noise = self._noise(plan, inputs, hooks.ranks)
-        with progress.doing("encoding the prompt"):
-            texts = Texts(self, plan, inputs, resume, hooks.ranks, hooks.texts)
-        codec = self.codec
-        history = self._history(plan, codec)
-        if resume.window and resume.history is not None:
-            history.restore(resume.history, plan.windows[: resume.window])
-        elif resume.history is not None:
-            history.add(resume.history)
-        elif inputs.prefix is not None:
-            newest = to_video(inputs.prefix[-plan.longest_history :], torch.device("cpu"))
-            history.add(newest.expand(texts.batch, -1, -1, -1, -1))
-        for window in plan.windows[resume.window :]:
-            index = window.window.index
-            if index == resume.window and resume.latents is not None:
-                done = resume.latents.to(self.device)
-            else:
-                drawn = noise if window.seed is None else NoiseSource(window.seed)
-                if plan.loras and self.loras.strengths != list(window.lora_strengths):
-                    self._offloading.settle()
-                    self.loras.set_strengths(window.lora_strengths)
-                with progress.doing(f"preparing window {index + 1}/{len(plan.windows)}"):
-                    start = self._start(plan, window, texts.batch, drawn, inputs, history, codec)
-                    channels = self._image_channels(plan, inputs)
-                with self.at_work(self.transformer) if self._holding.offload == "parts" else nullcontext():
-                    done = self._denoise(plan, window, texts, start, drawn, channels, inputs.callback, hooks, progress)
-                done = done[:, :, : window.latents - window.end_latents]
-            pieces = progress.decoding(index, history.decode(window, done))
-            yield Finished(done[:, :, window.window.history_latents :], pieces, index, done, history)
-            if window is not plan.windows[-1]:
-                for _ in pieces:  # decodes unread frames so that the history is complete
-                    pass
-
-    def _history(self, plan: Plan, codec: Codec) -> PixelHistory | LatentHistory:
-        pixels = PixelHistory(codec, plan.longest_history)
-        if plan.history == "pixel":
-            return pixels
-        return LatentHistory(codec, max(self.vae.decoder_memory, plan.most_history_latents), pixels)
-
-    def _noise(self, plan: Plan, inputs: Inputs, ranks: Ranks) -> Noise:
-        """Noise from the caller's generator, or from the plan's seed, or from a seed drawn by torch."""
-        if inputs.generator is not None:
-            return GeneratorNoise(inputs.generator)
-        if plan.seed is None:
-            return NoiseSource(int(ranks.agree(torch.randint(2**63 - 1, (1,)).to(self.device))))
-        return NoiseSource(plan.seed)
-
-    def _start(
-        self, plan: Plan, window: WindowPlan, batch: int, noise: Noise, inputs: Inputs, history, codec: Codec
-    ) -> torch.Tensor:
-        """Initial latents of a window, float32 ``[B, 16, F, H/8, W/8]``: noise, with given frames at either end."""
-        frames = window.latents - window.end_latents
-        shape = latent_shape(batch, self.vae.z_dim, frames, plan.height, plan.width)
-        latents = inputs.latents if window.window.index == 0 else None
-        if latents is None:
-            latents = noise.latents(window.window.index, shape)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents {list(latents.shape)}: must be {list(shape)} for these settings")
-        latents = latents.to(self.device, torch.float32, copy=True)  # given latents are written into the copy
-        given = history.given(window)
-        if given is None and window.given_latents:
-            given = codec.encode(to_video(inputs.image[None], self.device))
-        if given is not None:
-            latents[:, :, : window.given_latents] = given.to(self.device)
-        if window.end_latents:
-            end = codec.encode(to_video(inputs.end_image[None], self.device))
-            latents = torch.cat([latents, end.expand(batch, -1, -1, -1, -1)], dim=2)
-        return latents
-
-    def _image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor | None:
+    def image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor | None:
         """Mask and image latents ``[1, 20, F, H/8, W/8]``, inputs of image-to-video models; None for other models."""
         return None
 
-    def _image_features(self, inputs: Inputs) -> torch.Tensor | None:
+    def image_features(self, inputs: Inputs) -> torch.Tensor | None:
         """Features ``[1, tokens, img_dim]`` for an image-to-video model's cross attention; None for other models."""
         return None
-
-    def _denoise(
-        self,
-        plan: Plan,
-        window: WindowPlan,
-        texts: Texts,
-        latents: torch.Tensor,
-        noise: Noise,
-        channels: torch.Tensor | None,
-        callback: Callable | None,
-        hooks: Hooks,
-        progress: Progress,
-    ) -> torch.Tensor:
-        """Runs the rows of one window.
-
-        Args:
-            channels: see `_image_channels`. callback: see `_called_back`.
-        """
-        positive, negative = texts.contexts(window)
-        noised = None
-        if plan.addnoise and window.given_latents:
-            noised = NoisedHistory(noise, window.window.index, window.given_latents, plan.addnoise)
-        rows = rows_of(window.schedule, latents.device, plan.causal_block_size, noised)
-        options = {"sequence": hooks.ranks.sequence}
-        if plan.causal_block_size is not None:
-            options["causal_block_size"] = plan.causal_block_size
-        if channels is not None:
-            options["y"] = hooks.ranks.agree(channels.expand(texts.batch, -1, -1, -1, -1))
-        if self.transformer.inject_sample_info:
-            options["fps"] = torch.full((1,), 0 if plan.fps == 16 else 1, device=self.device)
-        cached = self._cached(window.schedule, rows, options.get("fps"), hooks)
-
-        around = [cached.blocks(number) for number in (CONDITIONAL, UNCONDITIONAL)[: 1 + window.is_guided]]
-
-        def branch(context: PromptContext | None, number: int):
-            if context is None:
-                return None
-            return lambda x, t: self.transformer(x, t, context, around=around[number], **options)
-
-        passes, branches = (branch(positive, CONDITIONAL), branch(negative, UNCONDITIONAL)), hooks.ranks.branches
-        if branches is both_branches and window.is_guided and not any(around) and is_small(self.transformer, latents):
-            branches = OneBatch(self.transformer, positive, negative, options)
-        velocity = Guided(*passes, window.guidance_scale, branches, cached.velocities)
-        solver = SOLVERS[plan.solver](plan.sigmas)
-        look = None
-        if hooks.look is not None:
-
-            def look(row: int, before: torch.Tensor, v: torch.Tensor) -> None:
-                found = partial(estimate, window.schedule, plan.sigmas, row, before, v)
-                hooks.look(window.window.index, row, len(rows), found)
-
-        with progress.rows(window.window.index) as advance:
-
-            def on_row(row: int, latents: torch.Tensor) -> torch.Tensor:
-                advance()
-                return self._called_back(callback, row, window, latents)
-
-            latents = hooks.ranks.agree(latents)
-            shape = tuple(latents.shape)
-            drawn = partial(noise.step, window.window.index, shape=shape)
-            done = denoise(velocity, solver, window.schedule, rows, latents, noised, on_row, drawn, look)
-        if not done.isfinite().all():  # would be decoded to black frames
-            hint = "try --dtype float32, or less --guidance_scale"
-            raise FloatingPointError(f"window {window.window.index + 1}: model output contains NaN or Inf; {hint}")
-        return done
-
-    def _cached(self, schedule: Schedule, rows: list[Row], fps: torch.Tensor | None, hooks: Hooks) -> WindowCache:
-        """What wraps the computation of a window's rows."""
-        if hooks.cache is None:
-            return WindowCache()
-        about = WindowRows(rows, schedule, lambda t: self.transformer.embed_time(t, fps), hooks.ranks.agree)
-        with self.at_work(self.transformer.time_layers):  # a cache may need them before the first forward
-            return hooks.cache.window(about)
-
-    def _called_back(self, callback, row: int, window: WindowPlan, latents: torch.Tensor) -> torch.Tensor:
-        if callback is None:
-            return latents
-        shown = {"latents": latents.clone()}  # a copy, since the solver works in place
-        replaced = (callback(self, row, torch.from_numpy(window.schedule.timesteps[row]), shown) or {}).get("latents")
-        if replaced is None:
-            return latents
-        if replaced.shape != latents.shape:
-            legal = f"must return latents {list(latents.shape)}"
-            raise ValueError(f"callback_on_step_end: returned {list(replaced.shape)}, {legal}")
-        return replaced.to(latents)  # the callback may return another precision or device
 
 
 def collect(finished: Iterator[Finished], output_type: str):

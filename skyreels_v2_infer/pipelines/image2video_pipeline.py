@@ -63,11 +63,11 @@ class Image2VideoPipeline(VideoPipeline):
         inputs = inputs_of(*given, image=fit(as_picture(image), height, width))
         return self.execute(plan, inputs, resume)
 
-    def _image_features(self, inputs: Inputs) -> torch.Tensor:
+    def image_features(self, inputs: Inputs) -> torch.Tensor:
         if self.image_encoder is None:
             raise ValueError("image_encoder: this pipeline has none, but needs one for the image")
         with self.encoder_at_work(self.image_encoder):
             return self.image_encoder.encode(to_video(inputs.image[None], self.device)[:, :, 0])
 
-    def _image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor:
+    def image_channels(self, plan: Plan, inputs: Inputs) -> torch.Tensor:
         return image_channels(self.codec, to_video(inputs.image[None], self.device), plan.num_frames).to(self.device)

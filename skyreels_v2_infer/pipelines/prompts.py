@@ -74,7 +74,7 @@ class Texts:
         self.pipeline, self.inputs, self.ranks = pipeline, inputs, ranks
         self.memory = memory or TextMemory()
         windows = plan.windows[resume.window + (resume.latents is not None) :]
-        self._features = pipeline._image_features(inputs) if windows else None
+        self._features = pipeline.image_features(inputs) if windows else None
         self._embeds = self._encode(windows)
         self._made: tuple[tuple, tuple[PromptContext, PromptContext | None]] | None = None
         self.batch = max((len(self._positive(window)) for window in windows), default=1)
