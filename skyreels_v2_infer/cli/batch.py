@@ -83,6 +83,7 @@ class JobList:
     """The videos of --jobs and --sweep.
 
     Attributes:
+        script: name of the script.
         rows: all of them, valid or not, in the order of the job file.
         outdir, device, dry_run, keep_going: as on the command line.
         group: number of processes that share a video.
@@ -90,6 +91,7 @@ class JobList:
         ray: address of the cluster whose workers make the videos; None: this process, or torchrun's.
     """
 
+    script: str
     rows: tuple[JobRow, ...]
     outdir: Path
     device: str | None
@@ -135,7 +137,8 @@ def read_jobs(
     reader = RowReader(parser, argv, sweeps, settle, Launch(0, 0, group, group > 1), args.name, config)
     rows = refuse_repeated_names(reader.rows("--sweep" if args.jobs is None else args.jobs, raw))
     shard = slurm_shard() if args.shard is None else args.shard
-    return JobList(tuple(rows), args.outdir, args.device, args.dry_run, args.keep_going, group, shard, args.ray)
+    asked = args.outdir, args.device, args.dry_run, args.keep_going
+    return JobList(parser.script, tuple(rows), *asked, group, shard, args.ray)
 
 
 def check_sweeps(parser: Parser, sweeps: Sequence[Sweep]) -> None:

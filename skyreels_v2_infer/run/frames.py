@@ -28,6 +28,26 @@ def frame_name(number: int) -> str:
     return f"{number:06d}.png"
 
 
+def check_new(folder: Path) -> None:
+    """Raises an `InputError` if no new run can write its frames there; whose an unfinished run is, is not checked."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise no_folder(folder, error) from None
+    if names and MARK not in names:
+        raise not_empty(folder, names[0])
+
+
+def no_folder(folder: Path, error: OSError) -> InputError:
+    return InputError("frames_dir", folder, f"must be a folder for files ({error.strerror})")
+
+
+def not_empty(folder: Path, first: str) -> InputError:
+    return InputError("frames_dir", folder, f"must be a new or empty folder, but there is {first}")
+
+
 class FrameFolder:
     """Frames of one run; locked until `finish` or `close`.
 
@@ -60,10 +80,10 @@ class FrameFolder:
             with naming_folder(folder):
                 names = sorted(path.name for path in folder.iterdir())
         except OSError as error:
-            raise InputError("frames_dir", folder, f"must be a folder for files ({error.strerror})") from None
+            raise no_folder(folder, error) from None
         others = [name for name in names if name != MARK]
         if others and MARK not in names and not complete:
-            raise InputError("frames_dir", folder, f"must be a new or empty folder, but there is {others[0]}")
+            raise not_empty(folder, others[0])
         lock = take_lock(folder / MARK)
         if lock is None:
             raise InputError("frames_dir", folder, "another process writes its frames there")

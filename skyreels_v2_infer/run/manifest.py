@@ -161,6 +161,12 @@ def other_machine(path: Path, settled: dict) -> str | None:
     return f"--replay {path}: made with {was}, now {is_now}: frames can differ in the last bit{hint}"
 
 
+def named_as(outdir: Path, stem: str, seed: int | None) -> list[Path]:
+    """The manifests of videos of this name, see `finished`."""
+    found = sorted(outdir.glob(f"{glob.escape(stem)}*.json"))
+    return [path for path in found if seed is None or re.fullmatch(rf"{re.escape(stem)}(-[0-9]+)?", path.stem)]
+
+
 def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | None:
     """A finished video of the same command, files and weights; None: there is none.
 
@@ -169,9 +175,7 @@ def finished(outdir: Path, stem: str, asked: str, seed: int | None) -> Path | No
         asked: see `asked_for`.
         seed: None: any.
     """
-    for path in sorted(outdir.glob(f"{glob.escape(stem)}*.json")):
-        if seed is not None and not re.fullmatch(rf"{re.escape(stem)}(-[0-9]+)?", path.stem):
-            continue
+    for path in named_as(outdir, stem, seed):
         try:
             found = read_manifest(path)
         except InputError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from skyreels_v2_infer.cli.batch import JobList, JobRow, error_line
+from skyreels_v2_infer.cli.names import stem_of
 from skyreels_v2_infer.cli.planning import plan_of
 from skyreels_v2_infer.cli.settings import GenerateSettings, replaced_parts
 from skyreels_v2_infer.errors import InputError
@@ -15,9 +16,13 @@ from skyreels_v2_infer.media.images import read_image
 from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.plan import Plan
 from skyreels_v2_infer.plan.prompts import texts_of
+from skyreels_v2_infer.run import manifest
+from skyreels_v2_infer.run.frames import check_new
+from skyreels_v2_infer.run.identity import asked_for, identity_of
 from skyreels_v2_infer.run.inputs import count_video
 from skyreels_v2_infer.run.jobs import check_packages, worth_compiling
 from skyreels_v2_infer.run.model_files import Models, known_config, known_folder
+from skyreels_v2_infer.run.resume import run_folders
 from skyreels_v2_infer.weights.verify import check_files
 
 T = TypeVar("T")
@@ -73,6 +78,7 @@ def check_rows(
         if row.settings is not None:
             try:
                 plan, config = checked(row.settings, jobs.group, models, once)
+                check_frames(jobs.script, row.settings, plan, models)
                 seen(row, plan, config)
                 valid.append(CheckedRow(row, texts_to_encode(row.settings, plan), model_of(row.settings, plan, config)))
             except (InputError, OSError) as error:  # as when ffmpeg makes no progress with the row's video
@@ -105,6 +111,28 @@ def checked(settings: GenerateSettings, ranks: int, models: Models, once: Once) 
     if known_folder(settings) is not None and all(os.path.exists(os.path.expanduser(path)) for _, path in parts):
         once(("files", settings.model_id, parts), lambda: check_files(models.checkpoint(settings)))
     return plan, config
+
+
+def check_frames(script: str, settings: GenerateSettings, plan: Plan, models: Models) -> None:
+    """Raises an `InputError` if the video's frames cannot be written to --frames_dir, and will have to be."""
+    if settings.frames_dir is None:
+        return
+    try:
+        check_new(settings.frames_dir)
+    except InputError:
+        if not may_be_finished(script, settings, plan, models):
+            raise
+
+
+def may_be_finished(script: str, settings: GenerateSettings, plan: Plan, models: Models) -> bool:
+    """Whether the video is finished, or may be: its run has not been tidied up, or its model is not at hand."""
+    stem = stem_of(settings, settings.seed)
+    if run_folders(settings.outdir, stem, settings.seed):
+        return True
+    if known_folder(settings) is None:
+        return bool(manifest.named_as(settings.outdir, stem, settings.seed))
+    identity = identity_of(script, settings, plan, models.checkpoint(settings))
+    return manifest.finished(settings.outdir, stem, asked_for(identity), settings.seed) is not None
 
 
 def file_key(path: os.PathLike) -> tuple:

@@ -208,6 +208,26 @@ def test_each_video_of_a_batch_has_its_own_folder(capfd):
     assert contents("frames/a-ball_1") != contents("frames/a-ball_2")
     command = json.loads(Path("out", "summary.jsonl").read_text().splitlines()[0])["command"]
     assert "--frames_dir=frames/a-ball_1" in command
+    Path("jobs.jsonl").write_text(json.dumps(rows[0] | {"shift": 2}) + "\n")
+    assert made(*argv) == 2  # another video, whose frames would be among those
+    assert "jobs.jsonl:1: --frames_dir frames/a-ball_1: must be a new or empty folder" in capfd.readouterr().err
+
+
+def test_occupied_folders_of_rows_are_found_with_all_other_faults(capfd, monkeypatch):
+    monkeypatch.setattr(Session, "load", None)
+    rows = [{"prompt": "a ball", "seed": seed} for seed in range(5)] + [{"shfit": 2}]
+    Path("jobs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed, name in enumerate(("mine.txt", "000000.png", MARK)):
+        Path(f"frames/a-ball_{seed}").mkdir(parents=True)
+        Path(f"frames/a-ball_{seed}", name).write_text("")
+    Path("frames/a-ball_3").write_text("")
+    argv = [*SHORT, "--num_frames", 5, "--frames_dir", "frames", "--jobs", "jobs.jsonl"]
+    for more in ((), ("--dry_run",)):
+        assert made(*argv, *more) == 2
+        said = capfd.readouterr().err.splitlines()
+        assert [line.split(": ", 2)[1] for line in said] == [f"jobs.jsonl:{row}" for row in (1, 2, 4, 6)]
+        assert said[0].endswith("--frames_dir frames/a-ball_0: must be a new or empty folder, but there is mine.txt")
+        assert "must be a folder for files" in said[2] and not Path("out").exists()
 
 
 def test_windows_that_are_kept_have_no_frames_to_reuse(capsys):
