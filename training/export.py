@@ -66,8 +66,9 @@ def write_part(folder: Path, config: dict, tensors: dict[str, torch.Tensor], ste
 
 
 def write_trained_on(folder: Path) -> None:
-    """What `plan.trained_on` names before a run: all words of prompts, and the size."""
-    about = {"words": grammar.vocabulary(), "height": clips.SIDE, "width": clips.SIDE}
+    """What `plan.trained_on` names before a run: all words of prompts, phrases that none has, and the size."""
+    never, but = grammar.never_said()
+    about = {"words": grammar.vocabulary(), "never": never, "but": but, "height": clips.SIDE, "width": clips.SIDE}
     (folder / trained_on.FILE).write_text(json.dumps(about | {"see": "docs/world.md"}) + "\n")
 
 

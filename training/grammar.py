@@ -33,6 +33,7 @@ TONE_WORDS = {
     "gradient": ("gradient", "shaded"),
     "patterned": ("patterned",),
 }
+PLAIN_TONES = ("black", "gray", "navy")  # those that are colours
 DIRECTION_WORDS = {
     "left": ("left", "to the left", "leftward", "towards the left", "from right to left"),
     "right": ("right", "to the right", "rightward", "towards the right", "from left to right"),
@@ -208,6 +209,17 @@ def vocabulary() -> list[str]:
     verbs = (*VERBS, *STILL_VERBS, *itertools.chain(*CHANGE_VERBS.values()))
     texts += [*itertools.chain(*verbs), *(re.sub("{.*?}", " ", frame) for frame in FRAMES), LITTLE_WORDS]
     return sorted(set(re.findall("[a-z]+", " ".join([*texts, "it is they are"]))))
+
+
+def never_said() -> tuple[list[str], list[str]]:
+    """Phrases that no prompt has although their words occur: backgrounds of the objects' colours, and objects of the
+    backgrounds'. Then longer phrases that contain such and do occur."""
+    tones = [tone for name, forms in TONE_WORDS.items() if name in PLAIN_TONES for tone in forms]
+    colours = {form.split()[-1] for forms in COLOUR_WORDS.values() for form in forms}
+    nouns = [noun for forms in SHAPE_WORDS.values() for noun in forms if " " not in noun]
+    never = {phrase for colour in colours for phrase in (f"{colour} background", f"background is {colour}")}
+    never |= {f"{tone} {noun}" for tone in tones for noun in nouns}
+    return sorted(never), sorted(f"{tone} background" for tone in tones if " " in tone)
 
 
 def _thing(pick, colour, shape, size, adjective) -> str:

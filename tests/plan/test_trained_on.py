@@ -31,6 +31,13 @@ def remarks(*argv: object) -> list[str]:
         ("ein roter Kreis", ["ein", "roter", "Kreis"]),
         ("красный круг", ["красный", "круг"]),
         ("3 circles", ["3", "circles"]),
+        ("a star’s 🚀 👩\u200d🚀.", ["star's", "🚀", "👩\u200d🚀"]),
+        ("लाल वृत्त", ["लाल", "वृत्त"]),
+        ("...", ["..."]),
+        ("A red circle on a White background", ["white background"]),
+        ("a ball. the background is yellow", ["background is yellow"]),
+        ("a black square", ["black square"]),
+        ("a red circle, blue background", ["blue background"]),
     ],
 )
 def test_unknown_words_are_named_in_one_line(prompt, words):
@@ -67,6 +74,8 @@ def test_other_sizes_are_named_in_one_line(argv, named):
 def test_nothing_is_said_of_what_a_model_knows():
     assert remarks("--num_frames", 257) == []
     mix = world.Mix(bounce=0.1, star=0.2, diagonal=0.3, spin=0.2, growth=0.2, camera=0.1, pair=0.1)
+    assert remarks("--prompt", "a white ball on a navy blue background. the background is navy blue") == []
+    assert remarks("--prompt", "white ball, background black") == remarks("--prompt", "background black, square") == []
     for split in ("train", "test"):
         drawn = " ".join(world.sample_clip(3, index, 17, mix, split).prompt for index in range(150))
         assert remarks("--prompt", drawn) == []
@@ -78,6 +87,13 @@ def test_the_files_say_what_the_model_was_trained_on(tmp_path):
     assert [json.loads((folder / FILE).read_text()) for folder in FOLDERS] == [expected, expected]
     assert (expected["height"], expected["width"]) == (TINY.height, TINY.width)
     assert set(TINY.prompt.lower().split()) <= set(grammar.vocabulary())
+
+
+def test_a_file_of_words_only_is_enough(tmp_path):
+    plan = plan_without_model(cli.parse_diffusion_forcing(["--model_id", "tiny", "--prompt", "a cat"]), 0)
+    (tmp_path / FILE).write_text(json.dumps({"words": ["a"], "see": "its page", "height": 64, "width": 64}))
+    (line,) = outside(plan, tmp_path)
+    assert re.findall('"(.+?)"', line) == ["cat"] and "its page has its words" in line
 
 
 @pytest.mark.parametrize("text", ["[", "{}", '{"words": 1}', '{"words": [], "see": "", "height": "x"}'])
