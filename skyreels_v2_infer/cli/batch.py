@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from skyreels_v2_infer.cli.config_file import Config
@@ -131,7 +132,7 @@ def read_jobs(
         raise InputError("jobs", STDIN, "torchrun does not pass stdin on to its processes; give a file")
     sweeps = tuple(args.sweep or ())
     check_sweeps(parser, sweeps)
-    raw = [RawRow(1, {})] if args.jobs is None else read_job_file(args.jobs)
+    raw = [RawRow(1, {})] if args.jobs is None else read_job_file(args.jobs, partial(check_key, parser))
     if len(raw) * count_of(sweeps) > MOST_ROWS:
         raise InputError("sweep", None, f"makes {len(raw) * count_of(sweeps)} videos; at most {MOST_ROWS}")
     reader = RowReader(parser, argv, sweeps, settle, Launch(0, 0, group, group > 1), args.name, config)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -41,6 +42,8 @@ def swept(text: str) -> Sweep:
             raise ValueError("has no values")
         if len(found) > MOST_VALUES:
             raise ValueError(f"has more than {MOST_VALUES} values")
+        if repeated := [word for word, count in Counter(map(json.dumps, found)).items() if count > 1]:
+            raise ValueError(f"{json.loads(repeated[0])} is there twice")
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"{text}: is no JSON list ({error.msg})") from None
     except RecursionError:

@@ -198,7 +198,51 @@ def test_a_bad_csv(capsys):
     for rows, reason in (('a\n"b\nc\n', "unexpected end of data"), ('a\n"b" x\nc\n', "',' expected after '\"'")):
         Path("jobs.csv").write_text(f"prompt\n{rows}")
         line = refusal(capsys, "--jobs", "jobs.csv", *TINY, "--keep_going")  # not only the rows before
-        assert line == f"--jobs: row 3 is no CSV ({reason})"
+        assert line == f"--jobs jobs.csv: row 3 is no CSV ({reason})"
+
+
+@pytest.mark.parametrize(
+    ("header", "legal"),
+    [
+        ("prompt;seed", "must be separated by commas, not by ;"),
+        ("prompt\tseed", "must be separated by commas, not by tabs"),
+        ("Prompt,sed", "Prompt: unknown flag, did you mean --prompt?; sed: unknown flag, did you mean --seed?"),
+        ("prompt,,seed", "column 2 has no name"),
+        ("prompt,seed,prompt", "prompt: is there twice"),
+        ("prompt,outdir", "outdir: belongs on the command line, for all rows"),
+    ],
+)
+def test_a_header_is_wrong_once_whatever_the_number_of_rows(header, legal, capsys):
+    Path("jobs.csv").write_text(f"{header}\n" + "a,1,2\n" * 3)
+    assert refusal(capsys, "--jobs", "jobs.csv", *TINY) == f"--jobs jobs.csv: row 1: {legal}"
+
+
+def test_empty_columns_of_a_spreadsheet():
+    assert [row.settings.seed for row in parsed("prompt,seed,,\na,1,,\nb,2\n", name="jobs.csv").rows] == [1, 2]
+    assert "has 4 cells, the header 2" in errors(parsed("prompt,seed,,\na,1,,x\n", name="jobs.csv"))[0]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_ends_of_lines_of_all_systems(end):
+    for name, lines in (
+        ("a.txt", ("a swan", "a crow", "")),
+        ("a.csv", ("prompt", "a swan", "a crow")),
+        ("a.jsonl", ('{"prompt": "a swan"}', "", '{"prompt": "a crow"}')),
+    ):
+        assert [row.settings.prompt for row in parsed(end.join(lines), name=name).rows] == ["a swan", "a crow"]
+
+
+@pytest.mark.parametrize(
+    ("content", "legal"),
+    [
+        ('[{"prompt": "a"}]', "is one JSON array; must have an object a line, as jq -c '.[]' writes them"),
+        ('[\n {"prompt": "a"},\n {"prompt": "b"}\n]\n', "is one JSON array; must have"),
+        ('{\n "prompt": "a"\n}\n', "is one JSON value over several lines; must have an object a line, as jq -c "),
+    ],
+)
+def test_json_that_is_no_json_lines(content, legal, capsys):
+    Path("jobs.json").write_text(content)
+    assert refusal(capsys, "--jobs", "jobs.json", *TINY).startswith(f"--jobs jobs.json: {legal}")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +252,8 @@ def test_a_bad_csv(capsys):
         ("blank.txt", b"\n \n", "has no rows"),
         ("header.csv", b"prompt,seed\n", "has no rows"),
         ("twice.csv", b"seed,seed\n1,2\n", "seed"),
-        ("latin.txt", "crème".encode("latin-1"), "cannot be read"),
+        ("latin.txt", "a\ncrème".encode("latin-1"), "must be text in UTF-8; line 2 is not"),
+        ("excel.csv", "prompt".encode("utf-16"), "must be text in UTF-8; line 1 is not"),
     ],
 )
 def test_a_file_without_usable_rows(name, content, legal, capsys):
@@ -356,6 +401,7 @@ def test_values_of_a_sweep(text, values):
         ("seed=1..9..0", "never ends"),
         ("seed=1..99999999", "more than 10000 values"),
         ("prompt=[1", "is no JSON list"),
+        ("resolution=540P,720P,540P", "540P is there twice"),
         ("prompt=[]", "has no values"),
         ("outdir=a,b", "belongs on the command line"),
         ("sed=1,2", "did you mean --seed?"),
@@ -415,9 +461,8 @@ def test_names_of_a_sweep_tell_its_values_apart(sweep, names):
 
 
 def test_equal_values_of_a_sweep_are_one_video():
-    for sweep in ("guidance_scale=1,1.0", "resolution=540P,540P"):
-        (line,) = errors(of_rows({"prompt": "x", "seed": 1}, argv=["--sweep", sweep]))
-        assert "is that of jobs.jsonl:1 (" in line
+    (line,) = errors(of_rows({"prompt": "x", "seed": 1}, argv=["--sweep", "guidance_scale=1,1.0"]))
+    assert "is that of jobs.jsonl:1 (" in line
 
 
 def test_a_long_or_broken_text_of_a_sweep():
