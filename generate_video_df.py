@@ -4,7 +4,7 @@
 
 import sys
 
-from skyreels_v2_infer.cli.help import answer_at_once
+from skyreels_v2_infer.cli.help import answer_at_once, printed
 from skyreels_v2_infer.run.signals import before_anything
 
 
@@ -12,8 +12,7 @@ def main() -> int:
     with before_anything("generate_video_df.py"):
         text = answer_at_once("generate_video_df.py", sys.argv[1:])
         if text is not None:
-            sys.stdout.write(text)
-            return 0
+            return printed("generate_video_df.py", text)
         from skyreels_v2_infer.cli.arguments import parse_diffusion_forcing
         from skyreels_v2_infer.run.main import main as run
 

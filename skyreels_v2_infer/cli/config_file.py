@@ -23,6 +23,7 @@ from skyreels_v2_infer.plan.yaml_text import read_yaml
 MOST_BYTES = 2**18
 # Flags that a file cannot give: those that print something and end, those about a file of settings, and trust.
 TYPED_ONLY = ("help", "version", "list_models", "config", "replay", "trust_replay")
+ON_OFF = ("compile", "vae_tiling")  # flags with these values, which YAML reads as true and false
 # Flags -> others in the file that they override as well.
 OVERRIDES = {flag[2:]: names for flag, names in REPLACED.items()} | {
     "height": ("resolution", *REPLACED["--height"]),
@@ -68,8 +69,10 @@ def configured(parser: Parser, argv: Sequence[str], args: argparse.Namespace) ->
 
 
 def flags_in(parser: Parser, path: Path, values: Mapping[str, object]) -> dict[str, list[str]]:
-    """The flags of a configuration; raises an `InputError` that names the key that is none, or whose value is wrong."""
+    """The flags of a configuration; raises an `InputError` that names all keys that are none, or whose values are
+    wrong."""
     flags: dict[str, list[str]] = {}
+    wrong = []
     for key, value in values.items():
         name = str(key).removeprefix("--")
         try:
@@ -79,7 +82,9 @@ def flags_in(parser: Parser, path: Path, values: Mapping[str, object]) -> dict[s
                 raise ValueError(parser.unknown(f"--{name}"))
             flags[name] = words_in(parser, name, value)
         except ValueError as error:
-            raise InputError("config", path, f"{shown(str(key))}: {error}") from None
+            wrong.append(f"{shown(str(key))}: {error}")
+    if wrong:
+        raise InputError("config", path, "; ".join(wrong))
     return flags
 
 
@@ -91,8 +96,8 @@ def words_in(parser: Parser, name: str, value: object) -> list[str]:
     """
     if name == "dry_run" and isinstance(value, bool):
         return ["--dry_run"] * value
-    if isinstance(value, bool) and parser.takes(f"--{name}") == "one":
-        return [f"--{name}={'on' if value else 'off'}"]  # YAML reads these words as true and false
+    if isinstance(value, bool) and name in ON_OFF:
+        return [f"--{name}={'on' if value else 'off'}"]
     if name == "sweep" and isinstance(value, Mapping):
         value = [
             f"{flag}={json.dumps(some if isinstance(some, list) else [some], default=str)}"
@@ -109,15 +114,18 @@ def read_config(path: Path) -> dict[str, object]:
     """
     language = "JSON" if path.suffix.lower() == ".json" else "YAML"
     try:
-        text = read_small(path, MOST_BYTES).decode("utf-8-sig")
+        content = read_small(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error, 100)
+        raise InputError("config", path, f"cannot be read ({reason})") from None
+    try:
+        text = content.decode("utf-8-sig")
         values = json.loads(text, object_pairs_hook=without_repetition) if language == "JSON" else read_yaml(text)
     except ImportError:
         legal = "needs PyYAML: pip install pyyaml; or write it as JSON, in a file that ends in .json"
         raise InputError("config", path, legal) from None
     except RecursionError:
         raise InputError("config", path, "is nested too deeply") from None
-    except OSError as error:
-        raise InputError("config", path, f"cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise InputError("config", path, f"is not valid {language} ({first_line(error, 100)})") from None
     if not isinstance(values, dict):

@@ -6,12 +6,14 @@ group, and comes from the flags' own help texts.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 
 from skyreels_v2_infer import __version__
-from skyreels_v2_infer.console import called
+from skyreels_v2_infer.console import called, give_up, say
 
 GENERATE = "generate_video.py"
 DIFFUSION_FORCING = "generate_video_df.py"
@@ -89,6 +91,21 @@ def version_line() -> str:
         except metadata.PackageNotFoundError:
             found.append(f"{name} not installed")
     return ", ".join(found) + "\n"
+
+
+def printed(script: str, text: str) -> int:
+    """Prints a text on stdout -> exit code. A reader that has seen enough (`| head`) is no reason for a message."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        give_up(sys.stdout)
+        if error.errno != errno.EPIPE:
+            say(f"{called(script)}: stdout cannot be written ({error.strerror})")
+        return 1
+    return 0
 
 
 def answer_at_once(script: str, argv: Sequence[str]) -> str | None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import NoReturn
 
-from skyreels_v2_infer.cli.help import ABOUT, short_help, version_line
+from skyreels_v2_infer.cli.help import ABOUT, printed, short_help, version_line
 from skyreels_v2_infer.cli.near_names import nearest_flag
 from skyreels_v2_infer.console import called
 from skyreels_v2_infer.errors import printable
@@ -150,11 +149,15 @@ class Parser(argparse.ArgumentParser):
         return "unknown flag, " + (f"did you mean {near}?" if near else f"--help{' all' * self.is_long} lists all")
 
     def _repeated(self, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(flag, message) for every flag of several values that is given again: its first values would be lost."""
+        """(flag, message) for every flag that is given again, by which values would be lost that were meant to stay."""
         given = [word.partition("=")[0] for word in words]
         for flag, action in self._option_string_actions.items():
-            if action.nargs == "+" and isinstance(action, argparse._StoreAction) and given.count(flag) > 1:
+            if given.count(flag) < 2:
+                continue
+            if action.nargs == "+" and isinstance(action, argparse._StoreAction):
                 yield flag, f"{flag}: is given {given.count(flag)} times; several values follow one {flag}"
+            elif flag == "--config":
+                yield flag, f"{flag}: is given {given.count(flag)} times; one file has all flags"
 
     def _unknown(self, left_over: Sequence[str], words: Sequence[str]) -> Iterator[tuple[str, str]]:
         """(flag, message) for every unknown flag and every value behind a switch; of other words for the first one.
@@ -208,8 +211,7 @@ class _Answer(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         if values and values != self.choice:
             parser.error(f"argument {option_string}: {values}: must be {self.choice}, or nothing")
-        parser._print_message(self.answer(values or ""), sys.stdout)
-        parser.exit()
+        parser.exit(printed(parser.script, self.answer(values or "")))
 
 
 def in_our_words(message: str) -> str:

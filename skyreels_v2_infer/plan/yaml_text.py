@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from skyreels_v2_infer.errors import first_line
 
 MOST_WRITTEN_OUT = 2**21  # characters and values once every alias is replaced by what it stands for
@@ -55,8 +57,8 @@ def written_out(node, known: dict[int, int | None], depth: int = 0) -> int:
     known[id(node)] = None
     if isinstance(node.value, str):
         size = 1 + len(node.value)
-        if node.tag.endswith((":int", ":float")) and size > LONGEST_NUMBER:
-            raise ValueError(f"line {line_of(node)}: a number of {len(node.value)} characters")
+        if node.tag.endswith((":int", ":float")):
+            check_number(node)
     else:
         pairs = [pair for pair in node.value if isinstance(pair, tuple)]
         parts = [part for pair in pairs for part in pair] or node.value
@@ -68,6 +70,15 @@ def written_out(node, known: dict[int, int | None], depth: int = 0) -> int:
             keys.add((key.tag, str(key.value)))
     known[id(node)] = size
     return size
+
+
+def check_number(node) -> None:
+    """Raises a `ValueError` for a number that is too long, or that means another one than it seems to."""
+    if len(node.value) > LONGEST_NUMBER:
+        raise ValueError(f"line {line_of(node)}: a number of {len(node.value)} characters")
+    if ":" in node.value or re.match("[-+]?0[0-9_]", node.value):
+        base = "60" if ":" in node.value else "8"
+        raise ValueError(f"line {line_of(node)}: {node.value} is a number in base {base}; a text needs quotes")
 
 
 def line_of(node) -> int:

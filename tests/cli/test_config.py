@@ -93,6 +93,8 @@ def test_rows_of_a_job_file_override_it(folder):
         ({"seed": [1, 2]}, "seed: takes one value, not a list"),
         ({"seed": {"a": 1}}, "seed: must be a text or a number"),
         ({3: 3}, "3: unknown flag"),
+        ({"sed": 3, "seed": [1, 2], "fps": 24}, "sed: unknown flag, did you mean --seed?; seed: takes one value"),
+        ({"prompt": True}, "prompt: must be a text or a number"),
         ([LAB], "must be a mapping of flags, without dashes, to values"),
         ("text", "must be a mapping of flags, without dashes, to values"),
     ],
@@ -120,7 +122,7 @@ def test_files_that_cannot_be_read(folder, capsys):
         ("twice.json", "is not valid JSON (seed is given twice)"),
         ("lab.toml", "must be a mapping of flags, without dashes, to values; TOML is not read"),
         ("bomb.yaml", "is not valid YAML (its aliases stand for too much)"),
-        ("/dev/zero", "is not valid YAML (it is not a regular file)"),
+        ("/dev/zero", "cannot be read (it is not a regular file)"),
     ):
         assert refusal(cli.parse_generate, "--config", name, capsys=capsys).startswith(f"--config {name}: {legal}")
 
@@ -131,6 +133,8 @@ def test_values_that_only_yaml_has(folder, capsys):
         ("sweep: &a {seed: *a}", "is not valid YAML (line 1: it contains itself)"),
         ("prompt: &a [*a]", "is not valid YAML (line 1: it contains itself)"),
         ("seed: &a [x,x]\nfps: &b [*a,*a]\nseed: 3", "is not valid YAML (line 3: seed is given twice)"),
+        ("seed: 012", "is not valid YAML (line 1: 012 is a number in base 8; a text needs quotes)"),
+        ("prompt: 12:30", "is not valid YAML (line 1: 12:30 is a number in base 60; a text needs quotes)"),
         ('model_id = "tiny"', "must be a mapping of flags, without dashes, to values"),
     ):
         (folder / "lab.yaml").write_text(text)
@@ -139,6 +143,12 @@ def test_values_that_only_yaml_has(folder, capsys):
     (folder / "lab.yaml").write_text("sweep: {seed: 2020-01-01}\nmodel_id: tiny")
     (row,) = cli.parse_generate(["--config", "lab.yaml"]).rows
     assert row.error.startswith("--seed 2020-01-01: must be a whole number")
+
+
+def test_one_file_at_a_time(folder, capsys):
+    write("lab.json", LAB)
+    line = refusal(cli.parse_generate, "--config=lab.json", "--config", "lab.json", capsys=capsys)
+    assert line == "--config: is given 2 times; one file has all flags"
 
 
 def test_a_value_that_is_wrong_is_named_as_on_the_command_line(folder, capsys):

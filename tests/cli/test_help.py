@@ -8,9 +8,10 @@ from script_runs import FORCING, GENERATE, run
 
 from skyreels_v2_infer import __version__
 from skyreels_v2_infer.cli import arguments as cli
+from skyreels_v2_infer.cli import help as help_of_scripts
 from skyreels_v2_infer.cli.batch import JobRow
 from skyreels_v2_infer.cli.captions import parse_captions
-from skyreels_v2_infer.cli.help import SHORT, short_help
+from skyreels_v2_infer.cli.help import SHORT, answer_at_once, short_help
 from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.near_names import FOREIGN
 from skyreels_v2_infer.plan.models import PUBLISHED
@@ -65,6 +66,25 @@ def test_help_and_version_take_little_cpu(script, tmp_path):
     for flag in ("--help", "--version"):
         least = min((run(script, flag, cwd=tmp_path) for _ in range(2)), key=lambda made: made.cpu)
         assert least.code == 0 and least.cpu < 0.3
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--version"], ["--list_models"], ["--help", "all"]])
+def test_an_answer_that_cannot_be_printed_is_one_line(flags, capsys, monkeypatch):
+    def asked() -> int:
+        text = answer_at_once(GENERATE, flags)
+        if text is not None:
+            return help_of_scripts.printed(GENERATE, text)
+        with pytest.raises(SystemExit) as stop:
+            cli.parse_generate(flags)
+        return stop.value.code
+
+    monkeypatch.setattr(sys, "stdout", None)
+    assert asked() == 1
+    assert capsys.readouterr().err == f"{GENERATE}: stdout cannot be written (it is closed)\n"
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert asked() == 1
+    assert capsys.readouterr().err == f"{GENERATE}: stdout cannot be written (No space left on device)\n"
 
 
 def test_version(capsys):
