@@ -39,7 +39,7 @@ WIDE_NAMES = {"bt2020": "BT.2020", "smpte431": "DCI-P3", "smpte432": "Display P3
 _BT709 = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 _D65 = (0.3127, 0.3290)
 _SRGB, _LINEAR = "iec61966-2-1", "linear"
-_GAMMAS = {"gamma22": 2.2, "gamma28": 2.8}
+_GAMMAS = {"bt470m": 2.2, "bt470bg": 2.8}
 _GAMMA = 2.4  # ITU-R BT.1886: displays of BT.709, BT.601 and SDR BT.2020
 _SMOOTH = 2.4  # light as this power of a channel is smooth
 
@@ -157,15 +157,29 @@ def to_bt709(primaries: str) -> np.ndarray:
     if primaries not in WIDE:
         return np.eye(3)
     # The P3 of cinemas has another white than D65, but pictures are judged against their own white.
-    return np.linalg.inv(_to_xyz(_BT709)) @ _to_xyz(WIDE[primaries])
+    return points_to_bt709(*WIDE[primaries])
 
 
-def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """Linear RGB with D65 as white -> CIE XYZ (SMPTE RP 177)."""
+def points_to_bt709(
+    red: tuple[float, float], green: tuple[float, float], blue: tuple[float, float], white: tuple[float, float] = _D65
+) -> np.ndarray:
+    """As `to_bt709`, of primaries and white by their xy; another white becomes D65 by Bradford's adaptation."""
+    import numpy as np
+
+    matrix = _to_xyz((red, green, blue), white)
+    if white != _D65:
+        cones = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+        scale = (cones @ _to_xyz(_BT709) @ np.ones(3)) / (cones @ matrix @ np.ones(3))
+        matrix = np.linalg.inv(cones) @ np.diag(scale) @ cones @ matrix
+    return np.linalg.inv(_to_xyz(_BT709)) @ matrix
+
+
+def _to_xyz(primaries: tuple[tuple[float, float], ...], white: tuple[float, float] = _D65) -> np.ndarray:
+    """Linear RGB -> CIE XYZ (SMPTE RP 177)."""
     import numpy as np
 
     columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T
-    x, y = _D65
+    x, y = white
     return columns * np.linalg.solve(columns, [x / y, 1, (1 - x - y) / y])
 
 

@@ -18,6 +18,7 @@ from skyreels_v2_infer.media.download import download
 from skyreels_v2_infer.media.files import check_file
 from skyreels_v2_infer.media.input_options import DEFAULT, InputOptions, fitting
 from skyreels_v2_infer.media.picture_colour import in_rgb, note_integers
+from skyreels_v2_infer.media.picture_tags import note_colours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,6 +133,7 @@ def opened_image(path: Path | str, name: str) -> Iterator[Image.Image]:
                 if image.mode == "F":
                     raise ValueError("its pixels are floating-point numbers, whose range the file does not state")
                 note_integers(image)
+                note_colours(image, path)
                 yield image
     except Exception as error:  # Pillow's decoders raise whatever the parser of their format raises
         legal = "must be a complete picture that Pillow can read (PNG, JPEG, WebP, ...)"

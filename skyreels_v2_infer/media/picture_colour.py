@@ -6,7 +6,9 @@ import io
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.errors import printable
+from skyreels_v2_infer.media.colour import HDR
 from skyreels_v2_infer.media.input_options import WHITE, color_name
+from skyreels_v2_infer.media.picture_tags import STATED, tagged_to_srgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,15 +93,20 @@ def note_integers(image: Image.Image) -> None:
 
 
 def _with(image: Image.Image, before: Image.Image) -> Image.Image:
-    """`image`, with the profile of the one that it was made from."""
-    if "icc_profile" in before.info:
-        image.info["icc_profile"] = before.info["icc_profile"]
+    """`image`, with the profile and stated colours of the one that it was made from."""
+    for name in ("icc_profile", STATED):
+        if name in before.info:
+            image.info[name] = before.info[name]
     return image
 
 
 def _in_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
     """An opaque image in RGB of sRGB."""
-    content = image.info.get("icc_profile")
+    content, stated = image.info.get("icc_profile"), image.info.get(STATED)
+    if stated is not None and (stated.before_profile or not content):
+        how = "HDR ({}) converted to SDR" if stated.transfer in HDR else "colours converted from {} to sRGB"
+        notes.append(how.format(stated.name))
+        return tagged_to_srgb(image, stated)
     if not content:
         return image.convert("RGB")
     from PIL import ImageCms
