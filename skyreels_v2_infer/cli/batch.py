@@ -68,15 +68,22 @@ class JobRow:
 class InvalidRowsError(InputError):
     """Rows of a batch are invalid.
 
+    Args:
+        rows: all rows, valid ones as well.
+
     Attributes:
-        lines: one for each, up to SHOWN.
+        lines: one for each, up to SHOWN; a single one for a fault of all, as of the command line.
     """
 
     def __init__(self, rows: Sequence[JobRow]):
-        super().__init__("jobs", None, f"{len(rows)} invalid rows; nothing was made")
-        self.lines = [f"{row.source}: {row.error}" for row in rows[:SHOWN]]
-        if len(rows) > SHOWN:
-            self.lines.append(f"... and {len(rows) - SHOWN} more invalid rows")
+        invalid = [row for row in rows if row.settings is None]
+        super().__init__("jobs", None, f"{len(invalid)} invalid rows; nothing was made")
+        if 1 < len(rows) == len(invalid) and len({row.error for row in rows}) == 1:
+            self.lines = [f"all {len(rows)} rows: {rows[0].error}"]
+            return
+        self.lines = [f"{row.source}: {row.error}" for row in invalid[:SHOWN]]
+        if len(invalid) > SHOWN:
+            self.lines.append(f"... and {len(invalid) - SHOWN} more invalid rows")
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Batch:
             valid, jobs = check_rows(jobs, self.models)
         self.invalid = [row for row in jobs.rows if row.settings is None]
         if self.invalid and not jobs.keep_going:
-            raise InvalidRowsError(self.invalid)
+            raise InvalidRowsError(jobs.rows)
         numbers = {row.number for row in jobs.mine}
         self.invalid = [row for row in self.invalid if row.number in numbers]
         self.outdir, self.group = jobs.outdir, jobs.group

@@ -63,7 +63,7 @@ def dry_run_batch(jobs: JobList) -> str:
     _, jobs = check_rows(jobs, Models(), seen)
     invalid = [row for row in jobs.rows if row.settings is None]
     if invalid and not jobs.keep_going:
-        raise InvalidRowsError(invalid)
+        raise InvalidRowsError(jobs.rows)
     rates = [row.settings.rate for row in jobs.rows if row.settings is not None and row.settings.rate is not None]
     total = totals(about, *rates[:1]) | {
         "invalid": [f"{row.source}: {row.error}" for row in invalid if row.number in mine]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from skyreels_v2_infer.cli import arguments as cli
 from skyreels_v2_infer.cli import groups, job_files
+from skyreels_v2_infer.cli.batch import InvalidRowsError
 from skyreels_v2_infer.cli.sweep import Sweep, slurm_shard, swept
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media import images
@@ -166,6 +167,16 @@ def test_every_bad_row_is_named_in_one_line():
     for line, start in expected.items():
         assert lines[str(line)].startswith(start), lines[str(line)]
     assert not Path("elsewhere").exists()
+
+
+def test_a_fault_of_all_rows_is_one_line():
+    jobs = of_rows({"prompt": "a"}, {"prompt": "b"}, argv=["--name", "{none}_{prompt}"])
+    (line,) = InvalidRowsError(jobs.rows).lines
+    assert line.startswith("all 2 rows: --name {none}_{prompt}: there is no field {none}")
+    jobs = of_rows({"num_frames": 6}, {"num_frames": 6}, {"prompt": "a"})
+    assert [line.split(": ")[0] for line in InvalidRowsError(jobs.rows).lines] == ["jobs.jsonl:1", "jobs.jsonl:2"]
+    (line,) = InvalidRowsError(of_rows({"num_frames": 6}).rows).lines
+    assert line.startswith("jobs.jsonl:1: ")
 
 
 @pytest.mark.parametrize("word", ["--outdir=elsewhere", "--outdir", "-h", "-"])
