@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skyreels_v2_infer.captioner.pixels import patches_of, tokens_of
-from skyreels_v2_infer.chat.foreign import bounded_generation, conversation
+from skyreels_v2_infer.chat.foreign import bounded_generation, conversation, without_remarks
 from skyreels_v2_infer.chat.local import (
     answering,
     check_file_of,
@@ -14,6 +14,7 @@ from skyreels_v2_infer.chat.local import (
     empty_memory,
     loading,
     reply_of,
+    whole,
 )
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.errors import InputError
@@ -57,13 +58,15 @@ class QwenCaptioner:
 
         self.name, self.flag = model, flag
         self._asked: dict[str, list[int]] = {}  # tokens of a conversation with one token for the video, by question
-        with loading(flag, model):
+        with loading(flag, model), without_remarks():
             local = only_local(model, flag)
             self.config, self.tokenizer = config_and_tokenizer(model, flag, local)
             if self.config.model_type != "qwen2_5_vl":
                 raise InputError(flag, model, f"must be a Qwen2.5-VL (this is {self.config.model_type})")
             kinds = {"dtype": "auto", "device_map": device_map, "trust_remote_code": False, "local_files_only": local}
-            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, config=self.config, **kinds).eval()
+            kinds["output_loading_info"] = True
+            loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, config=self.config, **kinds)
+            self.model = whole(loaded, flag, model).eval()
             self.vocabulary = self.config.get_text_config().vocab_size
             # The model's own could ask for other ways of decoding, packages and any amount of memory.
             self.model.generation_config = bounded_generation(self.model.generation_config, self.vocabulary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -21,6 +22,8 @@ LARGEST = 2**24  # bytes of a json file or a template
 TOKENIZER = "tokenizer.json"
 LARGEST_TOKENIZER = 2**26  # bytes; Gemma's has 33 MB
 LIMITS = Limits(seconds=3, patience=120, gib=2)  # of a template
+MOST_LAYERS, MOST_COUNT = 2**10, 2**16  # in a config.json; a list with an entry for each may be made of them
+LAYERS = re.compile("layer|^depth$|^num_labels$")
 MOST_ADDED = 2**12  # characters that a template adds to what is said; published ones add some hundred
 
 IMPORTS = """
@@ -69,6 +72,34 @@ def check_model(model: str, flag: str, local: bool = False) -> None:
         most = LARGEST_TOKENIZER if file.name == TOKENIZER else LARGEST
         if file.is_file() and (size := file.stat().st_size) > most:
             raise InputError(flag, model, f"its {file.name} has {size:,} bytes; at most {most:,} are read")
+    check_counts(config, flag, model)
+
+
+def check_counts(config: Path, flag: str, model: str) -> None:
+    """Raises an `InputError` if a config.json has more layers, labels or the like than a model can have."""
+
+    def counts(data: object) -> Iterator[tuple[str, int]]:
+        for name, value in data.items() if isinstance(data, dict) else enumerate(data):
+            if isinstance(value, dict | list):
+                yield from counts(value)
+            elif isinstance(name, str) and isinstance(value, int | float):
+                yield name, value
+
+    try:
+        found = list(counts(json.loads(config.read_bytes())))
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError):
+        return  # transformers says what is wrong
+    for name, value in found:
+        most = MOST_LAYERS if LAYERS.search(name) else MOST_COUNT
+        if (LAYERS.search(name) or name.startswith("num_")) and value > most:
+            raise InputError(flag, model, f"its config.json has {name} {shown_number(value)}; at most {most:,}")
+
+
+def shown_number(value: float) -> str:
+    try:
+        return str(value)[:20]
+    except ValueError:  # more digits than Python writes
+        return "of thousands of digits"
 
 
 def conversation(tokenizer, talks: Sequence[list[dict]], flag: str, model: str) -> str:

@@ -38,7 +38,8 @@ class Chat:
             local = only_local(model, flag)
             config, self.tokenizer = config_and_tokenizer(model, flag, local)
             kinds = {"dtype": "auto", "device_map": device_map, "trust_remote_code": False, "local_files_only": local}
-            self.model = AutoModelForCausalLM.from_pretrained(model, config=config, **kinds).eval()
+            kinds["output_loading_info"] = True
+            self.model = whole(AutoModelForCausalLM.from_pretrained(model, config=config, **kinds), flag, model).eval()
             # The model's own could ask for other ways of decoding, packages and any amount of memory.
             self.model.generation_config = bounded_generation(self.model.generation_config, config.vocab_size)
         if self.tokenizer.chat_template is None:
@@ -89,6 +90,18 @@ def loading(flag: str, model: str) -> Iterator[None]:
         if "ignore_mismatched_sizes" in reason:  # an argument that a user cannot give
             reason = "its weights do not fit its config.json"
         raise InputError(flag, model, f"cannot be loaded ({reason})") from error
+
+
+def whole(loaded: tuple, flag: str, model: str):
+    """The model that transformers has loaded, if all of its tensors were in its files: it makes up those that were not.
+
+    Args:
+        loaded: of ``from_pretrained(..., output_loading_info=True)``.
+    """
+    found, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(flag, model, f"its files lack {len(missing)} of its tensors ({missing[0]}, ...)")
+    return found
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skyreels_v2_infer.plan.models import without_code
-
+# What is taken of a config.json: other fields could choose code or take any amount of memory.
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
+FIELDS = (*SIZES, "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout")
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PUBLISHED_HEADS = 16  # the one size that does not follow from the published tensors' shapes
@@ -80,10 +81,10 @@ def empty_model(config: dict) -> nn.Module:
     """CLIP's vision tower without its last layer, empty on the meta device; `config` as in config.json."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    config = CLIPVisionConfig.from_dict(without_code(config))
-    config.num_hidden_layers -= 1
+    taken = CLIPVisionConfig.from_dict({name: config[name] for name in FIELDS if name in config})
+    taken.num_hidden_layers -= 1
     with torch.device("meta"):
-        model = CLIPVisionModel(config)
+        model = CLIPVisionModel(taken)
     tower = getattr(model, "vision_model", model)  # older releases of transformers keep the tower one level down
     # The norm serves the pooled token alone, which nobody asks for: without it, no weights are needed for it.
     tower.post_layernorm = nn.Identity()

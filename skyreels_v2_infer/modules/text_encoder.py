@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from skyreels_v2_infer.plan.models import without_code
 from skyreels_v2_infer.plan.prompts import clean
+
+# What is taken of a config.json: other fields could choose code or take any amount of memory.
+SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+BUCKETS, FARTHEST = "relative_attention_num_buckets", "relative_attention_max_distance"
+FIELDS = (*SIZES, BUCKETS, FARTHEST, "layer_norm_epsilon", "feed_forward_proj", "dense_act_fn", "dropout_rate")
 
 
 class TextEncoder(nn.Module):
@@ -92,8 +96,12 @@ def empty_model(config: dict) -> nn.Module:
     """A `UMT5EncoderModel` without weights, on the meta device; `config` as in its config.json."""
     from transformers import UMT5Config, UMT5EncoderModel
 
+    taken = UMT5Config.from_dict({name: config[name] for name in FIELDS if name in config})
+    exact = taken.relative_attention_num_buckets // 4  # distances that have a bucket of their own, in either direction
+    if not 0 < exact < taken.relative_attention_max_distance:
+        raise ValueError(f"{BUCKETS} must be at least 4, and {FARTHEST} above a quarter of it")
     with torch.device("meta"):
-        model = UMT5EncoderModel(UMT5Config.from_dict(without_code(config)))
+        model = UMT5EncoderModel(taken)
     # One module under both names of the tied embedding, so that filling one fills the other.
     model.set_input_embeddings(model.shared)
     return model

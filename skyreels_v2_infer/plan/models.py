@@ -38,15 +38,6 @@ def architecture(model_id: str) -> dict | None:
     return config
 
 
-# Keys by which a config chooses code: kernels that transformers would fetch from the hub, classes of the author's.
-CHOOSES_CODE = re.compile("(attn|experts)_implementation|auto_map|^custom_")
-
-
-def without_code(config: dict) -> dict:
-    """A foreign config without the keys that choose code."""
-    return {name: value for name, value in config.items() if not CHOOSES_CODE.search(name)}
-
-
 # Hub ids of the models trained at 720P. The name of a local folder is not interpreted.
 MODELS_720P = frozenset(
     f"Skywork/SkyReels-V2-{kind}-14B-720P{layout}" for kind in ("DF", "T2V", "I2V") for layout in ("", "-Diffusers")

@@ -208,6 +208,16 @@ def test_another_kind_of_model_is_refused(tmp_path):
         QwenCaptioner(str(tmp_path / "empty"), device_map="cpu")
 
 
+def test_a_captioner_without_some_of_its_tensors_is_refused(folder, tmp_path, capfd):
+    copy = shutil.copytree(folder, tmp_path / "deeper")
+    config = json.loads((copy / "config.json").read_text())
+    config["vision_config"]["depth"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="its files lack 12 of its tensors"):
+        QwenCaptioner(str(copy), device_map="cpu")
+    assert "MISSING" not in capfd.readouterr().err
+
+
 def test_no_code_of_a_model_is_run_and_no_kernel_chosen(folder, tmp_path, monkeypatch):
     copy = tmp_path / "own"
     shutil.copytree(folder, copy)

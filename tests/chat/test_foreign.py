@@ -7,6 +7,7 @@ import time
 
 import pytest
 import tiny_talkers
+from safetensors.torch import load_file, save_file
 from script_runs import FORCING, run
 
 from skyreels_v2_infer.chat import foreign
@@ -99,6 +100,23 @@ def test_a_tokenizer_with_an_odd_limit_is_used(folder):
     assert Chat(str(folder), "model_id", "cpu").tokenized("a dog")["input_ids"].numel()
 
 
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000"),
+        ({"num_hidden_layers": 1e9}, "num_hidden_layers 1000000000.0"),
+        ({"num_labels": 10**9}, "num_labels 1000000000"),
+        ({"num_attention_heads": 10**9}, "num_attention_heads 1000000000"),
+        ({"vision_config": {"depth": 10**9}}, "depth 1000000000"),
+        ({"text": [{"num_experts": 10**400}]}, "num_experts 1000000"),
+    ],
+)
+def test_counts_that_no_model_has(folder, values, name):
+    """transformers would make a list of so many entries, or build as many layers."""
+    changed(folder / "config.json", **values)
+    assert f"its config.json has {name}" in refusal(folder)
+
+
 def test_an_adapter_cannot_choose_the_model(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/model"}))
     assert "is an adapter" in refusal(folder)
@@ -137,6 +155,16 @@ def test_weights_of_another_model_are_one_line(folder, tmp_path):
     flags = ("--prompt_enhancer", "--prompt_enhancer_model", folder, "--prompt", "a dog", "--device", "cpu")
     ended = run(FORCING, "--model_id", "tiny", *flags, cwd=tmp_path)
     assert ended.code == 2 and len(ended.lines) == 1
+
+
+def test_tensors_that_are_missing_are_not_made_up(folder, capfd):
+    """transformers fills them with random numbers, and logs a table of them."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert "its files lack 1 of its tensors (model.layers.1.mlp.up_proj.weight" in refusal(folder)
+    assert "MISSING" not in capfd.readouterr().err
 
 
 def test_a_tokenizer_with_more_words_than_the_model(folder):

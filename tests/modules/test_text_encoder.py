@@ -177,10 +177,22 @@ def test_config_that_cannot_be_used(folders, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
-def test_the_config_of_an_encoder_chooses_no_kernel(key):
-    """transformers would fetch code from the hub."""
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("_attn_implementation", "someone/kernel"), ("attn_implementation", "someone/kernel"), ("num_labels", 10**9)],
+)
+def test_the_config_of_an_encoder_chooses_no_kernel_and_takes_no_memory(key, value):
+    """transformers would fetch code from the hub, and make a table of labels."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    assert image_encoder.empty_model(sizes | {key: "someone/kernel"}) is not None
+    assert image_encoder.empty_model(sizes | {key: value}) is not None
     sizes = {"vocab_size": 8, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    assert text_encoder.empty_model(sizes | {key: "someone/kernel"}) is not None
+    assert text_encoder.empty_model(sizes | {key: value}) is not None
+
+
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 0), (32, 8), (32, -1), (2, 128), (0, 128)])
+def test_buckets_that_no_distance_fits_are_refused(buckets, farthest):
+    sizes = {"vocab_size": 8, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    with pytest.raises(ValueError, match="relative_attention_max_distance above a quarter"):
+        text_encoder.empty_model(
+            sizes | {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": farthest}
+        )
