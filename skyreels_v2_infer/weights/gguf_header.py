@@ -12,7 +12,7 @@ import struct
 from array import array
 from pathlib import Path
 
-from skyreels_v2_infer.weights.headers import Entry, Header, check_apart, refuse_pointer, refusing
+from skyreels_v2_infer.weights.headers import Entry, Header, check_apart, check_number, refuse_pointer, refusing
 from skyreels_v2_infer.weights.layouts import refusal
 
 MAGIC = b"GGUF"
@@ -120,6 +120,7 @@ def gguf_header(file: Path, model_id: object) -> Header:
             raise ValueError(
                 f"it has {tensors + values:,} tensors and metadata values; at most {MOST_VALUES:,} are read"
             )
+        check_number(tensors)
         metadata = {}
         for _ in range(values):
             name = cursor.string()

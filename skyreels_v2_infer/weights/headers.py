@@ -26,7 +26,9 @@ SIZES = {
 }
 PACKED = {"F4", "F6_E2M3", "F6_E3M2"}  # less than a byte per number; known so that a message can name them
 HEADER_LIMIT = 2**25  # bytes; those of large models have less than a hundredth
+MOST_TENSORS, MOST_AXES = 2**15, 16  # of a file, of a tensor; the largest published files have some thousands
 DIRECTORY_LIMIT = 2**24  # bytes, of a .pth archive; 1,000 tensors take less than 100 KB
+PICKLE_LIMIT = 2**22  # bytes, of its data.pkl; 1,000 tensors take about 200 KB
 ZIP_END = 2**16 + 98  # bytes at the end of an archive that hold its end records, with the longest comment
 
 
@@ -110,6 +112,7 @@ def safetensors_header(file: Path, model_id: object) -> Header:
             raise refusal(model_id, f"{file.name} has a header of {length:,} bytes; at most {HEADER_LIMIT:,} are read")
         header = json.loads(stream.read(length))
         metadata = header.pop("__metadata__", None) or {}
+        check_number(len(header))
         entries = {name: entry_of(name, described, 8 + length) for name, described in header.items()}
         if not isinstance(metadata, dict):
             raise ValueError("__metadata__ is not an object")
@@ -124,13 +127,19 @@ def safetensors_header(file: Path, model_id: object) -> Header:
 def entry_of(name: str, described: dict, start: int) -> Entry:
     """A tensor of a safetensors header whose data begin at byte `start`; ValueError if its fields contradict."""
     dtype, shape, (first, end) = described["dtype"], described["shape"], described["data_offsets"]
-    if not isinstance(shape, list) or not all(is_count(n) for n in [*shape, first, end]):
+    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(is_count(n) for n in [*shape, first, end]):
         raise ValueError(f"shape or offsets of {name} are not counts")
     if dtype not in SIZES and dtype not in PACKED:
         raise ValueError(f"{name} has dtype {dtype!r}, which is not known")
     if end < first or (dtype in SIZES and math.prod(shape) * SIZES[dtype] != end - first):
         raise ValueError(f"{name} takes bytes {first} to {end}, which does not fit {dtype} {shape}")
     return Entry(tuple(shape), dtype, start + first, end - first)
+
+
+def check_number(tensors: int) -> None:
+    """Raises a ValueError for more tensors than a file of weights has: every name is looked up in several tables."""
+    if tensors > MOST_TENSORS:
+        raise ValueError(f"it has {tensors:,} tensors; at most {MOST_TENSORS:,} are read")
 
 
 def is_count(value: object) -> bool:
@@ -161,11 +170,26 @@ def check_archive(file: Path, model_id: object) -> None:
     except Exception as error:  # zipfile raises several types on damaged directories
         reason = f"({size:,} bytes) is no whole .pth file: an interrupted download?"
         raise refusal(model_id, f"{file.name} {reason}") from error
-    if not any(member.filename.endswith("/data.pkl") for member in members):
+    pickles = [member.file_size for member in members if member.filename.endswith("data.pkl")]
+    if not pickles:
         raise refusal(model_id, f"{file.name} is a zip archive, but no .pth file")
+    if max(pickles) > PICKLE_LIMIT:  # it is read as a whole, and can describe any number of tensors
+        reason = f"describes its tensors in {max(pickles):,} bytes; at most {PICKLE_LIMIT:,} are read"
+        raise refusal(model_id, f"{file.name} {reason}")
     # torch writes none; a small file could expand to any size.
     if compressed := next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None):
         raise refusal(model_id, f"{file.name} is not as torch writes it: {compressed[:200]!r} is compressed")
+
+
+def is_dict_of_tensors(found: object) -> bool:
+    """Whether an unpickled object is what a file of weights holds."""
+    import torch
+
+    return (
+        isinstance(found, dict)
+        and len(found) <= MOST_TENSORS
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items())
+    )
 
 
 def directory_size(file: Path, size: int) -> int:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.files import read_small
-from skyreels_v2_infer.weights.headers import check_archive, refusing
+from skyreels_v2_infer.weights.headers import check_archive, check_number, is_dict_of_tensors, refusing
 from skyreels_v2_infer.weights.layouts import Given
 from skyreels_v2_infer.weights.lora_names import Change, Report, Shapes, match
 
@@ -61,6 +61,7 @@ class LoraFile:
     def _open_safetensors(cls, file: Path) -> "LoraFile":
         with refusing(Given(file, "lora"), "is no whole safetensors file"):
             handle = safe_open(file, framework="pt")  # which compares the header with the file's length
+            check_number(len(handle.keys()))
             shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
         return cls(file, shapes, handle.get_tensor, peft_config(file, handle.metadata() or {}))
 
@@ -73,7 +74,7 @@ class LoraFile:
             raise InputError("lora", file, f"was refused: {first_line(error, 120)}") from error
         if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
             tensors = tensors["state_dict"]
-        if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        if not is_dict_of_tensors(tensors):
             raise InputError("lora", file, "must hold a dict of tensors")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return cls(file, shapes, tensors.__getitem__, peft_config(file, {}))
@@ -135,6 +136,8 @@ class LoraFile:
             if role != "alpha" and not tensor.dtype.is_floating_point:
                 raise InputError("lora", self.path, f"{name} holds integers ({tensor.dtype}); floats are needed")
             parts[role] = tensor.to(device).float()
+            if not parts[role].isfinite().all():
+                raise InputError("lora", self.path, f"is damaged: {name} has NaN or infinity in it")
         return parts
 
     def _scale(self, change: Change) -> float:

@@ -18,6 +18,7 @@ from skyreels_v2_infer.weights.headers import (
     Header,
     beginning,
     check_archive,
+    is_dict_of_tensors,
     refusing,
     safetensors_header,
 )
@@ -153,9 +154,7 @@ class ArchiveFile(TensorFile):
             raise refusal(
                 self.model_id, f"{self.path.name} was refused ({reason}): {first_line(error, 120)}"
             ) from error
-        if not isinstance(tensors, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()
-        ):
+        if not is_dict_of_tensors(tensors):
             raise refusal(self.model_id, f"{self.path.name} is not a plain dict of tensors")
         return tensors
 

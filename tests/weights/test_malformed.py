@@ -30,12 +30,12 @@ HUGE = 10**400
 
 
 def refusal(call, *arguments, **keywords) -> str:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError) as caught:
         call(*arguments, **keywords)
     line = str(caught.value)
     assert "\n" not in line and line.startswith("--") and len(line) < 900
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     return line
 
 
@@ -134,6 +134,48 @@ def test_a_header_that_is_too_long(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(headers, "HEADER_LIMIT", 1000)
     (tmp_path / "a.safetensors").write_bytes(whole)
     assert "1,000" in refusal(load, tmp_path / "a.safetensors")
+
+
+def test_numbers_of_tensors_and_axes_are_limited(tmp_path, monkeypatch, whole):
+    (tmp_path / "a.safetensors").write_bytes(whole)
+    forms.write_gguf(tmp_path / "a.gguf", forms.weights(), "Q8_0")
+    torch.save({str(i): torch.zeros(1) for i in range(9)}, tmp_path / "a.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr(headers, "MOST_TENSORS", 8)
+        for name in ("a.safetensors", "a.gguf"):
+            assert "at most 8 are read" in refusal(load, tmp_path / name)
+        assert "not a plain dict of tensors" in refusal(load, tmp_path / "a.pth")
+        save_file({str(i): torch.zeros(1) for i in range(9)}, tmp_path / "b.safetensors")
+        with pytest.raises(InputError, match="at most 8 are read"):
+            LoraFile.open(tmp_path / "b.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(headers, "PICKLE_LIMIT", 100)
+        assert "at most 100 are read" in refusal(load, tmp_path / "a.pth")
+    long = {"a": {"dtype": "F32", "shape": [2**60] * 10**5, "data_offsets": [0, 4]}}  # whose product is long to compute
+    (tmp_path / "a.safetensors").write_bytes(
+        len(json.dumps(long)).to_bytes(8, "little") + json.dumps(long).encode() + bytes(4)
+    )
+    assert "shape or offsets of a are not counts" in refusal(load, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("damaged", ["lora_A.weight", "lora_B.weight", "alpha"])
+def test_a_lora_with_numbers_that_are_none_is_refused(tmp_path, damaged):
+    """Where there are few tokens, attention on a CPU makes finite numbers of them."""
+    name = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
+    tensors |= {f"{name}.alpha": torch.ones(())}
+    tensors[f"{name}.{damaged}"] = tensors[f"{name}.{damaged}"] * float("inf")
+    save_file(tensors, tmp_path / "a.safetensors")
+    lora = LoraFile.open(tmp_path / "a.safetensors")
+    report = lora.matched({"blocks.0.self_attn.q.weight": (8, 8)})
+    with pytest.raises(InputError, match=f"is damaged: {name}.{damaged} has NaN or infinity"):
+        lora.delta(report.of("blocks.0.self_attn.q.weight"))
+
+
+def test_a_lora_whose_names_are_numbers_is_refused(tmp_path):
+    torch.save({1: torch.zeros(1)}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="must hold a dict of tensors"):
+        LoraFile.open(tmp_path / "a.pt")
 
 
 def test_whatever_a_library_raises(tmp_path, monkeypatch, whole):
@@ -518,14 +560,14 @@ def test_random_damage(tmp_path, form):
             at = rng.randrange(4, min(len(content), 12_000)) if form != "pth" else rng.randrange(len(content))
             content[at : at + rng.choice((1, 1, 8))] = rng.randbytes(rng.choice((1, 1, 8)))
         path.write_bytes(content)
-        began = time.monotonic()
+        began = time.process_time()
         try:
             load(path, config=config)
             outcomes.append("loaded")
         except InputError as error:
             assert "\n" not in str(error) and len(str(error)) < 900
             outcomes.append("refused")
-        assert time.monotonic() - began < 10
+        assert time.process_time() - began < 10
     assert set(outcomes) == {"loaded", "refused"} or form == "pth"
 
 
