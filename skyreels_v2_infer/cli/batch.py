@@ -169,6 +169,8 @@ def count_of(sweeps: Sequence[Sweep]) -> int:
 
 def check_key(parser: Parser, name: str) -> None:
     """Raises ValueError for a key that no row can have."""
+    if name.startswith("-"):
+        raise ValueError(f"keys are flags without dashes: {name.lstrip('-')}")
     if name in OF_THE_COMMAND + ALSO_ALONE:
         raise ValueError("belongs on the command line, for all rows")
     if not parser.takes(f"--{name}") or name in ("help", "version", "list_models") or name.startswith("no-"):

@@ -137,6 +137,7 @@ def test_every_bad_row_is_named_in_one_line():
         '{"name": "../up"}',
         '{"video_path": "none.mp4"}',
         '{"frames_dir": "elsewhere"}',
+        '{"--seed": 3}',
     ]
     found = errors(parsed("\n".join(rows)))
     lines = dict(line.removeprefix("jobs.jsonl:").split(": ", 1) for line in found)
@@ -163,6 +164,7 @@ def test_every_bad_row_is_named_in_one_line():
         21: "--name ../up: must be letters",
         22: "--video_path none.mp4: must be an existing file",
         23: "--frames_dir elsewhere: belongs on the command line",
+        24: "----seed 3: keys are flags without dashes: seed",
     }
     for line, start in expected.items():
         assert lines[str(line)].startswith(start), lines[str(line)]
