@@ -25,8 +25,9 @@ from skyreels_v2_infer.media.report import refresh_report
 from skyreels_v2_infer.progress import doing, labelled
 from skyreels_v2_infer.run import summary
 from skyreels_v2_infer.run.dispatch import LOOKS_AHEAD, MOST_FAILURES, Dispatcher, Pool
+from skyreels_v2_infer.run.enhanced_prompts import enhance_all
 from skyreels_v2_infer.run.foreseen import is_foreseen
-from skyreels_v2_infer.run.jobs import Job, Shared, enhance_all
+from skyreels_v2_infer.run.jobs import Job, Shared
 from skyreels_v2_infer.run.journal import BusyError
 from skyreels_v2_infer.run.manifest import forget_peak_memory, peak_memory
 from skyreels_v2_infer.run.model_files import Models

@@ -5,10 +5,9 @@ from __future__ import annotations
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,11 @@ from skyreels_v2_infer.cli.model_ids import remarks_on
 from skyreels_v2_infer.cli.names import stem_of, stems_begin
 from skyreels_v2_infer.cli.planning import for_model, plan_without_model, with_cache
 from skyreels_v2_infer.cli.settings import GenerateSettings
-from skyreels_v2_infer.console import quiet_transformers, say
+from skyreels_v2_infer.console import say
 from skyreels_v2_infer.distributed.team import Team
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.media.ffmpeg import check_ffmpeg
-from skyreels_v2_infer.plan.cost import Holding, cost_of
+from skyreels_v2_infer.plan.cost import Holding
 from skyreels_v2_infer.plan.inputs import Inputs
 from skyreels_v2_infer.plan.memory import Chosen
 from skyreels_v2_infer.plan.plan import Plan
@@ -29,14 +28,15 @@ from skyreels_v2_infer.plan.trained_on import outside
 from skyreels_v2_infer.progress import doing
 from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.auto_prompt import automatic_prompt
+from skyreels_v2_infer.run.enhanced_prompts import enhanced
 from skyreels_v2_infer.run.identity import asked_for, identity_of, piece_keys
 from skyreels_v2_infer.run.inputs import Source, count_video, decode_video, place_sound, read_images, source_frames
 from skyreels_v2_infer.run.journal import Journal
 from skyreels_v2_infer.run.model_files import Models, cache_folder, check_prompts, known_folder
+from skyreels_v2_infer.run.placing import check_packages, compiles, memory_for, place_for
 from skyreels_v2_infer.run.record import RunInfo
 from skyreels_v2_infer.run.resume import OtherSettingsError, adopt_pieces, resume_run
 from skyreels_v2_infer.run.session import Session
-from skyreels_v2_infer.run.sizes import chosen_memory
 from skyreels_v2_infer.run.video import Video
 from skyreels_v2_infer.weights.verify import check_files
 
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 SEEDS = 2**32  # drawn seeds are below this: short enough to type
 MUCH_NOISE = 60  # --addnoise_condition above this gets a warning
-# PFLOP from which compiling saves more time than it takes: about 10 s of compiling (H200, torch 2.11) against a tenth
-# of the time of a run at 570 TFLOP/s (benchmarks/transformer.py).
-WORTH_COMPILING = 60.0
 
 
 @dataclass
@@ -123,8 +120,8 @@ class Job:
                 check_packages(plan)
                 place = None
                 if known_folder(settings) is None:  # before gigabytes are fetched
-                    place = self._place(plan)
-                    self._chosen(plan, config, place, None, self.shared.free_gib(place))
+                    place = place_for(settings, plan)
+                    memory_for(settings, plan, config, place, None, self.shared.free_gib(place))
                 checkpoint = self.shared.models.checkpoint(settings)
                 plan = with_cache(plan, settings, config, cache_folder(checkpoint))
             if first:
@@ -141,10 +138,10 @@ class Job:
                 if first:
                     self._add_sound(source, Path(spool))
                 return self.video.finish() if first else None
-            place = self._place(plan, place, found and found["dtype"])
+            place = place_for(settings, plan, place, found and found["dtype"])
             free = team.same(self.shared.free_gib(place))
             with team.first_rank_first():
-                chosen = self._chosen(plan, config, place, found and found["vae_tiling"], free)
+                chosen = memory_for(settings, plan, config, place, found and found["vae_tiling"], free)
             plan = self._with_prompt(plan, place, team, found)
             if first:
                 if settings.prepares_prompt:
@@ -190,7 +187,7 @@ class Job:
             "attention": settings.attention,
             "loras": plan.first_loras,
             "loras_change": plan.lora_strengths_change,
-            "compiled": self._compiles(plan, config, place, chosen.holding),
+            "compiled": compiles(settings, plan, config, place, chosen.holding),
             "quantize": settings.quantize,
             "dequantize": settings.weights == "dequantize",
             "check": self.check,
@@ -198,54 +195,6 @@ class Job:
 
     def _seed(self) -> int:
         return secrets.randbelow(SEEDS) if self.settings.seed is None else self.settings.seed
-
-    def _place(self, plan: Plan, place: Placement | None = None, dtype: str | None = None) -> Placement:
-        """Device and precision, checked against the needs of the run.
-
-        Args:
-            place: from an earlier call.
-            dtype: of an interrupted run; None: the settings'.
-        """
-        from skyreels_v2_infer.runtime import Placement, check_offload
-
-        settings = self.settings
-        place = place or Placement.choose(settings.device, dtype or settings.dtype)
-        if dtype is not None:
-            place = place.with_dtype(dtype)
-        if settings.offload:
-            check_offload(place.device)
-        if plan.sharing is not None and plan.sharing.ring > 1:
-            place.check_ring()
-        place.make_current()
-        return place
-
-    def _chosen(self, plan: Plan, config: dict, place: Placement, tiling: str | None, gib: float | None) -> Chosen:
-        """What the device holds when, so that the run fits into its memory.
-
-        Args:
-            tiling: "on" or "off" of an interrupted run; None: the settings'.
-            gib: free memory, of the first rank.
-
-        Raises:
-            InputError: it does not fit, or a package that this needs is missing.
-        """
-        from skyreels_v2_infer.runtime import check_offload
-
-        dtype = str(place.dtype).removeprefix("torch.")
-        on_cpu = place.device.type == "cpu"
-        chosen = chosen_memory(self.settings, plan, config, dtype, gib, on_cpu, tiling)
-        if chosen.holding.offload == "blocks":
-            check_offload(place.device)
-        return chosen
-
-    def _compiles(self, plan: Plan, config: dict, place: Placement, holding: Holding) -> bool:
-        """Whether to compile the transformer's blocks; by default if that saves more time than it takes."""
-        asked = self.settings.compile
-        if asked != "auto":
-            return asked == "on"
-        if place.device.type != "cuda" or holding.offload == "blocks":
-            return False
-        return worth_compiling(self.settings, plan, config)
 
     def _with_prompt(self, plan: Plan, place: Placement, team: Team, found: dict | None) -> Plan:
         """The plan with the prompt that a language model makes, or with the prompt of the interrupted run."""
@@ -385,17 +334,6 @@ class Job:
             say(f"--video_path {settings.video_path}: {'; '.join(source.changes)}")
 
 
-def worth_compiling(settings: GenerateSettings, plan: Plan, config: dict) -> bool:
-    """Whether compiling saves more time than it takes, on a GPU."""
-    return not settings.offload and cost_of(plan, config, weight_bytes=2).pflop >= WORTH_COMPILING
-
-
-def check_packages(plan: Plan) -> None:
-    """Raises an `InputError` if the plan splits tokens over ranks and yunchang is not installed."""
-    if plan.sharing is not None and plan.sharing.parts > 1 and find_spec("yunchang") is None:
-        raise InputError("use_usp", None, "needs yunchang: pip install yunchang")
-
-
 def settled_of(plan: Plan, place: Placement, holding: Holding, source: Source | None) -> dict:
     """What the run has chosen where settings were None, and what affects the last bits of the frames."""
     import torch
@@ -419,26 +357,3 @@ def as_history(plan: Plan, inputs: Inputs):
     from skyreels_v2_infer.pipelines.conditioning import to_video
 
     return to_video(inputs.prefix[-plan.longest_history :], torch.device("cpu")).numpy()
-
-
-def enhanced(settings: GenerateSettings, place: Placement) -> str:
-    """The prompt expanded by the language model, which is freed afterwards."""
-    return enhance_all(settings, [settings.prompt], place)[0]
-
-
-def enhance_all(settings: GenerateSettings, prompts: Sequence[str], place: Placement) -> list[str]:
-    """Prompts expanded by the settings' language model, which is loaded once and freed afterwards."""
-    from skyreels_v2_infer.pipelines.prompt_enhancer import PromptEnhancer
-
-    quiet_transformers()
-    with doing(f"loading {settings.prompt_enhancer_model}"):
-        enhancer = PromptEnhancer(settings.prompt_enhancer_model, "cpu" if place.device.type == "cpu" else "auto")
-    found = []
-    for number, prompt in enumerate(prompts, 1):
-        with doing(f"enhancing prompt {number}/{len(prompts)}"):
-            found.append(enhancer(prompt))
-        say(f"prompt: {prompt}")
-        unusable = "not enhanced: the language model gave no usable answer"
-        say(unusable if found[-1] == prompt else f"enhanced: {found[-1]}")
-    enhancer.free()
-    return found

@@ -20,8 +20,8 @@ from skyreels_v2_infer.run import manifest
 from skyreels_v2_infer.run.frames import check_new
 from skyreels_v2_infer.run.identity import asked_for, identity_of
 from skyreels_v2_infer.run.inputs import count_video
-from skyreels_v2_infer.run.jobs import check_packages, worth_compiling
 from skyreels_v2_infer.run.model_files import Models, known_config, known_folder
+from skyreels_v2_infer.run.placing import check_packages, worth_compiling
 from skyreels_v2_infer.run.resume import run_folders
 from skyreels_v2_infer.weights.verify import check_files
 

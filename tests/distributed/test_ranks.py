@@ -24,7 +24,7 @@ from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.launch import Launch
 from skyreels_v2_infer.plan.plan import make_plan
 from skyreels_v2_infer.plan.sharing import Layout, Wanted, choose_layout
-from skyreels_v2_infer.run import jobs
+from skyreels_v2_infer.run import placing
 from skyreels_v2_infer.runtime import Placement
 
 HERE = Path(__file__).parent
@@ -135,11 +135,11 @@ def test_one_process_of_torchrun_refuses_to_share(tmp_path, flags, dry):
 
 def test_without_the_attention_engine_only_guidance_can_be_shared(monkeypatch):
     plan = make_plan(5, 1, 5.0)
-    jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
-    monkeypatch.setattr(jobs, "find_spec", {"yunchang": None}.__getitem__)
-    jobs.check_packages(plan.with_sharing(Layout(2, 1, 1)))
+    placing.check_packages(plan.with_sharing(Layout(2, 2, 1)))
+    monkeypatch.setattr(placing, "find_spec", {"yunchang": None}.__getitem__)
+    placing.check_packages(plan.with_sharing(Layout(2, 1, 1)))
     with pytest.raises(InputError) as refused:
-        jobs.check_packages(plan.with_sharing(Layout(2, 2, 1)))
+        placing.check_packages(plan.with_sharing(Layout(2, 2, 1)))
     assert refused.value.name == "use_usp"
 
 

@@ -23,6 +23,7 @@ from skyreels_v2_infer.plan.plan import LoraPlan, make_plan
 from skyreels_v2_infer.plan.sharing import Layout
 from skyreels_v2_infer.plan.story import Scene
 from skyreels_v2_infer.run import jobs
+from skyreels_v2_infer.run.placing import place_for
 from skyreels_v2_infer.runtime import Offload, Placement, usual_dtype
 
 OLD = {"diffusers": "0.36.0", "accelerate": "1.0"}
@@ -138,7 +139,7 @@ def test_without_the_library_it_is_refused_before_weights_are_loaded(monkeypatch
 
 
 def placed(settings) -> Placement:
-    return jobs.Job("generate_video.py", settings, lambda: None)._place(plan_of(settings, None))
+    return place_for(settings, plan_of(settings, None))
 
 
 def test_weights_go_to_the_device_and_come_back_without_a_copy(monkeypatch):
@@ -401,7 +402,6 @@ def test_the_usual_precision_is_one_that_the_device_is_made_for(monkeypatch, dev
 def test_a_ring_that_has_no_kernel_is_refused_before_weights_are_loaded(monkeypatch):
     """The precision may be that of the run that is resumed, and the GPU's capability is known late."""
     settings = parse_generate(["--model_id", "some/one", "--device", "cuda"])
-    job = jobs.Job("generate_video.py", settings, lambda: None)
     plan = plan_of(settings, None).with_sharing(Layout(1, 1, 3))
     for dtype, capability, flag in (("float32", (9, 0), "dtype"), ("float16", (7, 5), "use_usp")):
         place = Placement(torch.device("cuda:0"), torch.bfloat16)
@@ -409,7 +409,7 @@ def test_a_ring_that_has_no_kernel_is_refused_before_weights_are_loaded(monkeypa
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         with pytest.raises(InputError) as refused:
-            job._place(plan, dtype=dtype)
+            place_for(settings, plan, dtype=dtype)
         assert refused.value.name == flag
 
 
