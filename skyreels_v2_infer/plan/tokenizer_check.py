@@ -15,11 +15,16 @@ from skyreels_v2_infer.limited import LimitError, Limits, ProgramError, run_limi
 
 LIMITS = Limits(seconds=8, patience=60, gib=2)  # umT5's, which is large, takes about one second and less than one GiB
 IMPORTS = "import json\nfrom tokenizers import Tokenizer"
-TRIED = """
+SHORTEST = 64  # tokens, the least that a run truncates at; what is left over is put together as well
+TRIED = f"""
 reader = Tokenizer.from_file(sys.argv[1])
 reader.no_padding()
 reader.no_truncation()
-for text in json.load(sys.stdin):
+texts = json.load(sys.stdin)
+for text in texts:
+    reader.encode(text)
+reader.enable_truncation({SHORTEST})
+for text in texts:
     reader.encode(text)
 """
 

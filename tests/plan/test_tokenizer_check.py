@@ -39,6 +39,14 @@ def test_one_that_hangs_or_panics_is_one_line(tmp_path, normalizer):
     assert "tokenizer.json" in str(error.value)
 
 
+def test_one_that_grows_only_where_it_truncates_is_one_line(tmp_path):
+    """What is left over of each of the thousand copies is put together with that of all others."""
+    copies = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    copies["single"] = [{"Sequence": {"id": "A", "type_id": 0}}] * 1000
+    with pytest.raises(InputError, match="takes more than"):
+        check_tokenizer(changed(tmp_path, post_processor=copies), ["a dog " * 40], "model_id", "some")
+
+
 def test_one_that_takes_too_long_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer_check, "TRIED", "while True: pass")
     monkeypatch.setattr(tokenizer_check, "LIMITS", Limits(seconds=0, patience=60, gib=2))
