@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +16,7 @@ from skyreels_v2_infer.captioner.inputs import PATH, STRUCTURAL, caption_in
 from skyreels_v2_infer.captioner.scenes import shots_of
 from skyreels_v2_infer.chat.reply import Talker
 from skyreels_v2_infer.errors import InputError, first_line
+from skyreels_v2_infer.media.ffmpeg import until
 from skyreels_v2_infer.media.read import VideoInfo, probe_video
 
 if TYPE_CHECKING:
@@ -73,9 +74,13 @@ def without_frames(rows: list[dict]) -> Iterator[Batch]:
 
 def whole_videos(rows: list[dict], sampling: str, size: int) -> Iterator[Batch]:
     """Batches of `size` rows, each video taken as one shot; the next batch is decoded meanwhile."""
-    pool = ThreadPoolExecutor(READERS)
+    pool, stop = ThreadPoolExecutor(READERS, "reader"), threading.Event()
+
+    def read(row: dict) -> np.ndarray | str | None:
+        with until(stop.is_set):
+            return frames_of(row, sampling)
+
     try:
-        read = partial(frames_of, sampling=sampling)
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         ahead = [pool.submit(read, row) for row in batches[0]]
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
@@ -83,6 +88,7 @@ def whole_videos(rows: list[dict], sampling: str, size: int) -> Iterator[Batch]:
             ahead = [pool.submit(read, row) for row in following]
             yield Batch([dict(row) for row in batch], clips)
     finally:
+        stop.set()  # Python ends after these threads only, whatever their ffmpeg does
         pool.shutdown(wait=False, cancel_futures=True)
 
 

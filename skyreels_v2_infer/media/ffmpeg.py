@@ -14,9 +14,11 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from skyreels_v2_infer.errors import in_one_line
@@ -63,6 +65,8 @@ REFUSED_FORMAT = re.compile("[Nn]ot on whitelist")
 # A static ffmpeg (7.0.2 of imageio-ffmpeg 0.6) crashes where a stream names a programme, as MPEG-TS does, since it
 # loads the converters of another C library. Without them names stay as they are; nobody reads them.
 _ENVIRONMENT = {"GCONV_PATH": os.devnull}
+
+_given_up: ContextVar[Callable[[], bool]] = ContextVar("given_up", default=lambda: False)
 
 # Messages about ffmpeg itself, whatever the input is.
 _LACKING = re.compile(
@@ -190,6 +194,16 @@ def executable() -> str:
         raise OSError(in_one_line(error)) from None
 
 
+@contextmanager
+def until(given_up: Callable[[], bool]) -> Iterator[None]:
+    """Ends every ffmpeg that this thread starts inside, once one waits for it and `given_up()` is true."""
+    token = _given_up.set(given_up)
+    try:
+        yield
+    finally:
+        _given_up.reset(token)
+
+
 class Ffmpeg:
     """A running ffmpeg whose messages are kept. Leaving the ``with`` block ends it.
 
@@ -223,7 +237,8 @@ class Ffmpeg:
         self.stalled = False
         self._verbose, self._ended, self._starting, self._out = verbose, False, threading.Lock(), out
         # Read here, not at import: tests shorten them.
-        self._patience = Patience(READING_PATIENCE if out is None else WRITING_PATIENCE, lambda: self._ended)
+        seconds, given_up = READING_PATIENCE if out is None else WRITING_PATIENCE, _given_up.get()
+        self._patience = Patience(seconds, lambda: self._ended or given_up())
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `end`
         command = [executable(), "-hide_banner", "-v", _LEVELS[verbose], *arguments]
         try:
@@ -412,8 +427,9 @@ def unusable(what: str, reason: str) -> OSError:
 
 def _about(path: str) -> str:
     """An ffmpeg's version, if it states one, and its path."""
-    with suppress(OSError, subprocess.SubprocessError):
-        stated = subprocess.run([path, "-version"], capture_output=True, timeout=ENDING_PATIENCE).stdout
-        if match := re.match(rb"ffmpeg version ([\w.:+~-]{1,40})", stated):
+    deadline = time.monotonic() + ENDING_PATIENCE
+    too_late = until(lambda: time.monotonic() > deadline)
+    with suppress(OSError), too_late, Ffmpeg(["-version"], stdout=subprocess.PIPE) as asked:
+        if match := re.match(rb"ffmpeg version ([\w.:+~-]{1,40})", asked.output.read(100)):
             return f"{match[1].decode()}, {path}"
     return path

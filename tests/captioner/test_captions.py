@@ -7,9 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from captions import TEXT
@@ -18,17 +20,43 @@ from hypothesis import strategies as st
 from loopback import completion, server
 from script_runs import ROOT, environment, write_clip
 
-from skyreels_v2_infer.captioner.inputs import rows_of
+from skyreels_v2_infer.captioner.inputs import PATH, rows_of
+from skyreels_v2_infer.captioner.rows import whole_videos
 from skyreels_v2_infer.chat import endpoint
 from skyreels_v2_infer.chat.reply import Reply
 from skyreels_v2_infer.cli.captions import parse_captions
 from skyreels_v2_infer.errors import InputError
+from skyreels_v2_infer.media.ffmpeg import READING_PATIENCE
 from skyreels_v2_infer.run.caption_plan import PARAMETERS
 from skyreels_v2_infer.run.caption_table import CaptionTable, record_ends
 from skyreels_v2_infer.run.captions import CaptionWork
 from skyreels_v2_infer.run.main import run_process
 
 CAPTION = "caption_video.py"
+
+
+def test_clips_that_are_read_ahead_end_with_the_batches(tmp_path, monkeypatch):
+    """Else an interrupt would wait for an ffmpeg that hangs, as long as its patience lasts."""
+    clips = [tmp_path / "0.mp4", tmp_path / "1.mp4"]
+    for clip in clips:
+        write_clip(clip, [np.zeros((64, 96, 3), np.uint8)] * 4)
+    stub, real, began = tmp_path / "stub", imageio_ffmpeg.get_ffmpeg_exe(), tmp_path / "began"
+    stub.write_text(f'#!/bin/sh\ncase "$*" in *1.mp4*) : > {began}; sleep 100;; esac\nexec "{real}" "$@"\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(stub))
+    batches = whole_videos([{PATH: str(clip)} for clip in clips], "faithful", 1)
+    [clip] = next(batches).clips
+    assert clip.shape == (16, 420, 360, 3)
+    deadline = time.monotonic() + READING_PATIENCE / 4
+    while not began.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    readers = [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+    batches.close()
+    assert readers
+    for thread in readers:
+        thread.join(READING_PATIENCE / 4)
+        assert not thread.is_alive()
 
 
 class StubCaptioner:
