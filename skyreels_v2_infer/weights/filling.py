@@ -173,5 +173,8 @@ def check_finite(name: str, tensor: torch.Tensor | Quantized, weights: Weights, 
         name, tensor = f"the scale of {name}", tensor.scale
     elif tensor.numel() > SMALL and not check_all:
         return
-    if not (tensor.float() if tensor.itemsize == 1 else tensor).isfinite().all():
+    if tensor.itemsize == 1:
+        tensor = tensor.float()
+    # Both are NaN if any number is; unlike `isfinite` they need no memory.
+    if tensor.numel() and not torch.stack([tensor.min(), tensor.max()]).isfinite().all():
         raise refusal(weights.model_id, f"the {weights.label}'s tensors are damaged: {name} has NaN or infinity in it")

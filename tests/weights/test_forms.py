@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from skyreels_v2_infer.errors import InputError
 from skyreels_v2_infer.modules import get_transformer
 from skyreels_v2_infer.modules.quantized import QuantizedLayer, QuantizedLinear
+from skyreels_v2_infer.weights import filling
 from skyreels_v2_infer.weights.locate import Checkpoint
 from skyreels_v2_infer.weights.verify import check_files
 
@@ -305,7 +306,12 @@ def test_scales_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-def test_numbers_that_are_not_finite(tmp_path, value):
+def test_numbers_that_are_not_finite(tmp_path, monkeypatch, value):
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "SMALL", 16)  # all tensors, where a CPU computes
+        tensors = forms.weights()
+        tensors["blocks.0.self_attn.q.weight"][3, 1] = value
+        assert "blocks.0.self_attn.q.weight" in refusal(load, forms.write_folder(tmp_path, tensors))
     tensors = forms.weights()
     tensors["blocks.0.norm3.bias"][3] = value
     assert "blocks.0.norm3.bias" in refusal(load, forms.write_folder(tmp_path, tensors))
