@@ -11,6 +11,7 @@ from pathlib import Path
 
 from skyreels_v2_infer.errors import InputError, first_line
 from skyreels_v2_infer.media.files import read_small
+from skyreels_v2_infer.plan.auto_prompt import wish_in
 from skyreels_v2_infer.plan.yaml_text import read_yaml
 from skyreels_v2_infer.scheduler.windows import Window
 
@@ -108,6 +109,8 @@ def _scene(text: str, number: int, scene: object, fps: float) -> Scene:
     prompt, negative = scene.get("prompt"), scene.get("negative_prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise wrong("prompt must be text")
+    if wish_in(prompt) is not None:
+        raise wrong("prompt auto is for --prompt; write the scene's prompt out")
     if negative is not None and not isinstance(negative, str):
         raise wrong("negative_prompt must be text")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -81,15 +82,16 @@ class CaptionWork:
             check_columns(settings, rows)
         else:
             rows = [{name: row[name] for name in (PATH, *SHOT_COLUMNS) if name in row} for row, _ in reference]
-        rows = [row if row.get(BY) == maker_of(settings) else without_prompt(row, settings.task) for row in rows]
+        question = read_instruction(settings.instruction)
+        maker = maker_of(settings, question)
+        rows = [row if row.get(BY) == maker else without_prompt(row, settings.task) for row in rows]
         if settings.scenes:
             rows = [row if names_shot(row) or not needs_caption(row) else without_shot(row) for row in rows]
-        question = read_instruction(settings.instruction)
         if settings.dry_run:
             return dry_run(settings, rows)
         settings.output.parent.mkdir(parents=True, exist_ok=True)
         check_meanwhile(settings)
-        with table_of(settings.output, rows, settings) as table:
+        with table_of(settings.output, rows, settings, question) as table:
             self.written = settings.output
             missing = table.missing(rows)
             if len(missing) < len(rows):
@@ -119,7 +121,7 @@ class CaptionWork:
             return
         first = replace(settings, task="struct", fusion_model=None, drop_fields=None)
         path = meanwhile(settings.output)
-        with table_of(path, given, first) as between:
+        with table_of(path, given, first, question) as between:
             self.written = path
             self._pass(first, between, between.missing(rows), question, check)
             rows = between.found(rows)
@@ -225,15 +227,17 @@ def check_columns(settings: CaptionSettings, rows: list[dict]) -> None:
                 raise InputError("input", " ".join(settings.input), legal)
 
 
-def table_of(path: Path, rows: list[dict], settings: CaptionSettings) -> CaptionTable:
+def table_of(path: Path, rows: list[dict], settings: CaptionSettings, question: str) -> CaptionTable:
     """The open table for the results of `rows`."""
     named = frozenset(key_of(row) for row in rows if row.get(SHOT))
-    return CaptionTable(path, columns_of(rows, settings), maker_of(settings), settings.scenes, named)
+    return CaptionTable(path, columns_of(rows, settings), maker_of(settings, question), settings.scenes, named)
 
 
-def maker_of(settings: CaptionSettings) -> str:
-    """Models and settings of a table's rows."""
-    asked = "" if settings.instruction is None else f", {settings.instruction.name}"
+def maker_of(settings: CaptionSettings, question: str) -> str:
+    """Models and settings of a table's rows; of an instruction of one's own the file's name and a checksum."""
+    asked = ""
+    if settings.instruction is not None:
+        asked = f", {settings.instruction.name} {zlib.crc32(question.encode()):08x}"
     fusion = "" if settings.task == "struct" else f", {settings.fusion_model or 'rule'}"
     dropped = "" if settings.drop_fields is None else f", fields dropped ({settings.drop_fields})"
     return f"{settings.model_id} ({settings.sampling}{asked}){fusion}{dropped}"

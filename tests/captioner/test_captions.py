@@ -591,6 +591,16 @@ def test_another_commands_table_is_refused(clips, tmp_path, capsys):
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
+def test_an_instruction_that_has_changed_is_another_one(clips, tmp_path, capsys):
+    asked = ("--output", "own.csv", "--instruction", "own.txt")
+    (tmp_path / "own.txt").write_text("Describe it.")
+    work("--input", "clips/a.mp4", *asked)
+    assert work("--input", "clips/a.mp4", *asked)[0] == 0
+    (tmp_path / "own.txt").write_text("Describe it well.")
+    assert work("--input", "clips", *asked)[0] == 2
+    assert "name another file" in capsys.readouterr().err
+
+
 # The table
 
 

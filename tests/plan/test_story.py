@@ -43,6 +43,8 @@ def test_a_story_is_read_from_a_file_or_from_its_text(tmp_path):
         ("[]", "must be a list of scenes"),
         ('[{"start": 0}]', "scene 1: prompt must be text"),
         ('[{"start": 0, "prompt": " "}]', "scene 1: prompt must be text"),
+        ('[{"start": 0, "prompt": "auto"}]', "scene 1: prompt auto is for --prompt"),
+        ('[{"start": 0, "prompt": "auto: at night"}]', "scene 1: prompt auto is for --prompt"),
         ('["a swan"]', "scene 1: must be a mapping"),
         ('[{"start": 4, "prompt": "a"}]', "scene 1: start must be 0"),
         ('[{"start": 0, "prompt": "a"}, {"start": 0, "prompt": "b"}]', "scene 2: start must be after"),
