@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPSConnection
 from typing import TYPE_CHECKING
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
 _LOCAL_NAMES = (".local", ".localhost", ".lan", ".home.arpa")
+# Of companies and homes (RFC 1918, 4193), and of providers' and overlay networks (RFC 6598).
+_PRIVATE = [
+    ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -30,6 +34,12 @@ def is_public(number: str) -> bool:
     if address in _NAT64:
         inner = ipaddress.ip_address(int(address) & 0xFFFFFFFF)
     return (inner or address).is_global and not (inner or address).is_multicast
+
+
+def is_private(number: str) -> bool:
+    """Whether an IP address is one of a private network, not of this machine or its link."""
+    address = ipaddress.ip_address(number.partition("%")[0])
+    return any(address.version == network.version and address in network for network in _PRIVATE)
 
 
 def is_local(host: str) -> bool:
@@ -43,8 +53,9 @@ def is_local(host: str) -> bool:
 def opener(address: str) -> OpenerDirector:
     """Opens `address`, and follows redirections of http and https. The standard opener follows to ftp, and anywhere.
 
-    A host that is not public is reached only if `address` names it plainly (see `is_local`), not by a redirection from
-    another host or by a public name. Behind a proxy, which looks up names itself, only numbers are known.
+    A host that is not public is reached only if `address` names it plainly (see `is_local`), or if it is in a private
+    network, where a company's names lead; not by a redirection from another host. Behind a proxy, which looks up names
+    itself, only numbers are known.
 
     Raises, when it opens one:
         InputError: it leads elsewhere.
@@ -52,40 +63,43 @@ def opener(address: str) -> OpenerDirector:
     from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, build_opener
 
     own = _host(address)
-    allowed = {own} if is_local(own) else set()
+
+    def may_reach(host: str, number: str) -> bool:
+        return is_public(number) or (host == own and (is_local(own) or is_private(number)))
 
     class Redirects(HTTPRedirectHandler):
         def redirect_request(self, request, file, code, reason, headers, target):
             if not target.lower().startswith(("http://", "https://")):
                 raise InputError("", target, f"leads to {target}, which is no address of http or https")
             host = _host(target)
-            if host not in allowed and is_local(host):
+            if host != own and is_local(host):
                 raise _inside(host)
             return super().redirect_request(request, file, code, reason, headers, target)
 
     class Plain(HTTPHandler):
         def http_open(self, request):
-            return self.do_open(_limited(_Plain, None if request.has_proxy() else allowed), request)
+            return self.do_open(_limited(_Plain, None if request.has_proxy() else may_reach), request)
 
     class Encrypted(HTTPSHandler):
         def https_open(self, request):
             by_proxy = request.has_proxy() or getattr(request, "_tunnel_host", None)
-            return self.do_open(_limited(_Encrypted, None if by_proxy else allowed), request)
+            return self.do_open(_limited(_Encrypted, None if by_proxy else may_reach), request)
 
     return build_opener(Redirects, Plain, Encrypted)
 
 
 class _Plain(HTTPConnection):
-    """Connects to public addresses, and to hosts that are `allowed`; None: to any."""
+    """Connects to a host whose numbers it all `may_reach`, by name and number; None: to any."""
 
-    allowed: Collection[str] | None = ()
+    may_reach: Callable[[str, str], bool] | None = None
 
     def connect(self) -> None:
         # What is looked up here is what is connected to: another answer to a second question would evade the check.
-        if self.allowed is not None and self.host.lower() not in self.allowed:
+        if self.may_reach is not None:
             numbers = [found[4][0] for found in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)]
-            if inside := next((number for number in numbers if not is_public(number)), None):
-                raise _inside(inside)
+            for number in numbers:
+                if not self.may_reach(self.host.lower(), number):
+                    raise _inside(number)
             self._create_connection = lambda _, *more: _first_of(numbers, self.port, *more)
         super().connect()
 
@@ -94,12 +108,12 @@ class _Encrypted(HTTPSConnection, _Plain):
     pass
 
 
-def _limited(kind: type[_Plain], allowed: Collection[str] | None) -> Callable[..., _Plain]:
+def _limited(kind: type[_Plain], may_reach: Callable[[str, str], bool] | None) -> Callable[..., _Plain]:
     """Makes connections of a kind with their limits."""
 
     def connection(*args, **more) -> _Plain:
         made = kind(*args, **more)
-        made.allowed = allowed
+        made.may_reach = may_reach
         return made
 
     return connection

@@ -149,6 +149,30 @@ def test_a_public_host_is_connected_as_it_was_looked_up(address, monkeypatch, tm
     assert tried[:2] == ["93.184.216.34", "93.184.216.35"]
 
 
+def test_a_companys_name_is_reached_and_no_redirection_to_it(address, monkeypatch, tmp_path):
+    content, port = write(tmp_path / "there", clip(1)).read_bytes(), address.rpartition(":")[2]
+    whole, connect, find = _Quiet.do_GET, socket.create_connection, socket.getaddrinfo
+
+    def answer(self):
+        if self.path == "/clip.mp4":
+            return whole(self)
+        self.send_response(302)
+        self.send_header("Location", f"http://files.corp.example:{port}/clip.mp4")
+        self.end_headers()
+
+    numbers = {"files.corp.example": "10.1.2.3", "www.example.org": "93.184.216.34", "other.corp.example": "10.1.2.4"}
+    found = lambda host: [(0, 0, 0, "", (numbers[host], 0))]  # noqa: E731
+    looked_up = lambda host, *more, **words: found(host) if host in numbers else find(host, *more, **words)  # noqa: E731
+    monkeypatch.setattr(_Quiet, "do_GET", answer)
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    monkeypatch.setattr(socket, "create_connection", lambda to, *more: connect(("127.0.0.1", to[1]), *more))
+    for path in ("/clip.mp4", "/elsewhere"):
+        assert download.download_video(f"http://files.corp.example:{port}{path}").read_bytes() == content
+    for host in ("www.example.org", "other.corp.example"):
+        with pytest.raises(InputError, match=r"leads to 10\.1\.2\.3, which is not public"):
+            download.download_video(f"http://{host}:{port}/elsewhere")
+
+
 def test_a_proxy_may_be_inside(address, monkeypatch, tmp_path):
     content = write(tmp_path / "there", clip(1)).read_bytes()
     whole = _Quiet.do_GET
