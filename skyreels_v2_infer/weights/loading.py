@@ -69,7 +69,7 @@ def get_transformer(
         model = WanModel(**arguments)
     if quantize is not None:
         quantize_blocks(model, quantize, computes_on or device)
-    # On a GPU one damaged number reaches the latents, which are checked; the CPU's attention can turn NaN into numbers.
+    # The CPU's attention can turn NaN into numbers, so that the check of the latents sees none.
     check_all = torch.device(computes_on or device).type == "cpu"
     return load_into(model, weights, device, weight_dtype, key_tables.KEEP_FLOAT32, dequantize, check_all)
 
